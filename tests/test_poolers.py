@@ -1,0 +1,170 @@
+"""Each pooler against a slow float64 reference that follows its formula state by state."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from .conftest import POOLER_TYPES, SENTENCES
+
+
+RRELU_SLOPE = 11 / 48
+
+
+def reference_layer_attention(hidden_states, mask, state_dict, divisor, slope=RRELU_SLOPE):
+    """methods of Oh et al. 2022, one sentence, one query and one key at a time, in float64."""
+    weights = {name: value.double() for name, value in state_dict.items()}
+
+    def rrelu(x):
+        return torch.where(x >= 0, x, slope * x)
+
+    embeddings = []
+    for sentence in range(mask.shape[0]):
+        tokens = int(mask[sentence].sum())
+        first = [state[sentence, 0].double() for state in hidden_states]
+        mean = [state[sentence, :tokens].double().sum(dim=0) / tokens for state in hidden_states]
+        total = torch.zeros_like(first[0])
+        for c in first:
+            query = rrelu(weights["query.weight"] @ c)
+            scores = [(query @ rrelu(weights["key.weight"] @ a) / divisor).item() for a in mean]
+            normaliser = sum(math.exp(score) for score in scores)
+            for score, a in zip(scores, mean, strict=True):
+                total += math.exp(score) / normaliser * rrelu(weights["value.weight"] @ a)
+        mixed = total / len(hidden_states)
+        joined = torch.cat([first[-1], mixed])
+        embeddings.append(torch.tanh(weights["projection.weight"] @ joined + weights["projection.bias"]))
+    return torch.stack(embeddings)
+
+
+@pytest.mark.parametrize(
+    ("options", "states"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"pooler_scaling": "sqrt_hidden_size"}, [0, 1, 2, 3]),
+        ({"pooler_layers": [1, -1]}, [1, 3]),
+        ({"pooler_layers": [0, 2]}, [0, 2]),
+        ({"projection_dim": 10}, [0, 1, 2, 3]),
+    ],
+)
+def test_layer_attention_equals_the_formula(tiny_model, tokenizer, options, states):
+    model = tiny_model(**options)
+    for module in (model.pooler.query, model.pooler.key, model.pooler.value, model.pooler.projection):
+        nn.init.normal_(module.weight, std=0.3)  # far from the linear range of softmax and tanh
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True)
+    divisor = math.sqrt(32) if options.get("pooler_scaling") else len(states)
+    expected = reference_layer_attention(
+        [output.hidden_states[state] for state in states], batch["attention_mask"], model.pooler.state_dict(), divisor
+    )
+    torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_layer_attention_equals_the_formula_on_real_weights(minilm, tokenizer):
+    from modeling_layerpool import LayerPoolBertModel
+
+    torch.manual_seed(0)
+    model = LayerPoolBertModel.from_pretrained(minilm).eval()
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True)
+    expected = reference_layer_attention(
+        output.hidden_states, batch["attention_mask"], model.pooler.state_dict(), divisor=7
+    )
+    torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_layer_attention_gradients_equal_those_of_the_formula(tiny_model):
+    pooler = tiny_model(pooler_activation="relu").pooler.double()
+    states = torch.randn(4, 5, 2, 32, dtype=torch.float64, requires_grad=True)  # (n, b, first and mean, h)
+    embedding, _ = pooler(list(states))
+    loss_weight = torch.randn_like(embedding)
+    parameters = [states, *pooler.parameters()]
+    fast = torch.autograd.grad((embedding * loss_weight).sum(), parameters)
+
+    rows = []
+    for sentence in range(5):
+        first, mean = states[:, sentence, 0], states[:, sentence, 1]
+        mixed = 0
+        for c in first:
+            query = torch.relu(pooler.query.weight @ c)
+            scores = torch.stack([query @ torch.relu(pooler.key.weight @ a) / 4 for a in mean])
+            for alpha, a in zip(scores.softmax(dim=0), mean, strict=True):
+                mixed = mixed + alpha * torch.relu(pooler.value.weight @ a) / 4
+        joined = torch.cat([first[-1], mixed])
+        rows.append(torch.tanh(pooler.projection.weight @ joined + pooler.projection.bias))
+    slow = torch.autograd.grad((torch.stack(rows) * loss_weight).sum(), parameters)
+    for got, expected in zip(fast, slow, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
+
+
+def test_the_activation_is_random_in_training_and_fixed_otherwise(tiny_model):
+    pooler = tiny_model().pooler
+    negative = [torch.full((3, 2, 32), -1.0)] * 4
+    pooler.train()
+    assert not torch.equal(pooler(negative)[0], pooler(negative)[0])
+    pooler.eval()
+    assert torch.equal(pooler(negative)[0], pooler(negative)[0])
+    slopes = pooler.train()._activate(torch.full((10000,), -1.0))[0].neg()
+    assert slopes.min() >= 1 / 8
+    assert slopes.max() <= 1 / 3
+    assert abs(slopes.mean() - RRELU_SLOPE) < 0.005
+
+
+@pytest.mark.parametrize("pooler_type", ["weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two"])
+@pytest.mark.parametrize("last", [3, 2])
+def test_the_plain_poolers_equal_their_formulas(tiny_model, tokenizer, pooler_type, last):
+    model = tiny_model(pooler_type=pooler_type, pooler_layers=list(range(last + 1)))
+    if pooler_type == "weighted_layers":
+        nn.init.normal_(model.pooler.layer_weights)
+        nn.init.constant_(model.pooler.scale, 1.7)
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True)
+        states = [state.double() for state in output.hidden_states]
+        mask = batch["attention_mask"].unsqueeze(-1)
+        mean = [(state * mask).sum(dim=1) / mask.sum(dim=1) for state in states]
+        if pooler_type == "weighted_layers":
+            scores = model.pooler.layer_weights.double().exp()
+            weighted = sum(score / scores.sum() * x for score, x in zip(scores, mean, strict=True)) * 1.7
+        expected = {
+            "cls": lambda: states[last][:, 0],
+            "mean": lambda: mean[last],
+            "mean_first_last": lambda: (mean[0] + mean[last]) / 2,
+            "mean_last_two": lambda: (mean[last - 1] + mean[last]) / 2,
+            "weighted_layers": lambda: weighted,
+        }[pooler_type]()
+    torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+
+
+def test_weighted_layers_start_as_the_mean_over_the_layers(tiny_model):
+    pooler = tiny_model(pooler_type="weighted_layers").pooler
+    states = list(torch.randn(4, 5, 32))
+    torch.testing.assert_close(pooler(states)[0], torch.stack(states).mean(dim=0))
+
+
+@pytest.mark.parametrize("pooler_type", POOLER_TYPES)
+def test_layer_attentions_are_weights_over_the_states_read(tiny_model, tokenizer, pooler_type):
+    model = tiny_model(pooler_type=pooler_type)
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    output = model(**batch, output_layer_attentions=True)
+    assert output.layer_attentions.shape == (3, len(model.pooler.states))
+    torch.testing.assert_close(output.layer_attentions.sum(dim=1), torch.ones(3))
+    assert model(**batch).layer_attentions is None
+
+
+@pytest.mark.parametrize("pooler_type", POOLER_TYPES)
+def test_projection_dim_is_the_width_of_the_embedding(tiny_model, tokenizer, pooler_type):
+    model = tiny_model(pooler_type=pooler_type, projection_dim=10)
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    assert model(**batch).pooler_output.shape == (3, 10)
+    assert model.encode(list(SENTENCES), tokenizer).shape == (3, 10)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh", "relu"])
+def test_the_activation_is_the_one_that_is_named(tiny_model, activation):
+    pooler = tiny_model(pooler_activation=activation).pooler
+    expected = {"gelu": nn.functional.gelu, "tanh": torch.tanh, "relu": torch.relu}[activation]
+    x = torch.linspace(-2, 2, 7)
+    torch.testing.assert_close(pooler._activate(x)[0], expected(x))

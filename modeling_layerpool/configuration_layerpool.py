@@ -33,7 +33,7 @@ class LayerPoolConfigMixin:
             is the paper's; `"sqrt_hidden_size"` is the usual one of dot-product attention.
         projection_dim (`int`, *optional*):
             Width of the sentence embedding. `layer_attention` projects to it; the other poolers get a linear map on
-            top. Defaults to the encoder's width, and then the other poolers have no map.
+            top if it is not the encoder's width. Defaults to the encoder's width, and is written so when saved.
     """
 
     pooler_type: str = "layer_attention"

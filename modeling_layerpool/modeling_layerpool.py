@@ -129,7 +129,7 @@ class LayerPoolModelMixin:
             attention_mask (`torch.Tensor` of shape `(b, t)`, *optional*):
                 1 for tokens, 0 for padding. Not with `sequence_ids`, which says the same.
             token_type_ids, position_ids, inputs_embeds (*optional*):
-                As for the encoder. In packed rows, positions restart with each sentence; they are derived if not given.
+                As for the encoder. In packed rows positions restart with each sentence; by default they are derived.
             sequence_ids (`torch.LongTensor` of shape `(rows, length)`, *optional*):
                 Packed input: the number of the sentence that each token belongs to, -1 for padding. A sentence lies in
                 one piece.
@@ -309,6 +309,7 @@ class LayerPoolModelMixin:
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as usual, and beside it the two small files with which sentence-transformers opens the folder."""
+        self.config.projection_dim = self.embedding_dim  # where sentence-transformers looks for the width
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             for name, content in _SENTENCE_TRANSFORMERS_FILES.items():

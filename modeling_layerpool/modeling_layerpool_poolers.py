@@ -24,7 +24,7 @@ class FixedPooler(nn.Module):
 
     `cls` reads the first token of the last state; `mean`, `mean_last_two` and `mean_first_last` (as SimCSE has it, the
     first being the embedding output) read token means. "Last" is the highest state of `pooler_layers`. With
-    `projection_dim` a linear map `projection (d, h)` follows.
+    another width in `projection_dim` a linear map `projection (d, h)` follows.
     """
 
     def __init__(self, config):
@@ -37,7 +37,7 @@ class FixedPooler(nn.Module):
             "mean_last_two": [last - 1, last],
         }[config.pooler_type]
         self.reads_first_token = config.pooler_type == "cls"
-        if config.projection_dim is not None:
+        if config.projection_dim not in (None, config.hidden_size):
             self.projection = nn.Linear(config.hidden_size, config.projection_dim)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
@@ -54,7 +54,7 @@ class WeightedLayersPooler(nn.Module):
     One learned scalar for each hidden state: `scale * sum_j softmax(layer_weights)_j x_j` over token means `x_j`.
 
     `layer_weights (n,)` start at 0 and `scale` at 1, so that the start is the plain mean over the states. With
-    `projection_dim` a linear map `projection (d, h)` follows.
+    another width in `projection_dim` a linear map `projection (d, h)` follows.
     """
 
     def __init__(self, config):
@@ -62,7 +62,7 @@ class WeightedLayersPooler(nn.Module):
         self.states = config.pooled_states
         self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
         self.scale = nn.Parameter(torch.ones(1))
-        if config.projection_dim is not None:
+        if config.projection_dim not in (None, config.hidden_size):
             self.projection = nn.Linear(config.hidden_size, config.projection_dim)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:

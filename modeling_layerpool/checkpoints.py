@@ -1,0 +1,124 @@
+"""Opening checkpoints, with one sentence for each way in which one can be unusable."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from .errors import InputError
+from .modeling_layerpool import LayerPoolBertModel
+
+
+# The models of this package: each opens its own checkpoints, and those of the plain encoder it is built on.
+MODELS: tuple[type[PreTrainedModel], ...] = (LayerPoolBertModel,)
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What the libraries raise for a model that is not there, is broken, or needs something that is not installed.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
+
+def load_layerpool(
+    model_name_or_path: str,
+    *,
+    revision: str = "main",
+    allow_pickle: bool = False,
+    attn_implementation: str | None = None,
+    **config_overrides: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Open a checkpoint of this package, or of a plain encoder, with its tokenizer, for training.
+
+    Args:
+        model_name_or_path: a folder, or a name on the Hub.
+        revision: branch, tag or commit on the Hub.
+        allow_pickle: accept weights that are pickled, if there are no safetensors.
+        attn_implementation: `sdpa`, `eager`, ...; by default the library's choice.
+        config_overrides: fields of the configuration to change.
+
+    Raises:
+        InputError: there is no such checkpoint, it is not of a known encoder, it has no weights or tokenizer, its
+            weights are pickled or do not hold the whole encoder, or an override does not fit it.
+    """
+    config = read_checkpoint_json(model_name_or_path, "config.json", revision)
+    if config is None:
+        reason = "has no config.json" if Path(model_name_or_path).is_dir() else "no such folder, nor a model to reach"
+        raise InputError(f"{model_name_or_path}: {reason}")
+    model_type = config.get("model_type", "bert")
+    model_class = next(
+        (m for m in MODELS if model_type in (m.config_class.model_type, m.config_class.encoder_model_type)), None
+    )
+    if model_class is None:
+        known = ", ".join(m.config_class.encoder_model_type for m in MODELS)
+        raise InputError(
+            f"{model_name_or_path}: a model of type {model_type!r}; use one of {known}, or of this package"
+        )
+    if Path(model_name_or_path).is_dir():
+        check_weights(Path(model_name_or_path), allow_pickle)
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model, info = model_class.from_pretrained(
+            model_name_or_path,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **attention,
+            **config_overrides,
+        )
+    except LOADING_ERRORS as error:
+        raise loading_error(model_name_or_path, error) from error
+    absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if absent:
+        raise InputError(
+            f"{model_name_or_path}: the weights are not those of the encoder that config.json describes: "
+            f"{len(absent)} tensors are missing ({absent[0]} for one)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=True)
+    except LOADING_ERRORS as error:
+        raise loading_error(model_name_or_path, error, "has no tokenizer that could be opened") from error
+    check_tokenizer(model_name_or_path, tokenizer)
+    return model, tokenizer
+
+
+def read_checkpoint_json(name: str, filename: str, revision: str = "main") -> Any:
+    """A JSON file of a folder or of a model on the Hub, or None if there is none to reach."""
+    try:
+        path = cached_file(name, filename, revision=revision)
+    except OSError:  # every way of not being there: folder, repository, file, network
+        path = None
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+
+
+def check_weights(folder: Path, allow_pickle: bool) -> None:
+    """Raise an `InputError` if a folder holds no weights, or only pickled ones that were not asked for."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = [path for pattern in PICKLES for path in folder.glob(pattern)]
+    if not pickled:
+        raise InputError(f"{folder}: has no weights (model.safetensors)")
+    if not allow_pickle:
+        raise InputError(
+            f"{pickled[0]}: a pickle file, which can run code when it is opened; convert it to safetensors, or trust "
+            "it with --allow_pickle"
+        )
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an `InputError` if a checkpoint came without tokenizer: then the library makes one that knows no word."""
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name}: has no tokenizer (tokenizer.json)")
+
+
+def loading_error(name: str, error: Exception, problem: str = "could not be loaded") -> InputError:
+    """The first sentence of what a library said, behind the name of the checkpoint."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0].rstrip(".:") if lines else type(error).__name__
+    hint = "; it may need --trust_remote_code" if "trust_remote_code" in str(error) else ""
+    return InputError(f"{name}: {problem} ({reason}){hint}")

@@ -1,0 +1,335 @@
+"""What evaluation knows of a model: `encode(list[str]) -> array (len, d)`. Any Hugging Face model can be given it.
+
+[`load_encoder`] opens three kinds: a model of this package, a sentence-transformers model, any other encoder.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from ..errors import InputError
+
+
+POOLINGS = ("mean", "cls")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# what the libraries raise for a model that is not there, is broken, or needs something that is not installed
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
+
+class Encoder(Protocol):
+    """Anything that turns n texts into n embeddings."""
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        """Embeddings (len(sentences), d), float, in the order of the sentences."""
+
+
+class CachingEncoder:
+    """An encoder that asks another for each distinct text once, remembers the embedding and refuses a broken one.
+
+    Args:
+        encoder: the encoder to ask.
+
+    `encode` returns float32 (n, d); it raises a `RuntimeError` for embeddings of another shape or with values that
+    are not finite, which would otherwise end in a score that looks like one.
+    """
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self.rows: dict[str, int] = {}
+        self.embeddings = np.zeros((0, 0), dtype=np.float32)
+
+    def encode(self, sentences: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(sentences) if text not in self.rows]
+        if new:
+            embeddings = np.asarray(self.encoder.encode(new), dtype=np.float32)
+            if embeddings.ndim != 2 or len(embeddings) != len(new):
+                raise RuntimeError(f"the encoder returned embeddings of shape {embeddings.shape} for {len(new)} texts")
+            broken = ~np.isfinite(embeddings).all(axis=1)
+            if broken.any():
+                text = new[int(broken.argmax())]
+                raise RuntimeError(
+                    f"{broken.sum()} of {len(new)} embeddings hold nan or infinity (the first of {text[:80]!r}): "
+                    "the model's weights or its precision are broken, and no score was computed"
+                )
+            self.rows.update(zip(new, range(len(self.rows), len(self.rows) + len(new)), strict=True))
+            self.embeddings = np.concatenate([self.embeddings, embeddings]) if len(self.embeddings) else embeddings
+        rows = [self.rows[text] for text in sentences]
+        # no copy where nothing repeats, so that a large corpus is held once
+        return self.embeddings if rows == list(range(len(self.embeddings))) else self.embeddings[rows]
+
+
+@dataclass
+class LayerPoolEncoder:
+    """A model of this package with its tokenizer, embedding with the pooler that the checkpoint names."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens_per_batch: int
+    show_progress_bar: bool = True
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        return self.model.encode(
+            sentences,
+            self.tokenizer,
+            max_tokens_per_batch=self.max_tokens_per_batch,
+            normalize=False,
+            show_progress_bar=self.show_progress_bar,
+            convert_to_numpy=True,
+        )
+
+
+@dataclass
+class SentenceTransformersEncoder:
+    """A `SentenceTransformer`, embedding with the modules that its folder lists."""
+
+    model: Any
+    max_tokens_per_batch: int
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        tokenizer = self.model.tokenizer
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            lengths = [len(ids) for ids in tokenizer(sentences, truncation=True)["input_ids"]]
+        else:  # a static model, which computes next to nothing per token
+            lengths = [len(sentence) for sentence in sentences]
+
+        def embed(batch: list[int]) -> np.ndarray:
+            texts = [sentences[index] for index in batch]
+            return self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True)
+
+        return _encode_by_length(lengths, self.max_tokens_per_batch, embed)
+
+
+@dataclass
+class PooledEncoder:
+    """Any encoder of transformers, its last hidden state pooled: `mean` over all tokens, or the first (`cls`)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    pooling: str
+    max_tokens_per_batch: int
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        tokens = self.tokenizer(sentences, truncation=True, return_attention_mask=True)
+
+        @torch.inference_mode()
+        def embed(batch: list[int]) -> np.ndarray:
+            columns = {name: [values[index] for index in batch] for name, values in tokens.items()}
+            inputs = self.tokenizer.pad(columns, padding_side="right", return_tensors="pt").to(self.model.device)
+            states = self.model(**inputs).last_hidden_state.float()
+            if self.pooling == "cls":
+                return states[:, 0].cpu().numpy()
+            mask = inputs["attention_mask"].unsqueeze(-1)
+            return ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()
+
+        return _encode_by_length([len(ids) for ids in tokens["input_ids"]], self.max_tokens_per_batch, embed)
+
+
+def _encode_by_length(
+    lengths: Sequence[int], max_tokens_per_batch: int, embed: Callable[[list[int]], np.ndarray]
+) -> np.ndarray:
+    """Embed texts in batches of similar length, longest first, of at most `max_tokens_per_batch` tokens with padding.
+
+    `embed` turns indices of texts into their embeddings (len, d). A longer text makes a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    batches = []
+    start = 0
+    with tqdm(total=len(order), desc="Encoding", unit="text") as progress:
+        while start < len(order):
+            longest = max(1, lengths[order[start]])
+            batch = order[start : start + max(1, max_tokens_per_batch // longest)]
+            batches.append(embed(batch))
+            start += len(batch)
+            progress.update(len(batch))
+    embeddings = np.concatenate(batches).astype(np.float32, copy=False)
+    return embeddings[np.argsort(order)]
+
+
+def load_encoder(
+    model_name_or_path: str | Path,
+    *,
+    max_seq_length: int | None = None,
+    pooling: str | None = None,
+    max_tokens_per_batch: int = 8192,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Encoder:
+    """Open a folder or a model of the Hub as an encoder.
+
+    A model of this package (`model_type` "layerpool_...") embeds with its own pooler; a sentence-transformers model
+    (it has a `modules.json`) with its own modules, and needs that library; any other by mean pooling.
+
+    Args:
+        model_name_or_path: a folder, or a name on the Hub.
+        max_seq_length: tokens at which a text is cut, special tokens included. By default what the saved model
+            says: the tokenizer's `model_max_length`, or a sentence-transformers model's own `max_seq_length`, but
+            never more than the model has positions.
+        pooling: `mean` or `cls` of the last hidden state, whatever a sentence-transformers folder says. Not for a
+            model of this package, which knows its pooler.
+        max_tokens_per_batch: tokens computed at a time, padding included: the bound on memory.
+        device: by default the GPU if there is one.
+        trust_remote_code: run code that the checkpoint brings along.
+        allow_pickle: load weights from pickle files too, which can run code; by default only safetensors.
+
+    Returns:
+        An [`Encoder`] whose embeddings are float32 and not normalised (unless a sentence-transformers module does).
+
+    Raises:
+        InputError: there is no such model, it lacks weights or a tokenizer, its weights are pickled, it needs
+            `trust_remote_code` or sentence-transformers, or an argument does not fit it.
+    """
+    name = str(model_name_or_path)
+    if pooling is not None and pooling not in POOLINGS:
+        raise InputError(f"--pooling {pooling}: use one of {', '.join(POOLINGS)}")
+    config = _read_json(name, "config.json")
+    modules = _read_json(name, "modules.json")
+    if config is None and modules is None:
+        reason = "has no config.json" if Path(name).is_dir() else "no such folder, and no such model could be reached"
+        raise InputError(f"{name}: {reason}")
+    is_layerpool = str((config or {}).get("model_type", "")).startswith("layerpool_")
+    is_sentence_transformers = modules is not None and not is_layerpool and pooling is None
+    if is_layerpool and pooling is not None:
+        raise InputError(f"--pooling {pooling}: {name} has its own pooler, {config.get('pooler_type')}")
+    if Path(name).is_dir():
+        _check_weights(Path(name), modules if is_sentence_transformers else None, allow_pickle)
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loading = {"trust_remote_code": trust_remote_code, "use_safetensors": None if allow_pickle else True}
+    if is_sentence_transformers:
+        model = _load_sentence_transformer(name, device, **loading)
+        if isinstance(model.tokenizer, PreTrainedTokenizerBase):
+            _check_tokenizer(name, model.tokenizer)
+            model.max_seq_length = _length_limit(model, model.tokenizer, max_seq_length)
+        elif max_seq_length is not None:
+            raise InputError(f"--max_seq_length {max_seq_length}: {name} has no tokenizer whose length could be set")
+        return SentenceTransformersEncoder(model, max_tokens_per_batch)
+    model, tokenizer = _load_transformers(name, is_layerpool, **loading)
+    _check_tokenizer(name, tokenizer)
+    tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
+    model = model.to(device)
+    if is_layerpool:
+        return LayerPoolEncoder(model, tokenizer, max_tokens_per_batch)
+    return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
+
+
+def _read_json(name: str, filename: str) -> Any:
+    try:
+        path = cached_file(name, filename)
+    except OSError:  # every way of not being there: folder, repository, file, network
+        path = None
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
+
+
+def _check_weights(folder: Path, modules: list[dict] | None, allow_pickle: bool) -> None:
+    places = [folder / module["path"] for module in modules] if modules is not None else [folder]
+    safe = [place for place in places if any(place.glob("*.safetensors"))]
+    pickled = [path for place in places if place not in safe for pattern in PICKLES for path in place.glob(pattern)]
+    if pickled and not allow_pickle:
+        raise InputError(
+            f"{pickled[0]}: a pickle file, which can run code when it is opened; "
+            "convert it to safetensors, or trust it with --allow_pickle"
+        )
+    if not safe and not pickled:
+        raise InputError(f"{folder}: has no weights (model.safetensors)")
+
+
+def _load_sentence_transformer(name: str, device: torch.device, trust_remote_code: bool, use_safetensors: bool | None):
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            f"{name}: a sentence-transformers model, which needs that library (pip install sentence-transformers); "
+            "or give --pooling to pool its encoder directly"
+        ) from error
+    try:
+        return SentenceTransformer(
+            name,
+            device=str(device),
+            trust_remote_code=trust_remote_code,
+            model_kwargs={"use_safetensors": use_safetensors},
+        )
+    except LOADING_ERRORS as error:
+        raise _loading_error(name, error) from error
+
+
+def _load_transformers(
+    name: str, is_layerpool: bool, trust_remote_code: bool, use_safetensors: bool | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model, report = AutoModel.from_pretrained(
+            name,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=use_safetensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+        )
+    except LOADING_ERRORS as error:
+        raise _loading_error(name, error) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise _loading_error(name, error, "has no tokenizer that could be opened") from error
+    # A pooler over the first token is not used here; anything else that was not loaded would be random.
+    absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}
+    if absent:
+        raise InputError(
+            f"{name}: the weights do not fit the configuration: {len(absent)} tensors are missing or of another shape "
+            f"({min(absent)} for one)"
+        )
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    # without its files transformers builds a tokenizer to which every word is unknown
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{name}: has no tokenizer (tokenizer.json)")
+
+
+def _loading_error(name: str, error: Exception, problem: str = "could not be loaded") -> InputError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0].rstrip(".:") if lines else type(error).__name__
+    hint = "; it may need --trust_remote_code" if "trust_remote_code" in str(error) else ""
+    return InputError(f"{name}: {problem} ({reason}){hint}")
+
+
+def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:
+    """The length to cut at: `max_seq_length` if it fits the model, else what the tokenizer says, within the model."""
+    positions = _positions(model)
+    if max_seq_length is None:
+        return min(tokenizer.model_max_length, positions)
+    if max_seq_length > positions:
+        raise InputError(f"--max_seq_length {max_seq_length}: the model has positions for at most {positions} tokens")
+    special = tokenizer.num_special_tokens_to_add()
+    if max_seq_length <= special:
+        raise InputError(
+            f"--max_seq_length {max_seq_length}: leaves no token of the text beside {special} special ones"
+        )
+    return max_seq_length
+
+
+def _positions(model: torch.nn.Module) -> float:
+    for module_name, module in model.named_modules():
+        if module_name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kin count positions from the padding index on
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or float("inf")

@@ -1,0 +1,92 @@
+"""Results as a table to read and as `evaluation.json` to keep."""
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ..errors import InputError
+
+
+RESULTS_FILE = "evaluation.json"
+PACKAGES = ("modeling-layerpool", "torch", "transformers", "sentence-transformers")
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+    """`results` (as in `evaluation.json`) as tables: one for STS, one for retrieval, one for the geometry."""
+    tables = []
+    for group in ("sts", "retrieval"):
+        if sets := results.get(group):
+            rows = [{group: name, **scores} for name, scores in sets.items()]
+            tables.append(tabulate(rows, headers="keys", floatfmt=".2f", missingval="undefined"))
+    if geometry := results.get("geometry"):
+        tables.append(tabulate([geometry], headers="keys", floatfmt=".4f", missingval="undefined"))
+    return "\n\n".join(tables)
+
+
+def run_metadata(model_name_or_path: str) -> dict[str, Any]:
+    """`{"model", "versions", "date"}`: what was measured, with which library versions, when (UTC, ISO 8601)."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "model": str(model_name_or_path),
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def check_output_dir(output_dir: str | Path) -> Path:
+    """Return the folder as a path if it is one, or can be made. Nothing is created."""
+    output_dir = Path(output_dir)
+    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"--output_dir {output_dir}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--output_dir {output_dir}: {existing} is not writable")
+    return output_dir
+
+
+def write_results(results: Mapping[str, Any], output_dir: str | Path) -> Path:
+    """Write `results` to `output_dir/evaluation.json` in one step, and return its path.
+
+    The file is complete or untouched: it is written beside its place and moved there. The folder is created. A nan
+    (a score that is not defined) becomes null, since JSON has no nan.
+    """
+    output_dir = check_output_dir(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / RESULTS_FILE
+    text = json.dumps(_null_for_nan(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=output_dir, prefix=f".{RESULTS_FILE}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,146 @@
+"""Everything a contrastive run can be told, for Python and the command line alike."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..errors import InputError
+from .objectives import OBJECTIVES
+
+
+@dataclass
+class ContrastiveTrainingArguments(TrainingArguments):
+    r"""
+    `transformers.TrainingArguments` and the options of the objective.
+
+    Gradient accumulation adds up gradients of separate batches: it does not add negatives.
+    """
+
+    objective: str = field(
+        default="supervised",
+        metadata={
+            "help": "What is learned: 'unsupervised' (column text, each text against itself under dropout) or "
+            "'supervised' (columns anchor, positive and optionally negative or negative_1..k).",
+            "choices": sorted(OBJECTIVES),
+        },
+    )
+    temperature: float = field(default=0.05, metadata={"help": "What cosines are divided by; above 0."})
+    learn_temperature: bool = field(
+        default=False, metadata={"help": "Learn 1 / temperature, beginning at the inverse of --temperature."}
+    )
+    temperature_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of 1 / temperature, without weight decay. Default: --learning_rate."},
+    )
+    hard_negative_weight: float = field(
+        default=0.0,
+        metadata={"help": "Added to the logits of a row's own negatives. 0 is SimCSE's, 1 that of Oh et al. 2022."},
+    )
+    symmetric: bool = field(
+        default=False, metadata={"help": "Average with the loss of finding the anchor by its positive."}
+    )
+    mask_duplicates: bool = field(
+        default=True,
+        metadata={"help": "Leave out columns that hold the text of the row's own anchor or positive."},
+    )
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens at which a text is cut, special tokens included; saved with the tokenizer. Default: the "
+            "tokenizer's model_max_length, at most the encoder's positions."
+        },
+    )
+    row_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens in a packed row. Default: the length that computes the fewest tokens."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Write into an --output_dir that is not empty; its old checkpoints are removed."},
+    )
+    # The data is laid out by our collator, which knows better than the model's signature.
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator needs every column."}
+    )
+    # A loss that is not finite stops training here, so that it must not be smoothed over.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay off: a loss that is not finite stops the training."}
+    )
+
+    def __post_init__(self):
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective={self.objective!r} is unknown; use one of {', '.join(sorted(OBJECTIVES))}")
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature} must be above 0")
+        if self.temperature_learning_rate is not None and not self.learn_temperature:
+            raise InputError("temperature_learning_rate does nothing without learn_temperature")
+        for name in ("max_seq_length", "row_length"):
+            value = getattr(self, name)
+            if value is not None and value < 3:
+                raise InputError(f"{name}={value} leaves no room for a text between its special tokens")
+        for name in ("remove_unused_columns", "logging_nan_inf_filter"):
+            if getattr(self, name):
+                raise InputError(f"{name} must stay off for contrastive training")
+        super().__post_init__()
+
+
+@dataclass
+class ModelArguments:
+    """Which checkpoint to start from, and what to change in its configuration."""
+
+    model_name_or_path: str = field(metadata={"help": "A BERT or LayerPool checkpoint: a folder or a Hub name."})
+    pooler_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "layer_attention, weighted_layers, cls, mean, mean_first_last or mean_last_two. Default: the "
+            "checkpoint's own; for a plain BERT layer_attention."
+        },
+    )
+    pooler_layers: list[int] | None = field(
+        default=None, metadata={"help": "Hidden states to read, 0 the embedding output; negative from the end."}
+    )
+    pooler_activation: str | None = field(default=None, metadata={"help": "Activation of layer_attention."})
+    pooler_scaling: str | None = field(default=None, metadata={"help": "num_states or sqrt_hidden_size."})
+    projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, flex_attention ... Default: the library's."}
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Accept a checkpoint that has no safetensors but pickled weights."}
+    )
+
+    def config_overrides(self) -> dict:
+        """The configuration fields that were given; those that were not stay as the checkpoint has them."""
+        names = ("pooler_type", "pooler_layers", "pooler_activation", "pooler_scaling", "projection_dim")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass
+class DataArguments:
+    """Which data to train on, and which to choose the checkpoint by."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "jsonl, csv, tsv or txt, also .gz, whose columns the objective names."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, in place of a file."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data as it is needed; needs --max_steps."})
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Rows among which a streamed dataset is shuffled."}
+    )
+    validation_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to evaluate on with --do_eval. A file with sentence1, sentence2, score gives Spearman and "
+            "Pearson; a BEIR folder gives retrieval metrics; a file like the training data gives its loss."
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})
+
+    def __post_init__(self):
+        if self.streaming and self.max_train_samples is not None:
+            raise InputError("max_train_samples does nothing with streaming; use max_steps")
+        if self.max_train_samples is not None and self.max_train_samples < 1:
+            raise InputError(f"max_train_samples={self.max_train_samples} must be positive")

@@ -1,0 +1,141 @@
+"""Which rows make a batch, on which process, and how their sentences are packed."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, get_worker_info
+
+from ..modeling_layerpool_packing import pack_sentences
+
+
+def share_of(rows: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
+    """This process's part of a global batch: consecutive rows, and at most one row more or less than another's."""
+    return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
+
+
+class GlobalBatchSampler(BatchSampler):
+    """
+    Batches of all processes together, of which this one yields its share.
+
+    Every process gets the same number of batches and no row twice: the last, smaller batch is divided as evenly as it
+    goes. It is left out if it has no negatives (one row) or no row for some process.
+
+    Args:
+        rows: rows in the dataset.
+        batch_size: rows in a batch of all processes together.
+        rank, world_size: this process, and how many there are.
+        shuffle: a new order in each epoch, the same on all processes.
+        seed: decides the orders.
+        drop_last: leave out a smaller last batch altogether.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+    ):
+        self.rows = rows
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.shuffle:
+            # A seed and an epoch make one order, whatever was drawn before: that is what resuming relies on.
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.rows, generator=generator).tolist()
+        else:
+            order = list(range(self.rows))
+        for batch in range(len(self)):
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield list(share_of(rows, self.rank, self.world_size))
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.rows, self.batch_size)
+        return whole + (not self.drop_last and rest >= max(2, self.world_size))
+
+
+class EpochDataLoader(DataLoader):
+    """A data loader that tells its batch sampler the epoch, as the Trainer expects of a prepared one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+class StreamedBatches(torch.utils.data.IterableDataset):
+    """
+    The same batches from a dataset without length: every process reads the stream and yields its share of each batch.
+
+    The stream starts again when it ends, so that no process is ever without a batch; a smaller last batch is left out.
+    With several data workers, each makes every n-th batch.
+    """
+
+    def __init__(self, dataset: IterableDataset, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        worker = get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        batch: list[dict[str, Any]] = []
+        made = epoch = 0
+        while True:
+            self.dataset.set_epoch(epoch)
+            before = made
+            for row in self.dataset:
+                batch.append(row)
+                if len(batch) == self.batch_size:
+                    if made % count == number:
+                        yield list(share_of(batch, self.rank, self.world_size))
+                    made += 1
+                    batch = []
+            if made == before:
+                raise RuntimeError(f"The stream holds fewer rows than one batch of {self.batch_size}.")
+            batch = []
+            epoch += 1
+
+
+class PackingCollator:
+    """
+    Packs all sentences of a batch into rows of one length.
+
+    Args:
+        columns: the text columns of each row, as [`Objective.select_columns`] orders them. One that is named twice is
+            packed twice.
+        pad_token_id: what free places are filled with.
+        row_length: tokens in a packed row; by default the length that computes the fewest tokens.
+
+    The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
+    and `row_numbers`, where the rows are from. Sentence `i * c + j` is column j of row i.
+    """
+
+    def __init__(self, columns: Sequence[str], pad_token_id: int, row_length: int | None = None):
+        self.columns = list(columns)
+        self.pad_token_id = pad_token_id
+        self.row_length = row_length
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
+        # Python's hash of integers does not depend on the process, so that equal texts are equal on every rank.
+        text_ids = torch.tensor([hash(tuple(sentence)) for sentence in sentences])
+        return {
+            **pack_sentences(sentences, self.pad_token_id, self.row_length),
+            "text_ids": text_ids.view(len(features), len(self.columns)),
+            "row_numbers": [feature["row_number"] for feature in features],
+        }

@@ -1,0 +1,58 @@
+"""What an objective is: the columns it needs, the loss it makes of their embeddings, and where it is from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class EmbeddedBatch:
+    """
+    Embeddings of a batch, as an objective gets them.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(b, c, h)`): the c texts of each of this process's b rows.
+        text_ids (`torch.LongTensor` of shape `(b, c)`): equal numbers are equal texts.
+        columns (`torch.Tensor` of shape `(B, c, h)`): the rows of all processes, in the order of the ranks.
+        column_text_ids (`torch.LongTensor` of shape `(B, c)`): their texts.
+        first_row (`int`): the place of this process's first row among them.
+    """
+
+    embeddings: torch.Tensor
+    text_ids: torch.Tensor
+    columns: torch.Tensor
+    column_text_ids: torch.Tensor
+    first_row: int
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The place of each of this process's rows among all rows, `(b,)`."""
+        return torch.arange(len(self.embeddings), device=self.embeddings.device) + self.first_row
+
+
+class Objective(nn.Module):
+    """
+    Base of all objectives. Its parameters (a learned temperature) belong to it and not to the model: the trainer
+    optimises, saves and restores them.
+    """
+
+    name: str
+    citation: str
+
+    @classmethod
+    def from_arguments(cls, args) -> "Objective":
+        """The objective with the options of a [`ContrastiveTrainingArguments`]."""
+        raise NotImplementedError
+
+    def select_columns(self, available: Sequence[str], source: str) -> list[str]:
+        """The text columns of each row, in the order in which `forward` wants their embeddings.
+
+        Raises an [`~modeling_layerpool.errors.InputError`] that begins with `source` if a needed one is not available.
+        """
+        raise NotImplementedError
+
+    def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
+        """The mean loss over this process's rows."""
+        raise NotImplementedError

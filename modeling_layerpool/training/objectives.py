@@ -1,0 +1,9 @@
+"""Where objectives are listed: a new one is a file of its own and a line here."""
+
+from .contrastive import SupervisedObjective, UnsupervisedObjective
+from .objective import Objective
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    objective.name: objective for objective in (UnsupervisedObjective, SupervisedObjective)
+}

@@ -1,0 +1,321 @@
+"""The library's Trainer with a contrastive `compute_loss`; everything else is left to the library."""
+
+import os
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset, IterableDataset
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import seed_worker
+from transformers.utils import logging
+
+from ..errors import InputError
+from .arguments import ContrastiveTrainingArguments
+from .batching import EpochDataLoader, GlobalBatchSampler, PackingCollator, StreamedBatches
+from .data import is_tokenized, tokenize_dataset
+from .distributed import average_gradients, gather_rows
+from .objective import EmbeddedBatch, Objective
+from .objectives import OBJECTIVES
+
+
+OBJECTIVE_FILE = "objective.safetensors"
+
+# Called with the model and its tokenizer; returns metrics by name.
+Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite. The message names the step and the rows of the batch."""
+
+
+class ContrastiveTrainer(Trainer):
+    r"""
+    Trains a layer-pooled encoder on packed batches with a contrastive objective.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A layer-pooled encoder.
+        args ([`ContrastiveTrainingArguments`]):
+            The options of the run and of its objective.
+        train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            Rows with the text columns that the objective names; tokenised here, unless they are already. An evaluation
+            dataset gives `eval_loss`, the mean over its rows.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer. Its `model_max_length` becomes `args.max_seq_length`, if given.
+        objective ([`Objective`], *optional*):
+            Defaults to the one that `args` names.
+        evaluator (`Callable`, *optional*):
+            Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
+        write_model_card (`Callable`, *optional*):
+            Called with this trainer to write the card of `args.output_dir`, in place of the library's.
+
+    Other arguments are the Trainer's.
+
+    Raises:
+        InputError: several devices without `accelerate launch`, a batch of one row, a needed column is missing, a text
+            is empty, or `max_seq_length` is beyond the positions of the model.
+        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
+    """
+
+    # The loss is a mean over the batch: the Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ContrastiveTrainingArguments,
+        *,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase,
+        objective: Objective | None = None,
+        evaluator: Evaluator | None = None,
+        write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
+        **kwargs: Any,
+    ):
+        if args.n_gpu > 1:
+            raise InputError(
+                f"{args.n_gpu} devices are visible to one process, which would tear packed batches apart: start one "
+                "process for each device with `accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES"
+            )
+        if args.per_device_train_batch_size * args.world_size < 2:
+            raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
+        self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
+        self.evaluator = evaluator
+        self.write_model_card = write_model_card
+        self.columns: list[str] | None = None
+        set_max_seq_length(model, processing_class, args.max_seq_length)
+        with args.main_process_first(desc="tokenising"):
+            train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
+            eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
+        collator = PackingCollator(self.columns or [], model.config.pad_token_id or 0, args.row_length)
+        if evaluator is not None and eval_dataset is None:
+            # The Trainer wants a dataset wherever it is to evaluate; `evaluate` below knows better.
+            eval_dataset = _NO_ROWS
+        super().__init__(
+            model,
+            args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.objective.to(args.device)
+        self._unchecked: deque[tuple[int, list[int], torch.Tensor]] = deque()
+        self.add_callback(_ObjectiveCallback(self.objective))
+
+    # --- data ---
+
+    def _tokenize(
+        self, dataset: Dataset | IterableDataset | None, tokenizer: PreTrainedTokenizerBase, name: str
+    ) -> Dataset | IterableDataset | None:
+        if dataset is None:
+            return None
+        available = [column.removesuffix("_input_ids") for column in dataset.column_names or next(iter(dataset))]
+        columns = self.objective.select_columns(available, name)
+        if self.columns is None:
+            self.columns = columns
+        elif columns != self.columns:
+            raise InputError(f"{name} has the columns {columns}, but the training data {self.columns}")
+        if is_tokenized(dataset):
+            return dataset
+        return tokenize_dataset(dataset, columns, tokenizer, tokenizer.model_max_length, name)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
+        workers = {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+            "worker_init_fn": partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+        }
+        place = {"rank": self.args.process_index, "world_size": self.args.world_size}
+        batch_size = self._train_batch_size * self.args.world_size
+        if isinstance(self.train_dataset, IterableDataset):
+            batches = StreamedBatches(self.train_dataset, batch_size, **place)
+            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
+        sampler = GlobalBatchSampler(
+            len(self.train_dataset),
+            batch_size,
+            shuffle=self.args.train_sampling_strategy != "sequential",
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            drop_last=self.args.dataloader_drop_last,
+            **place,
+        )
+        if len(sampler) == 0:
+            raise InputError(f"{len(self.train_dataset)} rows do not make one batch; at least 2 are needed")
+        return EpochDataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
+
+    # --- loss ---
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        """The objective over the embeddings of one packed batch, with the texts of all processes as columns."""
+        model_inputs = {name: value for name, value in inputs.items() if name not in ("text_ids", "row_numbers")}
+        text_ids = inputs["text_ids"]
+        outputs = model(**model_inputs)
+        embeddings = outputs.pooler_output.view(*text_ids.shape, -1)
+        # Evaluation runs on one process alone, where gathering would wait for ever.
+        columns, first_row = gather_rows(embeddings) if model.training else (embeddings, 0)
+        column_text_ids = gather_rows(text_ids)[0] if model.training else text_ids
+        loss = self.objective(EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row))
+        if model.training:
+            self._unchecked.append((self.state.global_step + 1, inputs["row_numbers"], loss.detach()))
+            # Processes average their gradients: a process with more rows than another counts for more.
+            loss = loss * (len(embeddings) * self.args.world_size / len(columns))
+        return (loss, outputs) if return_outputs else loss
+
+    def check_finite(self) -> None:
+        """Raise a [`NonFiniteLossError`] if a loss since the last check was not finite. Synchronises once."""
+        if not self._unchecked:
+            return
+        steps = list(self._unchecked)
+        self._unchecked.clear()
+        finite = torch.isfinite(torch.stack([loss for _, _, loss in steps])).tolist()
+        if not all(finite):
+            step, rows, loss = steps[finite.index(False)]
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {step}, on rows {', '.join(map(str, rows))} of the training data; "
+                "lower --learning_rate, raise --temperature, or look at these rows"
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.check_finite()
+        if any(True for _ in self.objective.parameters()) and "loss" in logs:
+            logs["temperature"] = float(self.objective.temperature)
+        super().log(logs, start_time)
+
+    # --- evaluation ---
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Metrics of the evaluator, and the objective's loss on the evaluation rows, computed by the main process.
+
+        The loss is the mean over the rows, each against the other rows of its batch of `per_device_eval_batch_size`;
+        a last batch of one row, which has no negatives, is left out.
+        """
+        self.check_finite()
+        metrics: dict[str, float] = {}
+        if self.args.process_index == 0:
+            dataset = self._tokenize(eval_dataset, self.processing_class, "eval_dataset")
+            dataset = self.eval_dataset if dataset is None else dataset
+            if dataset is not None and dataset is not _NO_ROWS:
+                metrics["loss"] = self._mean_loss(dataset)
+            if self.evaluator is not None:
+                metrics |= self.evaluator(self.model, self.processing_class)
+        if self.args.world_size > 1:
+            shared = [metrics]
+            dist.broadcast_object_list(shared, src=0)
+            metrics = shared[0]
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _mean_loss(self, dataset: Dataset) -> float:
+        sampler = GlobalBatchSampler(len(dataset), self.args.eval_batch_size, shuffle=False)
+        if len(sampler) == 0:
+            raise InputError(f"{len(dataset)} evaluation rows do not make one batch; at least 2 are needed")
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.data_collator)
+        total = torch.zeros((), device=self.args.device)
+        rows = 0
+        was_training = self.model.training
+        self.model.eval()
+        for inputs in logging.tqdm(loader, desc="Evaluation loss", disable=self.args.disable_tqdm, leave=False):
+            count = len(inputs["row_numbers"])
+            total += self.compute_loss(self.model, self._prepare_inputs(inputs)) * count
+            rows += count
+        self.model.train(was_training)
+        return total.item() / rows
+
+    # --- the objective's own parameters, and the card ---
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The library's optimizer, with a group of its own, without decay, for the objective's parameters."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        parameters = list(self.objective.parameters())
+        if is_new and parameters:
+            rate = self.args.temperature_learning_rate
+            rate = self.args.learning_rate if rate is None else rate
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
+        return optimizer
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.check_finite()
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        state = self.objective.state_dict()
+        if state and self.args.should_save:
+            save_file(state, os.path.join(output_dir or self.args.output_dir, OBJECTIVE_FILE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = os.path.join(resume_from_checkpoint, OBJECTIVE_FILE)
+        if self.objective.state_dict():
+            if not os.path.isfile(path):
+                raise InputError(f"{path}: no such file, but the objective has learned parameters to resume")
+            self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of `args.output_dir`, on the main process."""
+        if self.write_model_card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.write_model_card(self)
+
+
+class _ObjectiveCallback(TrainerCallback):
+    """Does for the objective's parameters what the Trainer does for the model's."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        average_gradients(list(self.objective.parameters()))
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.objective.zero_grad()
+
+
+_NO_ROWS = Dataset.from_dict({})
+
+
+def set_max_seq_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> None:
+    """
+    Make `tokenizer.model_max_length` the length at which this model's texts are cut, and are cut ever after.
+
+    Args:
+        max_seq_length: tokens, special ones included; by default the tokenizer's own limit, at most the model's.
+
+    Raises:
+        InputError: the model has fewer positions.
+    """
+    if max_seq_length is None:
+        max_seq_length = min(tokenizer.model_max_length, model.max_tokens)
+    if max_seq_length > model.max_tokens:
+        raise InputError(f"max_seq_length={max_seq_length} is beyond the {model.max_tokens} positions of the model")
+    tokenizer.model_max_length = max_seq_length

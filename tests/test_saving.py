@@ -1,0 +1,173 @@
+"""A saved folder opens everywhere: without the package, after another save, and in sentence-transformers."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_layerpool import LayerPoolBertModel
+
+from .conftest import POOLER_TYPES, SENTENCES
+
+
+CODE_FILES = {
+    "configuration_layerpool.py",
+    "modeling_layerpool.py",
+    "modeling_layerpool_packing.py",
+    "modeling_layerpool_poolers.py",
+}
+
+# An installed copy must not help.
+HIDE_THE_PACKAGE = """
+import sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_layerpool":
+            raise ModuleNotFoundError("No module named 'modeling_layerpool'")
+sys.meta_path.insert(0, Hide())
+"""
+
+
+def run_without_the_package(code, *arguments, cwd):
+    """Run code in a fresh process, in another folder, in which the package cannot be imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE_THE_PACKAGE + textwrap.dedent(code), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"HF_MODULES_CACHE": str(cwd / "modules")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture
+def real_folder(minilm, tokenizer, tmp_path):
+    def save(**options):
+        torch.manual_seed(0)
+        model = LayerPoolBertModel.from_pretrained(minilm, **options).eval()
+        folder = tmp_path / "layerpool-v1.0"  # dots and dashes, as real names have
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return model, folder
+
+    return save
+
+
+def test_a_saved_folder_holds_weights_code_and_the_files_of_sentence_transformers(real_folder):
+    _, folder = real_folder()
+    names = {path.name for path in folder.iterdir()}
+    assert names >= CODE_FILES | {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "modules.json",
+        "sentence_bert_config.json",
+    }
+    assert {name for name in names if name.endswith(".py")} == CODE_FILES
+    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert auto_map == {
+        "AutoConfig": "configuration_layerpool.LayerPoolBertConfig",
+        "AutoModel": "modeling_layerpool.LayerPoolBertModel",
+    }
+
+
+def test_the_travelling_code_imports_torch_and_transformers_only(real_folder):
+    import ast
+
+    _, folder = real_folder(pooler_type="mean")
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            else:
+                continue
+            for module in modules:
+                top = module.split(".")[0]
+                assert top in {"torch", "transformers"} | sys.stdlib_module_names, (file.name, module)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pooler_type": "layer_attention"}, {"pooler_type": "weighted_layers", "pooler_layers": [0, 3]}]
+)
+def test_it_opens_embeds_and_saves_again_without_the_package(real_folder, tmp_path, options):
+    model, folder = real_folder(**options)
+    texts = [*SENTENCES, "", "word " * 600]
+    from transformers import AutoTokenizer
+
+    np.save(tmp_path / "expected.npy", model.encode(texts, AutoTokenizer.from_pretrained(folder)))
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    code = """
+        import json
+        import numpy as np, torch
+        from transformers import AutoModel, AutoTokenizer
+        folder, again = sys.argv[1], sys.argv[1] + "-again"
+        texts = json.load(open("texts.json"))
+        expected = np.load("expected.npy")
+        for path in (folder, again):
+            model, info = AutoModel.from_pretrained(path, trust_remote_code=True, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+            assert type(model).__module__.startswith("transformers_modules."), type(model)
+            assert not info["missing_keys"] and not info["unexpected_keys"], info
+            got = model.encode(texts, tokenizer)
+            assert abs(got - expected).max() <= 1e-6, abs(got - expected).max()
+            batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            with torch.no_grad():
+                padded = model.eval()(**batch).pooler_output.numpy()
+            assert abs(padded - expected).max() <= 2e-6
+            if path == folder:
+                model.save_pretrained(again)
+                tokenizer.save_pretrained(again)
+    """
+    run_without_the_package(code, folder, cwd=tmp_path)
+    assert {path.name for path in (tmp_path / "layerpool-v1.0-again").glob("*.py")} == CODE_FILES
+
+
+@pytest.mark.parametrize("options", [*({"pooler_type": name} for name in POOLER_TYPES), {"projection_dim": 48}])
+def test_sentence_transformers_gives_the_same_embeddings(real_folder, options):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoTokenizer
+
+    model, folder = real_folder(**options)
+    texts = [*SENTENCES, "word " * 600]
+    expected = model.encode(texts, AutoTokenizer.from_pretrained(folder))
+    other = SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    got = other.encode(texts)
+    assert abs(got - expected).max() < 1e-6
+    assert other.get_embedding_dimension() == model.embedding_dim
+
+
+def test_sentence_transformers_opens_it_without_the_package(real_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    model, folder = real_folder()
+    np.save(tmp_path / "expected.npy", model.encode(list(SENTENCES), AutoTokenizer.from_pretrained(folder)))
+    code = """
+        import json
+        import numpy as np
+        from sentence_transformers import SentenceTransformer
+        model = SentenceTransformer(sys.argv[1], trust_remote_code=True, device="cpu")
+        got = model.encode(json.loads(sys.argv[2]))
+        assert abs(got - np.load("expected.npy")).max() < 1e-6
+    """
+    run_without_the_package(code, folder, json.dumps(SENTENCES), cwd=tmp_path)
+
+
+def test_only_the_main_process_writes(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "other", is_main_process=False)
+    assert not (tmp_path / "other" / "modules.json").exists()
+
+
+def test_a_pooler_of_another_kind_starts_afresh(real_folder):
+    _, folder = real_folder(pooler_type="weighted_layers")
+    model, info = LayerPoolBertModel.from_pretrained(folder, pooler_type="layer_attention", output_loading_info=True)
+    assert info["missing_keys"] == {f"pooler.{name}" for name in model.pooler.state_dict()}

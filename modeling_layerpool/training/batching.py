@@ -1,12 +1,14 @@
 """Which rows make a batch, on which process, and how their sentences are packed."""
 
 from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from typing import Any
 
 import torch
 from datasets import IterableDataset
-from torch.utils.data import BatchSampler, DataLoader, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader
 
+from ..errors import InputError
 from ..modeling_layerpool_packing import pack_sentences
 
 
@@ -81,7 +83,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     The same batches from a dataset without length: every process reads the stream and yields its share of each batch.
 
     The stream starts again when it ends, so that no process is ever without a batch; a smaller last batch is left out.
-    With several data workers, each makes every n-th batch.
+    With several data workers each makes batches of its own shards of the stream, the same ones on every process.
     """
 
     def __init__(self, dataset: IterableDataset, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -91,24 +93,17 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        worker = get_worker_info()
-        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        batch: list[dict[str, Any]] = []
-        made = epoch = 0
-        while True:
+        for epoch in count():
             self.dataset.set_epoch(epoch)
-            before = made
-            for row in self.dataset:
-                batch.append(row)
-                if len(batch) == self.batch_size:
-                    if made % count == number:
-                        yield list(share_of(batch, self.rank, self.world_size))
-                    made += 1
-                    batch = []
-            if made == before:
-                raise RuntimeError(f"The stream holds fewer rows than one batch of {self.batch_size}.")
-            batch = []
-            epoch += 1
+            rows = iter(self.dataset)
+            made = 0
+            while len(batch := list(islice(rows, self.batch_size))) == self.batch_size:
+                yield list(share_of(batch, self.rank, self.world_size))
+                made += 1
+            if made == 0:
+                raise InputError(
+                    f"the stream (or one of its shards) is shorter than a batch of {self.batch_size} rows"
+                )
 
 
 class PackingCollator:

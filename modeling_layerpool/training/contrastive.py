@@ -99,9 +99,7 @@ class SupervisedObjective(InfoNCEObjective):
             key=lambda column: int(column.removeprefix("negative_")),
         )
         if "negative" in available and numbered:
-            raise InputError(
-                f"{source}: both 'negative' and {numbered[0]!r}; name the negatives negative_1, negative_2"
-            )
+            raise InputError(f"{source}: has both 'negative' and {numbered[0]!r}; number all of them or none")
         return ["anchor", "positive", *(["negative"] if "negative" in available else numbered)]
 
 

@@ -35,7 +35,8 @@ def load_file(path: str, select_columns: SelectColumns, streaming: bool = False)
     _, first = next(read_rows(path), (0, None))
     if first is None:
         raise InputError(f"{path}: the file is empty")
-    columns = sorted(set(select_columns(list(first), f"{path}, line 1")))
+    # A tuple: lists among the arguments of a generator are shards to `datasets`.
+    columns = tuple(sorted(set(select_columns(list(first), f"{path}, line 1"))))
     if streaming:
         return IterableDataset.from_generator(_checked_rows, gen_kwargs={"path": path, "columns": columns})
     status = Path(path).stat()
@@ -51,7 +52,7 @@ def load_file(path: str, select_columns: SelectColumns, streaming: bool = False)
         raise
 
 
-def _checked_rows(path: str, columns: list[str], state: Any = None) -> Iterator[dict[str, Any]]:
+def _checked_rows(path: str, columns: tuple[str, ...], state: Any = None) -> Iterator[dict[str, Any]]:
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
         require_columns(row, columns, where)

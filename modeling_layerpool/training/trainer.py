@@ -143,6 +143,8 @@ class ContrastiveTrainer(Trainer):
         batch_size = self._train_batch_size * self.args.world_size
         if isinstance(self.train_dataset, IterableDataset):
             batches = StreamedBatches(self.train_dataset, batch_size, **place)
+            # A worker without a shard of the stream would have nothing to do.
+            workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
             return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
         sampler = GlobalBatchSampler(
             len(self.train_dataset),

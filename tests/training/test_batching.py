@@ -1,0 +1,104 @@
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.training.batching import GlobalBatchSampler, PackingCollator, StreamedBatches
+
+
+@given(rows=st.integers(0, 60), per_process=st.integers(1, 7), world_size=st.integers(1, 4), drop_last=st.booleans())
+def test_processes_share_every_batch_evenly_and_no_row_comes_twice(rows, per_process, world_size, drop_last):
+    batch_size = per_process * world_size
+    samplers = [
+        GlobalBatchSampler(rows, batch_size, rank, world_size, seed=1, drop_last=drop_last)
+        for rank in range(world_size)
+    ]
+    epochs = [list(sampler) for sampler in samplers]
+    assert {len(epoch) for epoch in epochs} == {len(samplers[0])}  # nobody waits for a batch that never comes
+    seen = []
+    for parts in zip(*epochs, strict=True):
+        sizes = [len(part) for part in parts]
+        assert min(sizes) >= 1
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(sizes) >= 2 or batch_size == 1
+        seen += [row for part in parts for row in part]
+    assert len(seen) == len(set(seen))
+    left_out = rows - len(seen)
+    assert left_out < (batch_size if drop_last else max(2, world_size))
+
+
+def test_the_order_follows_from_seed_and_epoch_alone():
+    first, second = GlobalBatchSampler(30, 4, seed=5), GlobalBatchSampler(30, 4, seed=5)
+    list(first)
+    torch.randn(10)
+    assert list(first) == list(second)
+    second.set_epoch(1)
+    assert list(first) != list(second)
+    first.set_epoch(1)
+    assert list(first) == list(second)
+    assert list(GlobalBatchSampler(30, 4, seed=6)) != list(GlobalBatchSampler(30, 4, seed=5))
+
+
+def features(rows):
+    return [
+        {"row_number": i, "anchor_input_ids": [101, i, 102], "positive_input_ids": [101, *range(i % 5 + 1), 102]}
+        for i in rows
+    ]
+
+
+def test_a_batch_keeps_rows_columns_and_text_identity():
+    batch = PackingCollator(["anchor", "positive"], pad_token_id=0)(features([3, 8, 4]))
+    assert batch["row_numbers"] == [3, 8, 4]
+    assert "labels" not in batch
+    ids, owner = batch["input_ids"].flatten(), batch["sequence_ids"].flatten()
+    assert ids[owner == 2].tolist() == [101, 8, 102]  # row 1, column 0
+    text_ids = batch["text_ids"]
+    assert text_ids.shape == (3, 2)
+    assert text_ids[0, 1] == text_ids[1, 1]  # rows 3 and 8 have the same positive
+    assert len(text_ids.unique()) == 5
+
+
+def test_a_column_named_twice_is_packed_twice():
+    batch = PackingCollator(["anchor", "anchor"], pad_token_id=0)(features([1, 2]))
+    assert len(batch["sequence_starts"]) == 4
+    assert (batch["text_ids"][:, 0] == batch["text_ids"][:, 1]).all()
+
+
+def stream(rows):
+    def generate(shards):
+        for shard in shards:
+            yield from ({"row_number": row} for row in range(shard, rows, 2))
+
+    return IterableDataset.from_generator(generate, gen_kwargs={"shards": [0, 1]})
+
+
+def take(batches, count, **options):
+    loader = DataLoader(batches, batch_size=None, collate_fn=list, **options)
+    return [[row["row_number"] for row in batch] for batch, _ in zip(loader, range(count), strict=False)]
+
+
+def test_streamed_batches_are_shared_and_start_again_at_the_end():
+    ranks = [take(StreamedBatches(stream(10), 4, rank, 2), 5) for rank in (0, 1)]
+    batches = [sorted(a + b) for a, b in zip(*ranks, strict=True)]
+    assert batches[0] == [0, 2, 4, 6]
+    assert batches[2] == batches[0]  # 10 rows make two batches of 4, then the stream starts again
+    assert all(len(part) == 2 for rank in ranks for part in rank)
+
+
+def test_data_workers_divide_the_shards_of_a_stream():
+    batches = take(StreamedBatches(stream(24), 4), 6, num_workers=2)
+    assert sorted(row for batch in batches for row in batch) == list(range(24))
+    assert batches == take(StreamedBatches(stream(24), 4), 6, num_workers=2)
+
+
+def test_a_stream_shorter_than_a_batch_is_an_error_and_does_not_hang():
+    with pytest.raises(InputError, match="shorter than a batch of 4 rows"):
+        next(iter(StreamedBatches(stream(3), 4)))
+
+
+def test_a_tokenised_dataset_goes_through_the_collator():
+    dataset = Dataset.from_list(features(range(4)))
+    assert PackingCollator(["positive"], 0, row_length=16)([dataset[0], dataset[1]])["input_ids"].shape == (1, 16)

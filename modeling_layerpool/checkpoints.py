@@ -55,7 +55,7 @@ def load_layerpool(
             f"{model_name_or_path}: a model of type {model_type!r}; use one of {known}, or of this package"
         )
     if Path(model_name_or_path).is_dir():
-        check_weights(Path(model_name_or_path), allow_pickle)
+        check_weights(Path(model_name_or_path), allow_pickle=allow_pickle)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         model, info = model_class.from_pretrained(
@@ -96,18 +96,17 @@ def read_checkpoint_json(name: str, filename: str, revision: str = "main") -> An
         raise InputError(f"{path}: not valid JSON ({error})") from error
 
 
-def check_weights(folder: Path, allow_pickle: bool) -> None:
-    """Raise an `InputError` if a folder holds no weights, or only pickled ones that were not asked for."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickled = [path for pattern in PICKLES for path in folder.glob(pattern)]
-    if not pickled:
-        raise InputError(f"{folder}: has no weights (model.safetensors)")
-    if not allow_pickle:
+def check_weights(*folders: Path, allow_pickle: bool) -> None:
+    """Raise an `InputError` if no folder holds weights, or one only pickled ones that were not asked for."""
+    without = [folder for folder in folders if not any(folder.glob("*.safetensors"))]
+    pickled = [path for folder in without for pattern in PICKLES for path in folder.glob(pattern)]
+    if pickled and not allow_pickle:
         raise InputError(
             f"{pickled[0]}: a pickle file, which can run code when it is opened; convert it to safetensors, or trust "
             "it with --allow_pickle"
         )
+    if len(without) == len(folders) and not pickled:
+        raise InputError(f"{folders[0]}: has no weights (model.safetensors)")
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,6 +4,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,26 @@ SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and nobody asks why.",
     "Layers!",
 )
+
+
+def launch(script, *arguments, processes=1, cwd=ROOT):
+    """Run a script, through `accelerate launch` if on several processes. `--cpu --num_processes 2` would start one."""
+    launcher = []
+    if processes > 1:
+        launcher = [
+            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0"),
+            *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
+        ]
+    return subprocess.run(
+        [sys.executable, *launcher, str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ
+        | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 [`load_encoder`] opens three kinds: a model of this package, a sentence-transformers model, any other encoder.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 
+from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, read_checkpoint_json
 from ..errors import InputError
 
 
 POOLINGS = ("mean", "cls")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# what the libraries raise for a model that is not there, is broken, or needs something that is not installed
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 
 class Encoder(Protocol):
@@ -191,8 +186,8 @@ def load_encoder(
     name = str(model_name_or_path)
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"--pooling {pooling}: use one of {', '.join(POOLINGS)}")
-    config = _read_json(name, "config.json")
-    modules = _read_json(name, "modules.json")
+    config = read_checkpoint_json(name, "config.json")
+    modules = read_checkpoint_json(name, "modules.json")
     if config is None and modules is None:
         reason = "has no config.json" if Path(name).is_dir() else "no such folder, and no such model could be reached"
         raise InputError(f"{name}: {reason}")
@@ -201,51 +196,26 @@ def load_encoder(
     if is_layerpool and pooling is not None:
         raise InputError(f"--pooling {pooling}: {name} has its own pooler, {config.get('pooler_type')}")
     if Path(name).is_dir():
-        _check_weights(Path(name), modules if is_sentence_transformers else None, allow_pickle)
+        places = [module["path"] for module in modules] if is_sentence_transformers else [""]
+        check_weights(*(Path(name, place) for place in places), allow_pickle=allow_pickle)
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loading = {"trust_remote_code": trust_remote_code, "use_safetensors": None if allow_pickle else True}
     if is_sentence_transformers:
         model = _load_sentence_transformer(name, device, **loading)
         if isinstance(model.tokenizer, PreTrainedTokenizerBase):
-            _check_tokenizer(name, model.tokenizer)
+            check_tokenizer(name, model.tokenizer)
             model.max_seq_length = _length_limit(model, model.tokenizer, max_seq_length)
         elif max_seq_length is not None:
             raise InputError(f"--max_seq_length {max_seq_length}: {name} has no tokenizer whose length could be set")
         return SentenceTransformersEncoder(model, max_tokens_per_batch)
     model, tokenizer = _load_transformers(name, is_layerpool, **loading)
-    _check_tokenizer(name, tokenizer)
+    check_tokenizer(name, tokenizer)
     tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
     model = model.to(device)
     if is_layerpool:
         return LayerPoolEncoder(model, tokenizer, max_tokens_per_batch)
     return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
-
-
-def _read_json(name: str, filename: str) -> Any:
-    try:
-        path = cached_file(name, filename)
-    except OSError:  # every way of not being there: folder, repository, file, network
-        path = None
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
-
-
-def _check_weights(folder: Path, modules: list[dict] | None, allow_pickle: bool) -> None:
-    places = [folder / module["path"] for module in modules] if modules is not None else [folder]
-    safe = [place for place in places if any(place.glob("*.safetensors"))]
-    pickled = [path for place in places if place not in safe for pattern in PICKLES for path in place.glob(pattern)]
-    if pickled and not allow_pickle:
-        raise InputError(
-            f"{pickled[0]}: a pickle file, which can run code when it is opened; "
-            "convert it to safetensors, or trust it with --allow_pickle"
-        )
-    if not safe and not pickled:
-        raise InputError(f"{folder}: has no weights (model.safetensors)")
 
 
 def _load_sentence_transformer(name: str, device: torch.device, trust_remote_code: bool, use_safetensors: bool | None):
@@ -264,7 +234,7 @@ def _load_sentence_transformer(name: str, device: torch.device, trust_remote_cod
             model_kwargs={"use_safetensors": use_safetensors},
         )
     except LOADING_ERRORS as error:
-        raise _loading_error(name, error) from error
+        raise loading_error(name, error) from error
 
 
 def _load_transformers(
@@ -279,11 +249,11 @@ def _load_transformers(
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     except LOADING_ERRORS as error:
-        raise _loading_error(name, error) from error
+        raise loading_error(name, error) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
-        raise _loading_error(name, error, "has no tokenizer that could be opened") from error
+        raise loading_error(name, error, "has no tokenizer that could be opened") from error
     # A pooler over the first token is not used here; anything else that was not loaded would be random.
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}
@@ -297,19 +267,6 @@ def _load_transformers(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
-
-
-def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    # without its files transformers builds a tokenizer to which every word is unknown
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"{name}: has no tokenizer (tokenizer.json)")
-
-
-def _loading_error(name: str, error: Exception, problem: str = "could not be loaded") -> InputError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0].rstrip(".:") if lines else type(error).__name__
-    hint = "; it may need --trust_remote_code" if "trust_remote_code" in str(error) else ""
-    return InputError(f"{name}: {problem} ({reason}){hint}")
 
 
 def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:

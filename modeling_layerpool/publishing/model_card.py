@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Sized
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,7 +104,7 @@ def write_model_card(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{CARD_FILE}.{os.getpid()}")
     try:
-        card.save(temporary)
+        temporary.write_text(f"{card}\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -184,7 +184,6 @@ def _model_table(trainer: "ContrastiveTrainer", base_model: str) -> str:
             "pooler": f"`{model.config.pooler_type}`",
             "hidden states read": ", ".join(map(str, states)) + " (0 is the embedding output)",
             "embedding": f"{model.embedding_dim} numbers, to be compared by cosine",
-            "longest text": f"{trainer.processing_class.model_max_length} tokens; what is beyond is not read",
             "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         }
     )
@@ -213,7 +212,7 @@ def _settings_table(trainer: "ContrastiveTrainer") -> str:
     if args.gradient_accumulation_steps > 1:
         settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
     settings["learning rate"] = f"{args.learning_rate:g}, {args.lr_scheduler_type.value} schedule"
-    settings["warmup"] = f"{args.get_warmup_steps(state.max_steps)} steps"
+    settings["warmup steps"] = f"{args.get_warmup_steps(state.max_steps)}"
     settings["optimizer"] = f"{args.optim.value}, weight decay {args.weight_decay:g}"
     settings["steps"] = f"{state.global_step}"
     if isinstance(trainer.train_dataset, Sized) and state.epoch is not None:
@@ -266,8 +265,7 @@ def _score(name: str, value: float | None) -> str:
 
 
 def _percent_metrics(evaluations: Evaluations) -> str:
-    names = [f"`{name}`" for name in PERCENT if any(name in scores for scores in evaluations.values())]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
+    return ", ".join(f"`{name}`" for name in PERCENT if any(name in scores for scores in evaluations.values()))
 
 
 def _validation_size(evaluations: Evaluations, kept_step: int) -> str:
@@ -372,7 +370,7 @@ def _clean_command(command: str) -> str:
         words = command.split()
     cleaned: list[str] = []
     for word in words:
-        if cleaned and _TOKEN.fullmatch(cleaned[-1]):
+        if cleaned and "=" not in cleaned[-1] and _TOKEN.fullmatch(cleaned[-1]):
             cleaned.append("...")
         elif match := _TOKEN.fullmatch(word):
             cleaned.append(f"{match[1]}=..." if "=" in word else word)
@@ -382,16 +380,17 @@ def _clean_command(command: str) -> str:
 
 
 def _command_path(path: str) -> str:
-    if PurePosixPath(path).is_absolute() and Path(path).is_relative_to(Path.cwd()):
-        return str(Path(path).relative_to(Path.cwd()))
-    return PureWindowsPath(path).name if "\\" in path else _name_of(path)
+    if "\\" in path:
+        return PureWindowsPath(path).name
+    is_ours = os.path.isabs(path) and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if is_ours and "site-packages" not in path else _name_of(path)
 
 
 # --- tables ---
 
 
 def _table(rows: dict[str, str]) -> str:
-    return _markdown([["", ""], *rows.items()])
+    return _markdown([["", "of this model"], *rows.items()])
 
 
 def _markdown(rows: list) -> str:

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py, on one process or several: the gradients of every step of a small run, saved by rank 0."""
+"""Run by test_distributed.py, on one process or several: saves the gradients of every step of a small run."""
 
 import sys
 

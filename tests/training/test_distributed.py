@@ -1,35 +1,9 @@
 """Two real processes (gloo, on the CPU), started as a user would."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.conftest import ROOT
-
-
-def launch(script, *arguments, processes, cwd=ROOT):
-    """Run a script, through `accelerate launch` if on several processes. `--cpu --num_processes 2` would start one."""
-    launcher = []
-    if processes > 1:
-        launcher = [
-            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0"),
-            *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
-        ]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(script), *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ
-        | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done
+from tests.conftest import ROOT, launch
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +11,8 @@ def results(tmp_path_factory):
     found = {}
     for processes in (1, 2):
         folder = tmp_path_factory.mktemp(f"processes{processes}")
-        launch(ROOT / "tests" / "training" / "gradients_of_a_run.py", folder, processes, processes=processes)
+        done = launch(ROOT / "tests" / "training" / "gradients_of_a_run.py", folder, processes, processes=processes)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         found[processes] = torch.load(folder / "result.pt")
     return found
 

@@ -1,0 +1,279 @@
+"""`run_contrastive.py` as a user starts it: flags and files, results, resuming, two processes, and every mistake."""
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
+
+from .conftest import ROOT, launch
+from .training.conftest import triplets
+
+
+SCRIPT = ROOT / "run_contrastive.py"
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    pairs = [
+        {"sentence1": row["anchor"], "sentence2": row["positive" if i % 2 else "negative"], "score": i % 2 + i / 50}
+        for i, row in enumerate(triplets(12))
+    ]
+    return {
+        "train": write_rows(tmp_path / "train.jsonl", triplets(14)),
+        "sts": write_rows(tmp_path / "sts.jsonl", pairs),
+        "out": str(tmp_path / "out"),
+    }
+
+
+def arguments(folder, files, **options):
+    """A short run, as a dictionary of flags."""
+    return {
+        "model_name_or_path": folder,
+        "train_file": files["train"],
+        "output_dir": files["out"],
+        "do_train": True,
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "save_steps": 1,
+        "logging_steps": 1,
+        "max_seq_length": 32,
+        "use_cpu": True,
+    } | options
+
+
+def flags(options):
+    for name, value in options.items():
+        if value is True:
+            yield f"--{name}"
+        elif isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        elif value is not None:
+            yield from (f"--{name}", str(value))
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
+
+
+def run(options, processes=1):
+    return launch(SCRIPT, *flags(options), processes=processes)
+
+
+def test_it_trains_chooses_by_the_dev_set_and_leaves_a_complete_folder(tiny_folder, files):
+    done = run(
+        arguments(tiny_folder, files, do_eval=True, validation_file=files["sts"], report_to="tensorboard", seed=5)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in (
+        "supervised on the columns anchor, positive, negative",
+        "training rows         14",
+        "negatives an anchor   7",
+        "mean over the hidden states 3",
+        "every 1 steps; keeps the checkpoint with the best spearman",
+    ):
+        assert line in done.stdout, done.stdout
+    out = files["out"]
+    model, tokenizer = AutoModel.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert tokenizer.model_max_length == 32
+    state = read_json(f"{out}/trainer_state.json")
+    evaluations = {entry["step"]: entry["eval_spearman"] for entry in state["log_history"] if "eval_spearman" in entry}
+    best = max(evaluations, key=evaluations.get)
+    assert state["best_global_step"] == best
+    from_best = AutoModel.from_pretrained(f"{out}/checkpoint-{best}").encode(["a text"], tokenizer)
+    np.testing.assert_allclose(model.encode(["a text"], tokenizer), from_best, atol=1e-7)
+    assert {"README.md", "modules.json", "eval_results.json", "train_results.json"} <= set(os.listdir(out))
+    assert any("tfevents" in name for _, _, names in os.walk(out) for name in names)
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_a_file_takes_the_place_of_flags(tiny_folder, files, tmp_path, kind):
+    options = arguments(tiny_folder, files, max_steps=1)
+    path = tmp_path / f"arguments.{kind}"
+    path.write_text(json.dumps(options) if kind == "json" else yaml.safe_dump(options))
+    done = launch(SCRIPT, path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert os.path.isfile(f"{files['out']}/model.safetensors")
+
+
+def test_the_checkpoints_configuration_stays_where_no_flag_is_given(tiny_folder, files, minilm):
+    assert run(arguments(tiny_folder, files, max_steps=1)).returncode == 0
+    assert AutoModel.from_pretrained(files["out"]).config.pooler_type == "mean"
+    again = arguments(tiny_folder, files, max_steps=1, pooler_type="cls", pooler_layers=[0, -2])
+    assert run(again | {"overwrite_output_dir": True}).returncode == 0
+    config = AutoModel.from_pretrained(files["out"]).config
+    assert (config.pooler_type, config.pooler_layers) == ("cls", [0, -2])
+
+
+def test_unsupervised_from_a_plain_bert_and_a_text_file_gets_layer_attention(files, tokenizer, tmp_path):
+    BertModel(
+        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
+    ).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(row["anchor"] + "\n" for row in triplets(14)))
+    options = arguments(str(tmp_path / "bert"), files, objective="unsupervised", train_file=str(text))
+    done = run(options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "unsupervised on the columns text, text" in done.stdout
+    assert AutoModel.from_pretrained(files["out"]).config.pooler_type == "layer_attention"
+
+
+def test_validation_rows_like_the_training_data_give_their_loss(tiny_folder, files):
+    done = run(arguments(tiny_folder, files, do_eval=True, validation_file=files["train"], save_strategy="epoch"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "eval_loss" in read_json(f"{files['out']}/eval_results.json")
+
+
+def test_a_streamed_file_trains(tiny_folder, files):
+    done = run(arguments(tiny_folder, files, streaming=True, shuffle_buffer_size=8))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "training rows         streamed" in done.stdout
+
+
+def test_it_resumes_in_place_in_the_middle_of_an_epoch(tiny_folder, files, tmp_path):
+    options = arguments(tiny_folder, files, max_steps=6, learn_temperature=True)
+    assert run(options | {"output_dir": str(tmp_path / "unbroken")}).returncode == 0
+    expected = AutoModel.from_pretrained(tmp_path / "unbroken").state_dict()
+    # The same run, broken off after two of the four steps of the first epoch.
+    assert run(options | {"output_dir": files["out"]}).returncode == 0
+    for step in (3, 4, 5, 6):
+        os.rename(f"{files['out']}/checkpoint-{step}", tmp_path / f"gone-{step}")
+    done = run(options | {"resume_from_checkpoint": "true"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "checkpoint-2" in done.stdout
+    for name, weight in AutoModel.from_pretrained(files["out"]).state_dict().items():
+        assert weight.equal(expected[name]), name
+
+
+def test_two_processes_train_together(tiny_folder, files):
+    options = arguments(tiny_folder, files, per_device_train_batch_size=2, num_train_epochs=1, max_steps=-1)
+    done = run(options | {"do_eval": True, "validation_file": files["sts"]}, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rows a step           4 on 2 process(es)" in done.stdout
+    assert "negatives an anchor   7" in done.stdout
+    assert done.stdout.count("training rows") == 1  # said once, not by every process
+    assert read_json(f"{files['out']}/trainer_state.json")["global_step"] == 4
+
+
+# --- mistakes: one sentence, exit code 2, nothing written ---
+
+
+def broken_folder(tmp_path, kind, tokenizer):
+    folder = tmp_path / kind
+    if kind == "roberta":
+        RobertaModel(
+            RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
+        ).save_pretrained(folder)
+    else:
+        BertModel(
+            BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
+        ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if kind == "without_weights":
+        os.remove(folder / "model.safetensors")
+    if kind == "pickled":
+        os.rename(folder / "model.safetensors", folder / "pytorch_model.bin")
+    if kind == "other_weights":
+        save_file({"something": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+@pytest.fixture
+def refused(files, monkeypatch, capsys):
+    """Runs the script in this process (starting one takes seconds) and returns the sentence that it ends on."""
+
+    def run_and_fail(*arguments, writes_nothing=True):
+        monkeypatch.setattr("sys.argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        assert end.value.code == 2
+        if writes_nothing:
+            assert not os.path.exists(files["out"])
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    return run_and_fail
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("roberta", "a model of type 'roberta'; use one of bert"),
+        ("without_weights", "has no weights (model.safetensors)"),
+        ("pickled", "pytorch_model.bin: a pickle file"),
+        ("other_weights", "the weights are not those of the encoder"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, tokenizer, kind, message):
+    assert message in refused(*flags(arguments(broken_folder(tmp_path, kind, tokenizer), files)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature=0.0 must be above 0"),
+        ({"pooler_type": "attention"}, "pooler_type='attention' is unknown; use one of layer_attention"),
+        ({"pooler_layers": [9]}, "pooler_layers names hidden state 9, but this encoder has 4"),
+        ({"max_seq_length": 600}, "max_seq_length=600 is beyond the 512 positions of the model"),
+        ({"per_device_train_batch_size": 1}, "leaves a batch without negatives"),
+        ({"model_name_or_path": "nowhere/at-all"}, "nowhere/at-all: no such folder, nor a model to reach"),
+        ({"train_file": "gone.jsonl"}, "gone.jsonl: no such file"),
+        ({"train_file": None}, "give the training data as either --train_file or --dataset_name"),
+        ({"objective": "unsupervised"}, "no column 'text', which the unsupervised objective needs"),
+        ({"do_eval": True}, "--do_eval needs a --validation_file"),
+        ({"do_train": None}, "nothing to do"),
+        ({"resume_from_checkpoint": "true"}, "holds no checkpoint to resume from"),
+        ({"resume_from_checkpoint": "gone"}, "no checkpoint there"),
+        ({"streaming": True, "max_steps": None}, "--streaming needs --max_steps"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(refused, tiny_folder, files, options, message):
+    sentence = refused(*flags(arguments(tiny_folder, files) | options))
+    assert sentence.startswith("error: ")
+    assert message in sentence
+
+
+def test_an_unknown_objective_is_refused_by_the_parser(refused, tiny_folder, files):
+    assert "invalid choice: 'telepathy'" in refused(*flags(arguments(tiny_folder, files, objective="telepathy")))
+
+
+def test_a_mistake_ends_the_process_with_exit_code_2_and_one_sentence(tiny_folder, files):
+    done = run(arguments(tiny_folder, files, temperature=0))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "error: temperature=0.0 must be above 0"
+    assert "Traceback" not in done.stderr
+    assert not os.path.exists(files["out"])
+
+
+def test_an_unknown_name_in_a_file_of_arguments_is_named(refused, tiny_folder, files, tmp_path):
+    path = tmp_path / "arguments.json"
+    path.write_text(json.dumps(arguments(tiny_folder, files, tempurature=0.1)))
+    assert "tempurature" in refused(path)
+
+
+def test_broken_rows_are_named_before_anything_is_written(refused, tiny_folder, files, tmp_path):
+    with open(files["train"], "a") as file:
+        file.write('{"anchor": "a", "positive": ""}\n')
+    assert "train.jsonl, line 15: no column 'negative'" in refused(*flags(arguments(tiny_folder, files)))
+    scores = write_rows(tmp_path / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": "high"}])
+    files["train"] = write_rows(tmp_path / "train.jsonl", triplets(4))
+    options = arguments(tiny_folder, files, do_eval=True, validation_file=scores)
+    assert "sts.jsonl, line 1: the column 'score' must be a number, got 'high'" in refused(*flags(options))
+
+
+def test_a_folder_that_is_not_empty_is_not_written_into_unasked(refused, tiny_folder, files):
+    os.makedirs(files["out"])
+    open(f"{files['out']}/mine.txt", "w").close()
+    assert "is not empty" in refused(*flags(arguments(tiny_folder, files)), writes_nothing=False)
+    assert os.listdir(files["out"]) == ["mine.txt"]

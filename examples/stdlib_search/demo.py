@@ -155,7 +155,7 @@ def answer_questions(folder: Path, corpus: Path, count: int = 3) -> None:
     """Search the test documents with the trained folder, opened as any user would open it."""
     documents = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     texts = [f"{document['title']} {document['text']}".strip() for document in documents]
     found = model.encode(texts, tokenizer, normalize=True)
     asked = model.encode(list(QUESTIONS), tokenizer, normalize=True)

@@ -9,8 +9,10 @@ or `python run_contrastive.py arguments.json` (or .yaml) with the same names. On
 `accelerate launch run_contrastive.py ...`. See docs/data-formats.md and docs/configuration.md.
 """
 
+import json
 import logging
 import math
+import shlex
 import shutil
 import sys
 from functools import partial
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import datasets
 import transformers
+import yaml
 from tabulate import tabulate
 from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -41,16 +44,16 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainin
     """Flags, or the one file that holds them, checked against each other."""
     parser = HfArgumentParser((ModelArguments, DataArguments, ContrastiveTrainingArguments), description=__doc__)
     try:
-        if len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml"):
-            is_json = sys.argv[1].endswith(".json")
-            arguments = (parser.parse_json_file if is_json else parser.parse_yaml_file)(sys.argv[1])
-        else:
-            arguments = parser.parse_args_into_dataclasses()
-    except (ValueError, TypeError, OSError) as error:  # what the library's argument classes raise
+        is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml")
+        arguments = parser.parse_args_into_dataclasses(flags_of_file(sys.argv[1]) if is_file else None)
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # what the library's argument classes raise
         raise InputError(str(error)) from error
     _, data, training = arguments
     if not (training.do_train or training.do_eval):
-        raise InputError("nothing to do: give --do_train, --do_eval or both")
+        training.do_train = data.train_file is not None or data.dataset_name is not None
+    training.do_eval = training.do_eval or data.validation_file is not None
+    if not (training.do_train or training.do_eval):
+        raise InputError("nothing to do: give training data, a --validation_file or both")
     if training.do_train and (data.train_file is None) == (data.dataset_name is None):
         raise InputError("give the training data as either --train_file or --dataset_name")
     if training.do_eval and data.validation_file is None:
@@ -63,6 +66,20 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainin
         training.eval_steps = training.eval_steps or training.save_steps
         training.load_best_model_at_end = training.save_strategy != "no"
     return arguments
+
+
+def flags_of_file(path: str) -> list[str]:
+    """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected names and values of arguments")
+    flags = []
+    for name, value in content.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
 
 
 def set_up_logging(args: ContrastiveTrainingArguments) -> None:
@@ -195,7 +212,7 @@ def main() -> None:
             base_model=model_args.model_name_or_path,
             train_data=data_args.train_file or data_args.dataset_name,
             validation_data=data_args.validation_file if training_args.do_eval else None,
-            command=" ".join(["python", *sys.argv]),
+            command=shlex.join(["python", *sys.argv]),
         ),
     )
 

@@ -232,7 +232,11 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, t
         ({"train_file": None}, "give the training data as either --train_file or --dataset_name"),
         ({"objective": "unsupervised"}, "no column 'text', which the unsupervised objective needs"),
         ({"do_eval": True}, "--do_eval needs a --validation_file"),
-        ({"do_train": None}, "nothing to do"),
+        ({"do_train": None, "train_file": None}, "nothing to do"),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 15},
+            "14 training row(s) do not make a batch; 15 are needed",
+        ),
         ({"resume_from_checkpoint": "true"}, "holds no checkpoint to resume from"),
         ({"resume_from_checkpoint": "gone"}, "no checkpoint there"),
         ({"streaming": True, "max_steps": None}, "--streaming needs --max_steps"),
@@ -267,6 +271,8 @@ def test_broken_rows_are_named_before_anything_is_written(refused, tiny_folder, 
         file.write('{"anchor": "a", "positive": ""}\n')
     assert "train.jsonl, line 15: no column 'negative'" in refused(*flags(arguments(tiny_folder, files)))
     scores = write_rows(tmp_path / "sts.jsonl", [{"sentence1": "a", "sentence2": "b", "score": "high"}])
+    files["train"] = write_rows(tmp_path / "train.jsonl", triplets(1))
+    assert "1 training row(s) do not make a batch; 2 are needed" in refused(*flags(arguments(tiny_folder, files)))
     files["train"] = write_rows(tmp_path / "train.jsonl", triplets(4))
     options = arguments(tiny_folder, files, do_eval=True, validation_file=scores)
     assert "sts.jsonl, line 1: the column 'score' must be a number, got 'high'" in refused(*flags(options))

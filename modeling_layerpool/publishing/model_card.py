@@ -198,9 +198,7 @@ def _settings_table(trainer: "ContrastiveTrainer") -> str:
     settings = {"objective": f"{objective.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
     temperature = getattr(objective, "temperature", None)
     if isinstance(temperature, torch.Tensor):
-        settings["temperature"] = (
-            f"learned: {args.temperature:g} at first, {temperature.item():.4g} after the last step"
-        )
+        settings["temperature"] = f"learned: {args.temperature:g} at first, {temperature.item():.4g} in the end"
     elif temperature is not None:
         settings["temperature"] = f"{temperature:g}"
     if len(columns) > 2 and hasattr(objective, "hard_negative_weight"):

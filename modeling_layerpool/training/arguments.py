@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from ..errors import InputError
@@ -81,6 +82,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
         for name in ("remove_unused_columns", "logging_nan_inf_filter"):
             if getattr(self, name):
                 raise InputError(f"{name} must stay off for contrastive training")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # which is so anyhow, and the library wants it said before it takes bf16
         super().__post_init__()
 
 
@@ -133,7 +136,7 @@ class DataArguments:
     validation_file: str | None = field(
         default=None,
         metadata={
-            "help": "What to evaluate on with --do_eval. A file with sentence1, sentence2, score gives Spearman and "
+            "help": "What to evaluate on, and to choose the checkpoint by. A file with sentence1, sentence2, score gives Spearman and "
             "Pearson; a BEIR folder gives retrieval metrics; a file like the training data gives its loss."
         },
     )

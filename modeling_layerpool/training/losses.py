@@ -49,7 +49,8 @@ def info_nce(
             Identity of each anchor's text.
         column_text_ids (`torch.LongTensor` of shape `(B + B * k,)`, *optional*):
             Identity of each column's text, positives first, then the negatives row by row. Columns with the text of
-            the row's anchor or of its positive, other than the target, are no negatives and are left out.
+            the row's anchor or of its positive, other than the target, are no negatives and are left out. Of shape
+            `(B,)`: of the positives alone.
         anchor_columns (`torch.Tensor` of shape `(B, h)`, *optional*), anchor_column_text_ids (*optional*):
             `symmetric` with `B > b` only: the anchors of all processes, and their texts.
 
@@ -76,6 +77,8 @@ def info_nce(
         if rows != columns:
             raise ValueError("symmetric=True with gathered columns needs anchor_columns, the anchors of all.")
         anchor_columns, anchor_column_text_ids = anchors, anchor_text_ids
+    if column_text_ids is not None and len(column_text_ids) not in (columns, columns + negatives[..., 0].numel()):
+        raise ValueError(f"column_text_ids names {len(column_text_ids)} texts, which are not those of the columns.")
     row_text_ids = [ids for ids in (anchor_text_ids, _take(column_text_ids, targets)) if ids is not None]
 
     # Under autocast the products would be made in half precision, and a temperature of 0.05 multiplies their error.
@@ -111,7 +114,7 @@ def _cross_entropy(
     if column_text_ids is not None:
         same = torch.zeros_like(logits, dtype=torch.bool)
         for ids in row_text_ids:
-            same |= ids.unsqueeze(1) == column_text_ids
+            same[:, : len(column_text_ids)] |= ids.unsqueeze(1) == column_text_ids
         same = same.scatter(1, targets.unsqueeze(1), False)
         logits = logits.masked_fill(same, float("-inf"))
     return F.cross_entropy(logits, targets)

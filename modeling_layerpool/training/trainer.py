@@ -48,6 +48,8 @@ class ContrastiveTrainer(Trainer):
             dataset gives `eval_loss`, the mean over its rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer. Its `model_max_length` becomes `args.max_seq_length`, if given.
+        data_collator (`Callable`, *optional*):
+            Makes a batch of tokenised rows; defaults to a [`PackingCollator`].
         objective ([`Objective`], *optional*):
             Defaults to the one that `args` names.
         evaluator (`Callable`, *optional*):
@@ -74,6 +76,7 @@ class ContrastiveTrainer(Trainer):
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         objective: Objective | None = None,
         evaluator: Evaluator | None = None,
         write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
@@ -94,14 +97,20 @@ class ContrastiveTrainer(Trainer):
         with args.main_process_first(desc="tokenising"):
             train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
-        collator = PackingCollator(self.columns or [], model.config.pad_token_id or 0, args.row_length)
+        if isinstance(train_dataset, Dataset):
+            batch_size = args.per_device_train_batch_size * args.world_size
+            needed = batch_size if args.dataloader_drop_last else max(2, args.world_size)
+            if len(train_dataset) < needed:
+                raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
+        if data_collator is None:
+            data_collator = PackingCollator(self.columns or [], model.config.pad_token_id or 0, args.row_length)
         if evaluator is not None and eval_dataset is None:
             # The Trainer wants a dataset wherever it is to evaluate; `evaluate` below knows better.
             eval_dataset = _NO_ROWS
         super().__init__(
             model,
             args,
-            data_collator=collator,
+            data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -154,8 +163,6 @@ class ContrastiveTrainer(Trainer):
             drop_last=self.args.dataloader_drop_last,
             **place,
         )
-        if len(sampler) == 0:
-            raise InputError(f"{len(self.train_dataset)} rows do not make one batch; at least 2 are needed")
         return EpochDataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
 
     # --- loss ---
@@ -199,7 +206,7 @@ class ContrastiveTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
         if any(True for _ in self.objective.parameters()) and "loss" in logs:
-            logs["temperature"] = float(self.objective.temperature)
+            logs["temperature"] = self.objective.temperature.item()
         super().log(logs, start_time)
 
     # --- evaluation ---
@@ -276,7 +283,14 @@ class ContrastiveTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = os.path.join(resume_from_checkpoint, OBJECTIVE_FILE)
+        self._load_objective(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_objective(self.state.best_model_checkpoint)
+
+    def _load_objective(self, checkpoint: str) -> None:
+        path = os.path.join(checkpoint, OBJECTIVE_FILE)
         if self.objective.state_dict():
             if not os.path.isfile(path):
                 raise InputError(f"{path}: no such file, but the objective has learned parameters to resume")

@@ -205,7 +205,7 @@ def test_a_learned_temperature_is_given_as_it_ended(train):
     trainer = train(learn_temperature=True, temperature_learning_rate=0.5)
     final = trainer.objective.temperature.item()
     assert f"{final:.4g}" != "0.05"
-    assert cell(written(trainer), "temperature") == f"learned: 0.05 at first, {final:.4g} after the last step"
+    assert cell(written(trainer), "temperature") == f"learned: 0.05 at first, {final:.4g} in the end"
 
 
 def test_a_stream_has_no_number_of_rows_or_epochs(train):

@@ -131,6 +131,14 @@ def test_rows_of_one_process_against_the_columns_of_all(symmetric):
         same_values_and_gradients(fast, reference(a, p, n, 0.1, 1.0, symmetric, texts, rows), [a, p, n])
 
 
+def test_texts_of_the_positives_alone_leave_the_negatives_in():
+    a, p, n = batch()
+    ids = torch.tensor([0, 1, 1, 3, 4])
+    texts = ([10, 11, 12, 13, 14], ids.tolist(), [[20 + 2 * row, 21 + 2 * row] for row in range(5)])
+    fast = info_nce(a, p, n, temperature=0.1, column_text_ids=ids)
+    same_values_and_gradients(fast, reference(a, p, n, 0.1, texts=texts), [a, p, n])
+
+
 def test_half_precision_embeddings_are_compared_in_float32_also_under_autocast():
     a, p, n = (x.detach().bfloat16() for x in batch())
     expected = info_nce(a.float(), p.float(), n.float(), temperature=0.05)
@@ -156,3 +164,5 @@ def test_shapes_that_do_not_fit_are_named():
         info_nce(a[:1], p[:1], temperature=0.1)
     with pytest.raises(ValueError, match="needs anchor_columns"):
         info_nce(a[:2], p, temperature=0.1, symmetric=True, targets=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="names 7 texts"):
+        info_nce(a, p, n, temperature=0.1, column_text_ids=torch.arange(7))

@@ -136,8 +136,8 @@ class DataArguments:
     validation_file: str | None = field(
         default=None,
         metadata={
-            "help": "What to evaluate on, and to choose the checkpoint by. A file with sentence1, sentence2, score gives Spearman and "
-            "Pearson; a BEIR folder gives retrieval metrics; a file like the training data gives its loss."
+            "help": "What to evaluate on, and to choose the checkpoint by. A file with sentence1, sentence2, score "
+            "gives Spearman and Pearson, a BEIR folder retrieval metrics, a file like the training data its loss."
         },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})

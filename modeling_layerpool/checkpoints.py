@@ -75,7 +75,7 @@ def load_layerpool(
             f"{len(absent)} tensors are missing ({absent[0]} for one)"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=True)
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)
     except LOADING_ERRORS as error:
         raise loading_error(model_name_or_path, error, "has no tokenizer that could be opened") from error
     check_tokenizer(model_name_or_path, tokenizer)

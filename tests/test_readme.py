@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import torch
 
 from .conftest import ROOT
 
@@ -16,15 +15,6 @@ def python_blocks(page: str) -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.finditer(rf"^({NEEDS_A_DOWNLOAD}\n)?```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [match[2] for match in found if match[1] is None]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Steps as short as these only lose by threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run(page: str) -> dict:

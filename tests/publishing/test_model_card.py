@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 
@@ -40,15 +39,6 @@ def sts_file(tmp_path):
     path.parent.mkdir()
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return path
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """What is this small only loses by threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 
 
+# Logits held at once: 2^22 are 16 MiB in float32.
+BLOCK_LOGITS = 2**22
+
+
 def info_nce(
     anchors: torch.Tensor,
     positives: torch.Tensor,
@@ -81,40 +85,99 @@ def info_nce(
         raise ValueError(f"column_text_ids names {len(column_text_ids)} texts, which are not those of the columns.")
     row_text_ids = [ids for ids in (anchor_text_ids, _take(column_text_ids, targets)) if ids is not None]
 
+    candidates = torch.cat([positives, negatives.flatten(0, 1)])
+    own_negatives = None
+    if hard_negative_weight != 0 and len(negatives) > 0:
+        count = negatives.shape[1]
+        own_negatives = columns + targets.unsqueeze(1) * count + torch.arange(count, device=targets.device)
     # Under autocast the products would be made in half precision, and a temperature of 0.05 multiplies their error.
     with torch.autocast(anchors.device.type, enabled=False):
-        logits = _cosines(anchors, torch.cat([positives, negatives.flatten(0, 1)])) / temperature
-        if hard_negative_weight != 0 and len(negatives) > 0:
-            count = negatives.shape[1]
-            own = columns + targets.unsqueeze(1) * count + torch.arange(count, device=targets.device)
-            logits = logits.scatter_add(1, own, logits.new_full(own.shape, hard_negative_weight))
-        loss = _cross_entropy(logits, targets, row_text_ids, column_text_ids)
+        loss = _mean_cross_entropy(
+            *(anchors, candidates, temperature, targets, row_text_ids, column_text_ids),
+            *(own_negatives, hard_negative_weight),
+        )
         if symmetric:
-            logits = _cosines(positives[targets], anchor_columns) / temperature
-            loss = (loss + _cross_entropy(logits, targets, row_text_ids, anchor_column_text_ids)) / 2
+            queries = positives[targets]
+            back = _mean_cross_entropy(
+                queries, anchor_columns, temperature, targets, row_text_ids, anchor_column_text_ids
+            )
+            loss = (loss + back) / 2
     return loss
+
+
+def _mean_cross_entropy(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    temperature: float | torch.Tensor,
+    targets: torch.Tensor,
+    row_text_ids: list[torch.Tensor],
+    column_text_ids: torch.Tensor | None,
+    own_negatives: torch.Tensor | None = None,
+    hard_negative_weight: float = 0.0,
+) -> torch.Tensor:
+    """Mean cross-entropy of each query's target among all candidates that count."""
+    queries, candidates = _normalize(queries), _normalize(candidates)
+    scale = torch.as_tensor(1 / temperature, dtype=queries.dtype, device=queries.device)
+
+    def add_weights_and_drop_duplicates(logits: torch.Tensor, rows: slice) -> None:
+        if own_negatives is not None:
+            own = own_negatives[rows]
+            logits.scatter_add_(1, own, logits.new_full(own.shape, hard_negative_weight))
+        if column_text_ids is not None and row_text_ids:
+            # Columns that hold one of the row's own texts beside the target are left out.
+            same = torch.zeros_like(logits, dtype=torch.bool)
+            for ids in row_text_ids:
+                same[:, : len(column_text_ids)] |= ids[rows].unsqueeze(1) == column_text_ids
+            logits.masked_fill_(same.scatter_(1, targets[rows].unsqueeze(1), False), float("-inf"))
+
+    total = _CrossEntropyInBlocks.apply(queries, candidates, scale, targets, add_weights_and_drop_duplicates)
+    return total / len(queries)
+
+
+class _CrossEntropyInBlocks(torch.autograd.Function):
+    """
+    Sum of the cross-entropies of `scale * queries @ candidates.T`, whose matrix is never whole.
+
+    A block of rows is made, changed in place by `change(logits, rows)`, and turned into its loss and at once into its
+    gradient, `softmax - target`: memory is linear in the batch, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx, queries, candidates, scale, targets, change):
+        needs_gradient = any(ctx.needs_input_grad)
+        total = queries.new_zeros(())
+        to_queries, to_candidates, to_scale = (torch.zeros_like(x) for x in (queries, candidates, scale))
+        size = min(len(queries), max(1, BLOCK_LOGITS // len(candidates)))
+        memory = queries.new_empty(size, len(candidates))
+        for begin in range(0, len(queries), size):
+            rows = slice(begin, begin + size)
+            block, target = queries[rows], targets[rows].unsqueeze(1)
+            logits = torch.mm(block, candidates.T, out=memory[: len(block)]).mul_(scale)
+            change(logits, rows)
+            highest = logits.amax(dim=1, keepdim=True)
+            total -= (logits.gather(1, target) - highest).sum()
+            exponentials = logits.sub_(highest).exp_()
+            normalizer = exponentials.sum(dim=1, keepdim=True)
+            total += normalizer.log().sum()
+            if needs_gradient:
+                gradient = exponentials.div_(normalizer)
+                gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
+                to_block = gradient @ candidates
+                to_scale += (to_block * block).sum()
+                to_queries[rows] = to_block * scale
+                to_candidates.addmm_(gradient.T, block * scale)
+        ctx.save_for_backward(to_queries, to_candidates, to_scale)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None
 
 
 def _take(ids: torch.Tensor | None, places: torch.Tensor) -> torch.Tensor | None:
     return None if ids is None else ids[places]
 
 
-def _cosines(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return F.normalize(x.to(dtype), dim=-1) @ F.normalize(y.to(dtype), dim=-1).T
-
-
-def _cross_entropy(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    row_text_ids: list[torch.Tensor],
-    column_text_ids: torch.Tensor | None,
-) -> torch.Tensor:
-    """Mean cross-entropy, without the columns that hold one of the row's own texts beside the target."""
-    if column_text_ids is not None:
-        same = torch.zeros_like(logits, dtype=torch.bool)
-        for ids in row_text_ids:
-            same[:, : len(column_text_ids)] |= ids.unsqueeze(1) == column_text_ids
-        same = same.scatter(1, targets.unsqueeze(1), False)
-        logits = logits.masked_fill(same, float("-inf"))
-    return F.cross_entropy(logits, targets)
+def _normalize(x: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

@@ -54,7 +54,7 @@ def same_values_and_gradients(fast, slow, inputs):
     torch.testing.assert_close(fast, slow, atol=1e-10, rtol=1e-10)
     for got, expected in zip(
         torch.autograd.grad(fast, inputs, materialize_grads=True),
-        torch.autograd.grad(slow, inputs, materialize_grads=True),
+        torch.autograd.grad(slow, inputs, materialize_grads=True, retain_graph=True),
         strict=True,
     ):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
@@ -68,6 +68,22 @@ def test_it_equals_the_formula(negatives, weight, symmetric):
     fast = info_nce(a, p, n, temperature=0.1, hard_negative_weight=weight, symmetric=symmetric)
     slow = reference(a, p, n, 0.1, weight, symmetric)
     same_values_and_gradients(fast, slow, [x for x in (a, p, n) if x is not None])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_computed_in_blocks_it_is_the_same(monkeypatch, symmetric):
+    a, p, n = batch(rows=7)
+    alpha = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
+    options = {
+        "hard_negative_weight": 1.0,
+        "symmetric": symmetric,
+        "anchor_text_ids": torch.tensor([0, 1, 2, 3, 0, 5, 6]),
+        "column_text_ids": torch.cat([torch.tensor([10, 11, 2, 13, 14, 10, 16]), torch.arange(20, 34)]),
+    }
+    whole = info_nce(a, p, n, temperature=1 / alpha, **options)
+    for logits in (1, 50):  # one row a block, and blocks of two with a shorter last one
+        monkeypatch.setattr("modeling_layerpool.training.losses.BLOCK_LOGITS", logits)
+        same_values_and_gradients(info_nce(a, p, n, temperature=1 / alpha, **options), whole, [a, p, n, alpha])
 
 
 def test_one_negative_a_row_may_come_without_its_own_dimension():

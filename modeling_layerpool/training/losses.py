@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 
-# Logits held at once: 2^22 are 16 MiB in float32.
-BLOCK_LOGITS = 2**22
+# Logits held at once: 2^21 are 8 MiB in float32.
+BLOCK_LOGITS = 2**21
 
 
 def info_nce(

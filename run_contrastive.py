@@ -49,8 +49,8 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainin
     except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # what the library's argument classes raise
         raise InputError(str(error)) from error
     _, data, training = arguments
-    if not (training.do_train or training.do_eval):
-        training.do_train = data.train_file is not None or data.dataset_name is not None
+    if not training.do_eval or training.eval_strategy != "no":  # the library takes --eval_strategy for --do_eval
+        training.do_train = training.do_train or data.train_file is not None or data.dataset_name is not None
     training.do_eval = training.do_eval or data.validation_file is not None
     if not (training.do_train or training.do_eval):
         raise InputError("nothing to do: give training data, a --validation_file or both")

@@ -136,6 +136,18 @@ def test_validation_rows_like_the_training_data_give_their_loss(tiny_folder, fil
     assert "eval_loss" in read_json(f"{files['out']}/eval_results.json")
 
 
+@pytest.mark.parametrize(
+    ("options", "trains"),
+    [({}, True), ({"eval_strategy": "steps", "eval_steps": 1}, True), ({"do_eval": True}, False)],
+)
+def test_training_data_are_trained_on_unless_evaluation_alone_is_asked_for(tiny_folder, files, options, trains):
+    options = arguments(tiny_folder, files, max_steps=1, do_train=None, validation_file=files["sts"]) | options
+    done = run(options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert os.path.exists(f"{files['out']}/model.safetensors") == trains
+    assert os.path.exists(f"{files['out']}/eval_results.json")
+
+
 def test_a_streamed_file_trains(tiny_folder, files):
     done = run(arguments(tiny_folder, files, streaming=True, shuffle_buffer_size=8))
     assert done.returncode == 0, done.stderr[-3000:]

@@ -55,6 +55,14 @@ class ContrastiveTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Tokens in a packed row. Default: the length that computes the fewest tokens."},
     )
+    gradient_cache: int | None = field(
+        default=None,
+        metadata={
+            "help": "Gradient caching: tokens computed at once. The batch is embedded in groups of so many tokens "
+            "without graph, then the loss, then each group again with graph, so that memory does not grow with the "
+            "batch. Costs a second forward pass. Default: off."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Write into an --output_dir that is not empty; its old checkpoints are removed."},
@@ -79,6 +87,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 3:
                 raise InputError(f"{name}={value} leaves no room for a text between its special tokens")
+        if self.gradient_cache is not None and self.gradient_cache < 1:
+            raise InputError(f"gradient_cache={self.gradient_cache} must be a positive number of tokens")
         for name in ("remove_unused_columns", "logging_nan_inf_filter"):
             if getattr(self, name):
                 raise InputError(f"{name} must stay off for contrastive training")

@@ -106,6 +106,39 @@ class StreamedBatches(torch.utils.data.IterableDataset):
                 )
 
 
+def cut_into_groups(
+    packed: dict[str, torch.Tensor], max_tokens: int
+) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
+    """
+    Cut a packed batch into groups of rows of at most `max_tokens` tokens, each packed input of its own.
+
+    Returns:
+        The groups, and `sentence_places (s,)`: the place of each sentence of the batch among those of all groups.
+    """
+    sequence_ids = packed["sequence_ids"]
+    count, length = len(packed["sequence_starts"]), sequence_ids.shape[1]
+    rows = max(1, max_tokens // length)
+    groups = []
+    places = torch.empty(count, dtype=torch.long)
+    before = 0
+    for begin in range(0, len(sequence_ids), rows):
+        part = sequence_ids[begin : begin + rows]
+        members = part[part >= 0].unique()
+        numbers = torch.full((count + 1,), -1)  # the last place is that of the padding, -1
+        numbers[members] = torch.arange(len(members))
+        groups.append(
+            {
+                "input_ids": packed["input_ids"][begin : begin + rows],
+                "position_ids": packed["position_ids"][begin : begin + rows],
+                "sequence_ids": numbers[part],
+                "sequence_starts": packed["sequence_starts"][members] - begin * length,
+            }
+        )
+        places[members] = torch.arange(before, before + len(members))
+        before += len(members)
+    return groups, places
+
+
 class PackingCollator:
     """
     Packs all sentences of a batch into rows of one length.
@@ -115,22 +148,35 @@ class PackingCollator:
             packed twice.
         pad_token_id: what free places are filled with.
         row_length: tokens in a packed row; by default the length that computes the fewest tokens.
+        group_tokens: cut the batch into groups of rows of at most so many tokens.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
-    and `row_numbers`, where the rows are from. Sentence `i * c + j` is column j of row i.
+    and `row_numbers`, where the rows are from. Sentence `i * c + j` is column j of row i. With `group_tokens` it holds
+    `groups` and `sentence_places` (see [`cut_into_groups`]) in place of one packed input.
     """
 
-    def __init__(self, columns: Sequence[str], pad_token_id: int, row_length: int | None = None):
+    def __init__(
+        self,
+        columns: Sequence[str],
+        pad_token_id: int,
+        row_length: int | None = None,
+        group_tokens: int | None = None,
+    ):
         self.columns = list(columns)
         self.pad_token_id = pad_token_id
         self.row_length = row_length
+        self.group_tokens = group_tokens
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
         # Python's hash of integers does not depend on the process, so that equal texts are equal on every rank.
         text_ids = torch.tensor([hash(tuple(sentence)) for sentence in sentences])
+        inputs: dict[str, Any] = pack_sentences(sentences, self.pad_token_id, self.row_length)
+        if self.group_tokens is not None:
+            groups, places = cut_into_groups(inputs, self.group_tokens)
+            inputs = {"groups": groups, "sentence_places": places}
         return {
-            **pack_sentences(sentences, self.pad_token_id, self.row_length),
+            **inputs,
             "text_ids": text_ids.view(len(features), len(self.columns)),
             "row_numbers": [feature["row_number"] for feature in features],
         }

@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,12 @@ from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
+from .random_state import RandomState
 
 
 OBJECTIVE_FILE = "objective.safetensors"
+# What a batch holds beside the input of the model.
+NOT_OF_THE_MODEL = ("text_ids", "row_numbers")
 
 # Called with the model and its tokenizer; returns metrics by name.
 Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
@@ -103,7 +107,9 @@ class ContrastiveTrainer(Trainer):
             if len(train_dataset) < needed:
                 raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
         if data_collator is None:
-            data_collator = PackingCollator(self.columns or [], model.config.pad_token_id or 0, args.row_length)
+            data_collator = PackingCollator(
+                self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache
+            )
         if evaluator is not None and eval_dataset is None:
             # The Trainer wants a dataset wherever it is to evaluate; `evaluate` below knows better.
             eval_dataset = _NO_ROWS
@@ -175,10 +181,58 @@ class ContrastiveTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         """The objective over the embeddings of one packed batch, with the texts of all processes as columns."""
-        model_inputs = {name: value for name, value in inputs.items() if name not in ("text_ids", "row_numbers")}
+        embeddings = torch.cat([model(**group).pooler_output for group in self._groups(inputs)])
+        loss = self._objective_loss(model, embeddings, inputs)
+        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The library's step; with `gradient_cache`, one whose memory does not grow with the batch."""
+        try:
+            if self.args.gradient_cache is None:
+                return super().training_step(model, inputs, num_items_in_batch)
+            return self._cached_step(model, self._prepare_inputs(inputs))
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"{error}\nThe batch does not fit. Give --gradient_cache a number of tokens that does (a smaller one, "
+                "if it is given already): memory then does not grow with the batch, and the negatives stay."
+            ) from error
+
+    def _cached_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """
+        Gradient caching (Gao et al. 2021, arXiv 2101.06983): embed without graph, take the loss and its gradient at
+        the embeddings, then embed each group again under the same random state and send its part of the gradient back.
+        """
+        model.train()
+        groups, random_states, embedded = self._groups(inputs), [], []
+        with torch.no_grad():
+            for group in groups:
+                random_states.append(RandomState(*group.values()))
+                embedded.append(model(**group).pooler_output)
+        embeddings = torch.cat(embedded).requires_grad_()
+        loss = self._objective_loss(model, embeddings, inputs) / self.current_gradient_accumulation_steps
+        self.accelerator.backward(loss)
+        gradients = embeddings.grad.split([len(part) for part in embedded])
+        for number, (group, state, gradient) in enumerate(zip(groups, random_states, gradients, strict=True)):
+            is_last = number == len(groups) - 1
+            # Processes exchange their gradients once, with the last group.
+            with nullcontext() if is_last else self.accelerator.no_sync(model), state.restored():
+                model(**group).pooler_output.backward(gradient)
+        return loss.detach()
+
+    @staticmethod
+    def _groups(inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+        """The packed inputs of a batch: one, or the groups that it was cut into."""
+        return inputs.get("groups") or [{name: inputs[name] for name in inputs if name not in NOT_OF_THE_MODEL}]
+
+    def _objective_loss(
+        self, model: torch.nn.Module, embeddings: torch.Tensor, inputs: dict[str, Any]
+    ) -> torch.Tensor:
         text_ids = inputs["text_ids"]
-        outputs = model(**model_inputs)
-        embeddings = outputs.pooler_output.view(*text_ids.shape, -1)
+        if "sentence_places" in inputs:
+            embeddings = embeddings[inputs["sentence_places"]]
+        embeddings = embeddings.view(*text_ids.shape, -1)
         # Evaluation runs on one process alone, where gathering would wait for ever.
         columns, first_row = gather_rows(embeddings) if model.training else (embeddings, 0)
         column_text_ids = gather_rows(text_ids)[0] if model.training else text_ids
@@ -187,7 +241,7 @@ class ContrastiveTrainer(Trainer):
             self._unchecked.append((self.state.global_step + 1, inputs["row_numbers"], loss.detach()))
             # Processes average their gradients: a process with more rows than another counts for more.
             loss = loss * (len(embeddings) * self.args.world_size / len(columns))
-        return (loss, outputs) if return_outputs else loss
+        return loss
 
     def check_finite(self) -> None:
         """Raise a [`NonFiniteLossError`] if a loss since the last check was not finite. Synchronises once."""
@@ -205,7 +259,7 @@ class ContrastiveTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
-        if any(True for _ in self.objective.parameters()) and "loss" in logs:
+        if list(self.objective.parameters()) and "loss" in logs:
             logs["temperature"] = self.objective.temperature.item()
         super().log(logs, start_time)
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_layerpool.errors import InputError
+from modeling_layerpool.modeling_layerpool_packing import find_sequence_starts
 from modeling_layerpool.training.batching import GlobalBatchSampler, PackingCollator, StreamedBatches
 
 
@@ -65,6 +66,23 @@ def test_a_column_named_twice_is_packed_twice():
     batch = PackingCollator(["anchor", "anchor"], pad_token_id=0)(features([1, 2]))
     assert len(batch["sequence_starts"]) == 4
     assert (batch["text_ids"][:, 0] == batch["text_ids"][:, 1]).all()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 32, 64, 10_000])
+def test_groups_hold_the_sentences_of_the_batch(max_tokens):
+    whole = PackingCollator(["anchor", "positive"], 0, row_length=16)(features(range(12)))
+    cut = PackingCollator(["anchor", "positive"], 0, row_length=16, group_tokens=max_tokens)(features(range(12)))
+    sentences = [
+        group["input_ids"][group["sequence_ids"] == number].tolist()
+        for group in cut["groups"]
+        for number in range(len(group["sequence_starts"]))
+    ]
+    expected = [whole["input_ids"][whole["sequence_ids"] == number].tolist() for number in range(24)]
+    assert [sentences[place] for place in cut["sentence_places"]] == expected
+    for group in cut["groups"]:
+        assert group["input_ids"].numel() <= max(16, max_tokens)
+        assert find_sequence_starts(group["sequence_ids"]).equal(group["sequence_starts"])
+    assert cut["text_ids"].equal(whole["text_ids"])
 
 
 def stream(rows):

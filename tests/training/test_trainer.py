@@ -161,6 +161,76 @@ def test_a_checkpoint_opens_as_a_model_with_its_tokenizer(make_trainer):
     }
 
 
+def gradients_of(trainer, step):
+    trainer.model.zero_grad()
+    trainer.objective.zero_grad()
+    torch.manual_seed(7)
+    loss = step()
+    named = [*trainer.model.named_parameters(), *trainer.objective.named_parameters()]
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in named}
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True, "hard_negative_weight": 1.0, "learn_temperature": True}])
+def test_gradient_caching_is_exact_with_noise_on(make_trainer, tiny_model, options):
+    trainer = make_trainer(rows=12, model=tiny_model().double(), gradient_cache=64, row_length=32, **options)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(12)])
+    assert len(batch["groups"]) > 2
+    cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
+
+    def plain_step():
+        loss = trainer.compute_loss(trainer.model.train(), batch)
+        loss.backward()
+        return loss
+
+    plain_loss, plain = gradients_of(trainer, plain_step)
+    assert cached_loss == plain_loss
+    for name, gradient in plain.items():
+        torch.testing.assert_close(cached[name], gradient, atol=1e-12, rtol=1e-9, msg=name)
+
+
+def test_gradient_caching_equals_the_uncut_batch_with_noise_off(make_trainer, tiny_model):
+    config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pooler_activation": "relu"}
+    results = []
+    for cache in (None, 48):
+        recorder = Recorder()
+        trainer = make_trainer(
+            model=tiny_model(**config).double(),
+            max_steps=3,
+            gradient_cache=cache,
+            gradient_accumulation_steps=2,
+            learn_temperature=True,
+            callbacks=[recorder],
+        )
+        trainer.train()
+        results.append((recorder.gradients, weights(trainer)))
+    for plain, cached in zip(results[0][0], results[1][0], strict=True):
+        for name, gradient in plain.items():
+            torch.testing.assert_close(cached[name], gradient, atol=1e-9, rtol=1e-6, msg=name)
+    assert results[0][1]["inverse_temperature"] == pytest.approx(results[1][1]["inverse_temperature"], abs=1e-6)
+
+
+def test_a_cached_run_resumes_bit_identical(make_trainer):
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "gradient_cache": 48}
+    unbroken = make_trainer(name="unbroken", **options)
+    unbroken.train()
+    resumed = make_trainer(name="resumed", **options)
+    resumed.train(resume_from_checkpoint=f"{unbroken.args.output_dir}/checkpoint-2")
+    assert_identical(weights(resumed), weights(unbroken))
+
+
+def test_memory_that_runs_out_names_gradient_caching(make_trainer, monkeypatch):
+    trainer = make_trainer(max_steps=1)
+
+    def run_out(*args, **kwargs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(trainer, "compute_loss", run_out)
+    with pytest.raises(torch.OutOfMemoryError, match="Give --gradient_cache"):
+        trainer.train()
+
+
 class Poison(TrainerCallback):
     """Makes the weights NaN before one step."""
 
@@ -300,5 +370,5 @@ def test_the_trainer_is_the_librarys():
     from transformers import Trainer
 
     assert issubclass(ContrastiveTrainer, Trainer)
-    for name in ("train", "training_step", "_inner_training_loop", "_run_epoch"):
+    for name in ("train", "_inner_training_loop", "_run_epoch"):
         assert getattr(ContrastiveTrainer, name) is getattr(Trainer, name)

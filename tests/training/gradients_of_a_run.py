@@ -26,6 +26,7 @@ class Recorder(TrainerCallback):
 
 if __name__ == "__main__":
     folder, expected_world_size = sys.argv[1], int(sys.argv[2])
+    gradient_cache = int(sys.argv[3]) if len(sys.argv) > 3 else None
     torch.manual_seed(0)
     config = LayerPoolBertConfig(
         hidden_size=32,
@@ -45,6 +46,8 @@ if __name__ == "__main__":
         learn_temperature=True,
         symmetric=True,
         hard_negative_weight=1.0,
+        gradient_cache=gradient_cache,
+        row_length=32,
         save_strategy="no",
         logging_steps=1,
         use_cpu=True,

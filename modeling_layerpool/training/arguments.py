@@ -44,6 +44,10 @@ class ContrastiveTrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Leave out columns that hold the text of the row's own anchor or positive."},
     )
+    no_duplicates: bool = field(
+        default=False,
+        metadata={"help": "Keep rows that share a text out of the same batch. Not for a streamed dataset."},
+    )
     max_seq_length: int | None = field(
         default=None,
         metadata={

@@ -1,7 +1,7 @@
 """Which rows make a batch, on which process, and how their sentences are packed."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import count, cycle, islice
 from typing import Any
 
 import torch
@@ -10,6 +10,11 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import InputError
 from ..modeling_layerpool_packing import pack_sentences
+
+
+def text_id(token_ids: Sequence[int]) -> int:
+    """The identity of a text: Python's hash of its tokens, which does not depend on the process."""
+    return hash(tuple(token_ids))
 
 
 def share_of(rows: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
@@ -55,20 +60,88 @@ class GlobalBatchSampler(BatchSampler):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    @property
+    def smallest(self) -> int:
+        """Rows that a batch must have: all of them, or one for each process and a negative."""
+        return self.batch_size if self.drop_last else max(2, self.world_size)
+
+    def order(self) -> list[int]:
+        """The rows in the order of this epoch."""
+        if not self.shuffle:
+            return list(range(self.rows))
+        # A seed and an epoch make one order, whatever was drawn before: that is what resuming relies on.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.rows, generator=generator).tolist()
+
+    def global_batches(self) -> list[list[int]]:
+        """The batches of this epoch, each with the rows of all processes."""
+        order = self.order()
+        return [order[begin : begin + self.batch_size] for begin in range(0, self.rows, self.batch_size)][: len(self)]
+
     def __iter__(self) -> Iterator[list[int]]:
-        if self.shuffle:
-            # A seed and an epoch make one order, whatever was drawn before: that is what resuming relies on.
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.rows, generator=generator).tolist()
-        else:
-            order = list(range(self.rows))
-        for batch in range(len(self)):
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield list(share_of(rows, self.rank, self.world_size))
+        for batch in self.global_batches():
+            yield list(share_of(batch, self.rank, self.world_size))
 
     def __len__(self) -> int:
         whole, rest = divmod(self.rows, self.batch_size)
-        return whole + (not self.drop_last and rest >= max(2, self.world_size))
+        return whole + (rest >= self.smallest)
+
+
+class NoDuplicatesBatchSampler(GlobalBatchSampler):
+    """
+    Batches in which no text stands twice, so that no text is its own negative.
+
+    Each row, in the order of the epoch, goes to the first batch with room behind the last one that holds one of its
+    texts: linear time, and without repeats exactly the batches of [`GlobalBatchSampler`]. A row for which no such batch
+    is left, as of a text with more copies than there are batches, sits this epoch out; another one in the next.
+
+    Args:
+        texts: the identities of each row's texts.
+
+    Every epoch has as many batches as the first one: of one that has fewer, the largest batches are halved.
+
+    Raises:
+        InputError: the texts repeat so much that there is no batch of two different rows.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[int]], *args: Any, **kwargs: Any):
+        super().__init__(len(texts), *args, **kwargs)
+        self.texts = texts
+        self.length = len(self._place_rows())
+        if self.length == 0:
+            raise InputError("the texts repeat so much that no batch of different ones can be made")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def _place_rows(self) -> list[list[int]]:
+        count = -(-self.rows // self.batch_size)
+        batches: list[list[int]] = [[] for _ in range(count)]
+        with_room = list(range(count + 1))  # from any batch to the next one with room, shortened on the way
+        behind: dict[int, int] = {}  # the first batch behind the last one that holds a text
+        for row in self.order():
+            place = max((behind.get(text, 0) for text in self.texts[row]), default=0)
+            while with_room[place] != place:
+                with_room[place] = with_room[with_room[place]]
+                place = with_room[place]
+            if place == count:
+                continue
+            batches[place].append(row)
+            if len(batches[place]) == self.batch_size:
+                with_room[place] = place + 1
+            behind.update(dict.fromkeys(self.texts[row], place + 1))
+        return [batch for batch in batches if len(batch) >= self.smallest]
+
+    def global_batches(self) -> list[list[int]]:
+        batches = self._place_rows()[: self.length]
+        while len(batches) < self.length:
+            largest = max(range(len(batches)), key=lambda place: len(batches[place]))
+            half = len(batches[largest]) // 2
+            if half < self.smallest:
+                # Nothing left to halve, which takes rows that are nearly all the same.
+                return list(islice(cycle(batches), self.length))
+            batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+        return batches
 
 
 class EpochDataLoader(DataLoader):
@@ -169,8 +242,7 @@ class PackingCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
-        # Python's hash of integers does not depend on the process, so that equal texts are equal on every rank.
-        text_ids = torch.tensor([hash(tuple(sentence)) for sentence in sentences])
+        text_ids = torch.tensor([text_id(sentence) for sentence in sentences])
         inputs: dict[str, Any] = pack_sentences(sentences, self.pad_token_id, self.row_length)
         if self.group_tokens is not None:
             groups, places = cut_into_groups(inputs, self.group_tokens)

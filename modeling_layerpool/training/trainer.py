@@ -18,7 +18,14 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from .arguments import ContrastiveTrainingArguments
-from .batching import EpochDataLoader, GlobalBatchSampler, PackingCollator, StreamedBatches
+from .batching import (
+    EpochDataLoader,
+    GlobalBatchSampler,
+    NoDuplicatesBatchSampler,
+    PackingCollator,
+    StreamedBatches,
+    text_id,
+)
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows
 from .objective import EmbeddedBatch, Objective
@@ -157,18 +164,23 @@ class ContrastiveTrainer(Trainer):
         place = {"rank": self.args.process_index, "world_size": self.args.world_size}
         batch_size = self._train_batch_size * self.args.world_size
         if isinstance(self.train_dataset, IterableDataset):
+            if self.args.no_duplicates:
+                raise InputError("no_duplicates needs a dataset with a length, not a stream")
             batches = StreamedBatches(self.train_dataset, batch_size, **place)
             # A worker without a shard of the stream would have nothing to do.
             workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
             return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
-        sampler = GlobalBatchSampler(
-            len(self.train_dataset),
-            batch_size,
-            shuffle=self.args.train_sampling_strategy != "sequential",
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            drop_last=self.args.dataloader_drop_last,
-            **place,
-        )
+        options = place | {
+            "shuffle": self.args.train_sampling_strategy != "sequential",
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "drop_last": self.args.dataloader_drop_last,
+        }
+        if self.args.no_duplicates:
+            columns = [self.train_dataset[f"{column}_input_ids"] for column in dict.fromkeys(self.columns)]
+            texts = [{text_id(text) for text in row} for row in zip(*columns, strict=True)]
+            sampler = NoDuplicatesBatchSampler(texts, batch_size, **options)
+        else:
+            sampler = GlobalBatchSampler(len(self.train_dataset), batch_size, **options)
         return EpochDataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
 
     # --- loss ---

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -7,7 +9,12 @@ from torch.utils.data import DataLoader
 
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.modeling_layerpool_packing import find_sequence_starts
-from modeling_layerpool.training.batching import GlobalBatchSampler, PackingCollator, StreamedBatches
+from modeling_layerpool.training.batching import (
+    GlobalBatchSampler,
+    NoDuplicatesBatchSampler,
+    PackingCollator,
+    StreamedBatches,
+)
 
 
 @given(rows=st.integers(0, 60), per_process=st.integers(1, 7), world_size=st.integers(1, 4), drop_last=st.booleans())
@@ -41,6 +48,63 @@ def test_the_order_follows_from_seed_and_epoch_alone():
     first.set_epoch(1)
     assert list(first) == list(second)
     assert list(GlobalBatchSampler(30, 4, seed=6)) != list(GlobalBatchSampler(30, 4, seed=5))
+
+
+row_texts = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=3), min_size=2, max_size=60)
+
+
+@given(texts=row_texts, per_process=st.integers(1, 6), world_size=st.integers(1, 3), drop_last=st.booleans())
+def test_without_duplicates_no_text_stands_twice_in_a_batch(texts, per_process, world_size, drop_last):
+    batch_size = per_process * world_size
+    try:
+        samplers = [
+            NoDuplicatesBatchSampler(texts, batch_size, rank, world_size, seed=1, drop_last=drop_last)
+            for rank in range(world_size)
+        ]
+    except InputError:
+        # Then there is no batch to be made: not even the first rows that share no text are enough for one.
+        return
+    for epoch in (0, 1):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        batches = [sum(parts, []) for parts in zip(*map(list, samplers), strict=True)]  # noqa: RUF017
+        assert len(batches) == len(samplers[0])
+        for batch in batches:
+            held = [text for row in batch for text in set(texts[row])]
+            assert len(held) == len(set(held))
+            assert min(2, batch_size) <= len(batch) <= batch_size
+    first = [row for parts in zip(*map(list, samplers), strict=True) for part in parts for row in part]
+    assert len(first) == len(set(first)) or len(set(first)) < len(texts)
+
+
+@given(rows=st.integers(2, 80), batch_size=st.integers(2, 9))
+def test_without_repeated_texts_the_batches_are_the_plain_ones(rows, batch_size):
+    texts = [[2 * row, 2 * row + 1] for row in range(rows)]
+    assert list(NoDuplicatesBatchSampler(texts, batch_size, seed=4)) == list(
+        GlobalBatchSampler(rows, batch_size, seed=4)
+    )
+
+
+def test_a_text_that_repeats_does_not_keep_the_others_out():
+    texts = [[0, row] for row in range(1, 6)] + [[row, row + 100] for row in range(10, 55)]
+    for epoch in range(20):
+        sampler = NoDuplicatesBatchSampler(texts, 10, seed=0)
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert sum(map(len, batches)) >= 48  # at the end of an epoch there may be no batch left for a copy
+        assert all(sum(0 in texts[row] for row in batch) <= 1 for batch in batches)
+
+
+def test_nothing_but_repeats_is_refused():
+    with pytest.raises(InputError, match="no batch of different ones"):
+        NoDuplicatesBatchSampler([[1]] * 20, 4)
+
+
+def test_many_repeats_take_linear_time():
+    texts = [[row % 7, row] for row in range(200_000)]
+    begin = time.perf_counter()
+    list(NoDuplicatesBatchSampler(texts, 64, seed=0))
+    assert time.perf_counter() - begin < 20
 
 
 def features(rows):

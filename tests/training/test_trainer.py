@@ -326,6 +326,17 @@ def test_it_learns_in_bf16_and_with_gradient_checkpointing(make_trainer, tiny_mo
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
 
+def test_rows_that_share_a_text_come_in_different_batches(make_trainer):
+    rows = triplets(12)
+    rows[5]["negative"] = rows[2]["anchor"]
+    trainer = make_trainer(train_dataset=Dataset.from_list(rows), no_duplicates=True, max_steps=2)
+    for epoch in range(10):
+        sampler = trainer.get_train_dataloader().batch_sampler
+        sampler.set_epoch(epoch)
+        assert not any({2, 5} <= set(batch) for batch in sampler)
+    trainer.train()
+
+
 def test_texts_already_tokenised_are_taken_as_they_are(make_trainer):
     first = make_trainer(max_steps=2)
     first.train()

@@ -92,8 +92,8 @@ class NoDuplicatesBatchSampler(GlobalBatchSampler):
     Batches in which no text stands twice, so that no text is its own negative.
 
     Each row, in the order of the epoch, goes to the first batch with room behind the last one that holds one of its
-    texts: linear time, and without repeats exactly the batches of [`GlobalBatchSampler`]. A row for which no such batch
-    is left, as of a text with more copies than there are batches, sits this epoch out; another one in the next.
+    texts: linear time, and without repeats exactly the batches of [`GlobalBatchSampler`]. A row for which no such
+    batch is left, as of a text with more copies than there are batches, sits this epoch out; another one in the next.
 
     Args:
         texts: the identities of each row's texts.

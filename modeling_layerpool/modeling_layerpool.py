@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BertModel, BertPreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertModel, BertPreTrainedModel, PreTrainedTokenizerBase, __version__
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
@@ -101,6 +102,16 @@ class LayerPoolModelMixin:
                 rf"\.layers?\.({above})\.",
             ]
         return layers[:depth]
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As in the library. Raises a `ValueError` on releases of transformers whose checkpoints enclose our hooks."""
+        if "__call__" in vars(GradientCheckpointingLayer):
+            # There a hidden state would be read inside the checkpoint, and the gradient through it be lost or doubled.
+            raise ValueError(
+                f"Gradient checkpointing of {type(self).__name__} needs a newer transformers than {__version__}: 5.23 "
+                "works."
+            )
+        super().gradient_checkpointing_enable(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

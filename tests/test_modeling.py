@@ -17,6 +17,7 @@ from transformers import (
     BertForPreTraining,
     BertModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
@@ -331,6 +332,13 @@ def test_gradient_checkpointing_gives_the_same_gradients_on_packed_input(tiny_mo
     model(**packed).pooler_output.square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+
+def test_checkpoints_that_would_enclose_the_reading_of_states_are_refused(tiny_model, monkeypatch):
+    call = GradientCheckpointingLayer.__call__
+    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", call)  # as older releases define it
+    with pytest.raises(ValueError, match="needs a newer transformers"):
+        tiny_model().gradient_checkpointing_enable()
 
 
 def test_compiled_without_graph_breaks_it_gives_the_same(tiny_model, tokenizer):

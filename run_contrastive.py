@@ -23,7 +23,6 @@ import transformers
 import yaml
 from tabulate import tabulate
 from transformers import HfArgumentParser, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_layerpool.checkpoints import load_layerpool
 from modeling_layerpool.errors import InputError, usage_errors
@@ -38,6 +37,13 @@ from modeling_layerpool.training import (
 )
 from modeling_layerpool.training.arguments import DataArguments, ModelArguments
 from modeling_layerpool.training.data import load_file, load_hub
+from modeling_layerpool.training.fault_tolerance import (
+    CheckpointWriteError,
+    find_defect,
+    last_whole_checkpoint,
+    save_on_sigterm,
+    write_errors,
+)
 
 
 def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainingArguments]:
@@ -98,11 +104,11 @@ def find_checkpoint(args: ContrastiveTrainingArguments) -> str | None:
         raise InputError(f"--output_dir {output_dir}: is a file, not a folder")
     resume = args.resume_from_checkpoint
     if resume is not None and str(resume).lower() in ("true", "1"):
-        resume = get_last_checkpoint(args.output_dir) if output_dir.is_dir() else None
+        resume = last_whole_checkpoint(output_dir)
         if resume is None:
             raise InputError(f"--resume_from_checkpoint: {output_dir} holds no checkpoint to resume from")
-    elif resume is not None and not (Path(resume) / "trainer_state.json").is_file():
-        raise InputError(f"--resume_from_checkpoint {resume}: no checkpoint there (no trainer_state.json)")
+    elif resume is not None and (defect := find_defect(resume)):
+        raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
     in_place = resume is not None and Path(resume).resolve().parent == output_dir.resolve()
     is_used = output_dir.is_dir() and any(output_dir.iterdir())
     if args.do_train and is_used and not in_place and not args.overwrite_output_dir:
@@ -221,8 +227,10 @@ def main() -> None:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, checkpoint), flush=True)
         remove_old_checkpoints(training_args, checkpoint)
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
+        with save_on_sigterm(trainer):
+            result = trainer.train(resume_from_checkpoint=checkpoint)
+        with write_errors(trainer, training_args.output_dir):
+            trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
@@ -245,5 +253,5 @@ if __name__ == "__main__":
     with usage_errors():
         try:
             main()
-        except NonFiniteLossError as error:
+        except (NonFiniteLossError, CheckpointWriteError) as error:
             sys.exit(f"error: {error}")

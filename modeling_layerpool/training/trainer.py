@@ -1,5 +1,6 @@
 """The library's Trainer with a contrastive `compute_loss`; everything else is left to the library."""
 
+import copy
 import os
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import seed_worker
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..errors import InputError
@@ -28,6 +29,7 @@ from .batching import (
 )
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows
+from .fault_tolerance import init_worker, whole_or_gone, write_manifest
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
 from .random_state import RandomState
@@ -72,8 +74,9 @@ class ContrastiveTrainer(Trainer):
 
     Raises:
         InputError: several devices without `accelerate launch`, a batch of one row, a needed column is missing, a text
-            is empty, or `max_seq_length` is beyond the positions of the model.
+            is empty, `max_seq_length` is beyond the positions of the model, or FSDP or DeepSpeed cannot do an option.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
+        CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
     """
 
     # The loss is a mean over the batch: the Trainer divides it by the accumulation steps.
@@ -129,9 +132,41 @@ class ContrastiveTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self._check_engine()
+        # FSDP leaves no process with all weights, and the model with a class of torch's own. On the main process this
+        # copy takes its place where a whole model is evaluated or saved.
+        needs_copy = self.is_fsdp_enabled and args.process_index == 0
+        self._whole_model = copy.deepcopy(model) if needs_copy else None
         self.objective.to(args.device)
         self._unchecked: deque[tuple[int, list[int], torch.Tensor]] = deque()
         self.add_callback(_ObjectiveCallback(self.objective))
+
+    def _check_engine(self) -> None:
+        """Refuse what FSDP or DeepSpeed would do wrongly or not at all."""
+        if self.is_deepspeed_enabled and self.args.gradient_cache is not None:
+            raise InputError(
+                "gradient_cache does not work under DeepSpeed, whose engine has to see every backward pass; leave it "
+                "out, or use DDP"
+            )
+        if self.is_fsdp_enabled and self.args.gradient_cache is not None:
+            # Each forward pass gathers weights, and processes may cut their rows into different numbers of groups.
+            raise InputError(
+                "gradient_cache does not work under FSDP, where all processes must make the same number of forward "
+                "passes; leave it out, or use DDP"
+            )
+        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and list(self.objective.parameters()):
+            raise InputError(
+                "learn_temperature does not work under FSDP or DeepSpeed, whose optimizers know the parameters of the "
+                "model only; use DDP, or give a fixed temperature"
+            )
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            if plugin.fsdp_version != 2:
+                raise InputError(f"FSDP {plugin.fsdp_version} is not supported; set fsdp_version: 2")
+            if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+                raise InputError(
+                    "under FSDP the model is saved as a whole only with fsdp_state_dict_type: FULL_STATE_DICT; set it"
+                )
 
     # --- data ---
 
@@ -158,7 +193,7 @@ class ContrastiveTrainer(Trainer):
             "persistent_workers": self.args.dataloader_persistent_workers,
             "prefetch_factor": self.args.dataloader_prefetch_factor,
             "worker_init_fn": partial(
-                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+                init_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
             ),
         }
         place = {"rank": self.args.process_index, "world_size": self.args.world_size}
@@ -291,13 +326,16 @@ class ContrastiveTrainer(Trainer):
         """
         self.check_finite()
         metrics: dict[str, float] = {}
+        model = self._gather_model() if self.is_fsdp_enabled else self.model
         if self.args.process_index == 0:
             dataset = self._tokenize(eval_dataset, self.processing_class, "eval_dataset")
             dataset = self.eval_dataset if dataset is None else dataset
             if dataset is not None and dataset is not _NO_ROWS:
-                metrics["loss"] = self._mean_loss(dataset)
+                metrics["loss"] = self._mean_loss(model, dataset)
             if self.evaluator is not None:
-                metrics |= self.evaluator(self.model, self.processing_class)
+                metrics |= self.evaluator(model, self.processing_class)
+            if self.is_fsdp_enabled:
+                model.cpu()
         if self.args.world_size > 1:
             shared = [metrics]
             dist.broadcast_object_list(shared, src=0)
@@ -307,21 +345,34 @@ class ContrastiveTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _gather_model(self) -> PreTrainedModel | None:
+        """
+        A whole model with the weights of all processes, which must all call this; on the main process, else None.
+
+        Evaluating the sharded model itself is no way: `encode` runs under `torch.inference_mode`, and the weights that
+        FSDP gathers there cannot be trained on afterwards.
+        """
+        weights = self.accelerator.get_state_dict(self.model)
+        if self._whole_model is None:
+            return None
+        self._whole_model.load_state_dict(weights)
+        return self._whole_model.to(self.args.device)
+
     @torch.no_grad()
-    def _mean_loss(self, dataset: Dataset) -> float:
+    def _mean_loss(self, model: torch.nn.Module, dataset: Dataset) -> float:
         sampler = GlobalBatchSampler(len(dataset), self.args.eval_batch_size, shuffle=False)
         if len(sampler) == 0:
             raise InputError(f"{len(dataset)} evaluation rows do not make one batch; at least 2 are needed")
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.data_collator)
         total = torch.zeros((), device=self.args.device)
         rows = 0
-        was_training = self.model.training
-        self.model.eval()
+        was_training = model.training
+        model.eval()
         for inputs in logging.tqdm(loader, desc="Evaluation loss", disable=self.args.disable_tqdm, leave=False):
             count = len(inputs["row_numbers"])
-            total += self.compute_loss(self.model, self._prepare_inputs(inputs)) * count
+            total += self.compute_loss(model, self._prepare_inputs(inputs)) * count
             rows += count
-        self.model.train(was_training)
+        model.train(was_training)
         return total.item() / rows
 
     # --- the objective's own parameters, and the card ---
@@ -339,13 +390,35 @@ class ContrastiveTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.check_finite()
-        super()._save_checkpoint(model, trial)
+        folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with whole_or_gone(self, folder):
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # Each process has written its part, and nothing older has been removed yet.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        sharded = self.model
+        if self._whole_model is not None:
+            self.model = self._whole_model  # so that the checkpoint carries its code, and not that of FSDP
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model = sharded
         state = self.objective.state_dict()
         if state and self.args.should_save:
             save_file(state, os.path.join(output_dir or self.args.output_dir, OBJECTIVE_FILE))
+
+    def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
+        epochs_trained, steps_trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)
+        if self.state.global_step >= max_steps:
+            # A run that was broken off behind its last step: the library would train one more.
+            return epochs, 0
+        return epochs_trained, steps_trained
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

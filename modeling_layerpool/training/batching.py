@@ -1,7 +1,7 @@
 """Which rows make a batch, on which process, and how their sentences are packed."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count, cycle, islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -65,17 +65,17 @@ class GlobalBatchSampler(BatchSampler):
         """Rows that a batch must have: all of them, or one for each process and a negative."""
         return self.batch_size if self.drop_last else max(2, self.world_size)
 
-    def order(self) -> list[int]:
-        """The rows in the order of this epoch."""
+    def order(self, epoch: int) -> list[int]:
+        """The rows in the order of an epoch."""
         if not self.shuffle:
             return list(range(self.rows))
         # A seed and an epoch make one order, whatever was drawn before: that is what resuming relies on.
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.rows, generator=generator).tolist()
 
     def global_batches(self) -> list[list[int]]:
         """The batches of this epoch, each with the rows of all processes."""
-        order = self.order()
+        order = self.order(self.epoch)
         return [order[begin : begin + self.batch_size] for begin in range(0, self.rows, self.batch_size)][: len(self)]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -98,7 +98,8 @@ class NoDuplicatesBatchSampler(GlobalBatchSampler):
     Args:
         texts: the identities of each row's texts.
 
-    Every epoch has as many batches as the first one: of one that has fewer, the largest batches are halved.
+    Every epoch has as many batches as the first one: of one that has fewer, the largest batches are halved; where that
+    does not do, the epoch is the first one again.
 
     Raises:
         InputError: the texts repeat so much that there is no batch of two different rows.
@@ -107,19 +108,19 @@ class NoDuplicatesBatchSampler(GlobalBatchSampler):
     def __init__(self, texts: Sequence[Sequence[int]], *args: Any, **kwargs: Any):
         super().__init__(len(texts), *args, **kwargs)
         self.texts = texts
-        self.length = len(self._place_rows())
+        self.length = len(self._place_rows(epoch=0))
         if self.length == 0:
             raise InputError("the texts repeat so much that no batch of different ones can be made")
 
     def __len__(self) -> int:
         return self.length
 
-    def _place_rows(self) -> list[list[int]]:
+    def _place_rows(self, epoch: int) -> list[list[int]]:
         count = -(-self.rows // self.batch_size)
         batches: list[list[int]] = [[] for _ in range(count)]
         with_room = list(range(count + 1))  # from any batch to the next one with room, shortened on the way
         behind: dict[int, int] = {}  # the first batch behind the last one that holds a text
-        for row in self.order():
+        for row in self.order(epoch):
             place = max((behind.get(text, 0) for text in self.texts[row]), default=0)
             while with_room[place] != place:
                 with_room[place] = with_room[with_room[place]]
@@ -133,14 +134,15 @@ class NoDuplicatesBatchSampler(GlobalBatchSampler):
         return [batch for batch in batches if len(batch) >= self.smallest]
 
     def global_batches(self) -> list[list[int]]:
-        batches = self._place_rows()[: self.length]
+        batches = self._place_rows(self.epoch)[: self.length]
         while len(batches) < self.length:
-            largest = max(range(len(batches)), key=lambda place: len(batches[place]))
-            half = len(batches[largest]) // 2
+            largest = max(batches, key=len, default=[])
+            half = len(largest) // 2
             if half < self.smallest:
                 # Nothing left to halve, which takes rows that are nearly all the same.
-                return list(islice(cycle(batches), self.length))
-            batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+                return self._place_rows(epoch=0)
+            batches.remove(largest)
+            batches += [largest[:half], largest[half:]]
         return batches
 
 

@@ -9,51 +9,40 @@ or `python run_contrastive.py arguments.json` (or .yaml) with the same names. On
 `accelerate launch run_contrastive.py ...`. See docs/data-formats.md and docs/configuration.md.
 """
 
-import json
-import logging
 import math
 import shlex
-import shutil
 import sys
 from functools import partial
-from pathlib import Path
 
-import datasets
-import transformers
-import yaml
 from tabulate import tabulate
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.errors import InputError, usage_errors
+from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import (
     OBJECTIVES,
     ContrastiveTrainer,
     ContrastiveTrainingArguments,
-    NonFiniteLossError,
     Objective,
 )
 from modeling_layerpool.training.arguments import DataArguments, ModelArguments
 from modeling_layerpool.training.data import load_file, load_hub
-from modeling_layerpool.training.fault_tolerance import (
-    CheckpointWriteError,
-    find_defect,
-    last_whole_checkpoint,
-    save_on_sigterm,
-    write_errors,
+from modeling_layerpool.training.script import (
+    evaluate_when_saving,
+    find_checkpoint,
+    one_sentence_errors,
+    publish,
+    read_arguments,
+    set_up_logging,
+    train_and_save,
 )
 
 
 def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainingArguments]:
     """Flags, or the one file that holds them, checked against each other."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, ContrastiveTrainingArguments), description=__doc__)
-    try:
-        is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml")
-        arguments = parser.parse_args_into_dataclasses(flags_of_file(sys.argv[1]) if is_file else None)
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # what the library's argument classes raise
-        raise InputError(str(error)) from error
+    arguments = read_arguments(ModelArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__)
     _, data, training = arguments
     if not training.do_eval or training.eval_strategy != "no":  # the library takes --eval_strategy for --do_eval
         training.do_train = training.do_train or data.train_file is not None or data.dataset_name is not None
@@ -66,64 +55,8 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainin
         raise InputError("--do_eval needs a --validation_file")
     if data.streaming and training.max_steps <= 0:
         raise InputError("--streaming needs --max_steps, as a stream has no length")
-    if training.do_train and training.do_eval and training.eval_strategy == "no":
-        # Whoever brings a dev set wants the checkpoint that is best on it.
-        training.eval_strategy = training.save_strategy
-        training.eval_steps = training.eval_steps or training.save_steps
-        training.load_best_model_at_end = training.save_strategy != "no"
+    evaluate_when_saving(training)
     return arguments
-
-
-def flags_of_file(path: str) -> list[str]:
-    """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected names and values of arguments")
-    flags = []
-    for name, value in content.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
-def set_up_logging(args: ContrastiveTrainingArguments) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
-    level = args.get_process_log_level()
-    transformers.utils.logging.set_verbosity(level)
-    datasets.utils.logging.set_verbosity(level)
-    if args.disable_tqdm or args.process_index > 0:
-        datasets.disable_progress_bars()
-
-
-def find_checkpoint(args: ContrastiveTrainingArguments) -> str | None:
-    """The checkpoint to resume from, and the check that nothing in the way is overwritten unasked."""
-    output_dir = Path(args.output_dir)
-    if output_dir.is_file():
-        raise InputError(f"--output_dir {output_dir}: is a file, not a folder")
-    resume = args.resume_from_checkpoint
-    if resume is not None and str(resume).lower() in ("true", "1"):
-        resume = last_whole_checkpoint(output_dir)
-        if resume is None:
-            raise InputError(f"--resume_from_checkpoint: {output_dir} holds no checkpoint to resume from")
-    elif resume is not None and (defect := find_defect(resume)):
-        raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
-    in_place = resume is not None and Path(resume).resolve().parent == output_dir.resolve()
-    is_used = output_dir.is_dir() and any(output_dir.iterdir())
-    if args.do_train and is_used and not in_place and not args.overwrite_output_dir:
-        raise InputError(
-            f"--output_dir {output_dir}: is not empty; choose another, resume with --resume_from_checkpoint true, or "
-            "give --overwrite_output_dir"
-        )
-    return resume
-
-
-def remove_old_checkpoints(args: ContrastiveTrainingArguments, checkpoint: str | None) -> None:
-    """A run of its own must not find, or resume from, the checkpoints of the one that it overwrites."""
-    if args.do_train and args.overwrite_output_dir and checkpoint is None and args.process_index == 0:
-        for folder in Path(args.output_dir).glob("checkpoint-*"):
-            shutil.rmtree(folder)
 
 
 def load_train_dataset(data: DataArguments, args: ContrastiveTrainingArguments, objective: Objective):
@@ -226,14 +159,7 @@ def main() -> None:
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, checkpoint), flush=True)
-        remove_old_checkpoints(training_args, checkpoint)
-        with save_on_sigterm(trainer):
-            result = trainer.train(resume_from_checkpoint=checkpoint)
-        with write_errors(trainer, training_args.output_dir):
-            trainer.save_model()
-        trainer.log_metrics("train", result.metrics)
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
+        train_and_save(trainer, checkpoint)
 
     # 6. Evaluation
     if training_args.do_eval:
@@ -243,15 +169,9 @@ def main() -> None:
 
     # 7. Model card, and the Hub if asked for
     if training_args.do_train:
-        if training_args.push_to_hub:
-            trainer.push_to_hub()
-        else:
-            trainer.create_model_card()
+        publish(trainer)
 
 
 if __name__ == "__main__":
-    with usage_errors():
-        try:
-            main()
-        except (NonFiniteLossError, CheckpointWriteError) as error:
-            sys.exit(f"error: {error}")
+    with one_sentence_errors():
+        main()

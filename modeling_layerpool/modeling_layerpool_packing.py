@@ -6,9 +6,50 @@ sentence of every token, -1 for padding; `sequence_starts (s,)` is the flat plac
 Positions restart with each sentence and attention stays inside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
+
+
+@dataclass
+class ReadingOrder:
+    """
+    The order in which a recurrent network reads sentences without padding: the first token of each, then the second
+    ones, and so on, each time the longest sentence first. The rank of a sentence is its place in that order.
+
+    Args:
+        places: where the tokens lie, `(tokens,)` flat places in the rows.
+        ranks: the rank of the sentence that each token belongs to, `(tokens,)`.
+        rank_of_sentence: `(s,)`.
+        batch_sizes: the number of first tokens, of second tokens, and so on, on the CPU.
+    """
+
+    places: torch.Tensor
+    ranks: torch.Tensor
+    rank_of_sentence: torch.Tensor
+    batch_sizes: torch.Tensor
+
+    @classmethod
+    @torch.compiler.disable
+    def of(cls, lengths: torch.Tensor, flat_places: Callable, device: torch.device) -> "ReadingOrder":
+        """
+        Args:
+            lengths: tokens of each sentence `(s,)`, at least 1. The network wants them on the CPU: taking them there
+                from another device is a synchronisation.
+            flat_places: gives the flat places of tokens, of their sentences and their places inside these.
+            device: where the tokens are.
+        """
+        lengths, by_rank = lengths.cpu().sort(descending=True, stable=True)
+        present = lengths > torch.arange(int(lengths[0])).unsqueeze(1)  # (longest, s)
+        inside, ranks = present.nonzero(as_tuple=True)
+        places = flat_places(by_rank[ranks].to(device), inside.to(device))
+        return cls(places, ranks.to(device), by_rank.argsort().to(device), present.sum(dim=1))
+
+    def read(self, state: torch.Tensor) -> torch.Tensor:
+        """The tokens of a state in this order: `(rows, length, h) -> (tokens, h)`."""
+        return state.flatten(0, 1).index_select(0, self.places)
 
 
 class PaddedSentences:
@@ -29,6 +70,20 @@ class PaddedSentences:
         mask = self.attention_mask.to(wide.dtype).unsqueeze(1)  # (b, 1, t)
         total = torch.bmm(mask, wide).squeeze(1)
         return (total / mask.sum(dim=-1).clamp(min=1)).to(state.dtype)
+
+    def reading_order(self, state: torch.Tensor) -> ReadingOrder:
+        """How a recurrent network reads the tokens of a state `(b, t, h)`, wherever the padding is."""
+        rows, length = state.shape[:2]
+        if self.attention_mask is None:
+            lengths = torch.full((rows,), length)
+            return ReadingOrder.of(lengths, lambda sentence, inside: sentence * length + inside, state.device)
+        padding = self.attention_mask == 0
+        columns = padding.byte().argsort(dim=1, stable=True)  # of each row's tokens, and then of its padding
+        return ReadingOrder.of(
+            (~padding).sum(dim=1).clamp(min=1),
+            lambda sentence, inside: sentence * length + columns[sentence, inside],
+            state.device,
+        )
 
 
 class PackedSentences:
@@ -54,6 +109,12 @@ class PackedSentences:
         owner = self.owner.unsqueeze(-1).expand_as(wide)
         total = wide.new_zeros(self.tokens.shape[0] + 1, wide.shape[-1]).scatter_add(0, owner, wide)
         return (total[:-1] / self.tokens.clamp(min=1)).to(state.dtype)
+
+    def reading_order(self, state: torch.Tensor) -> ReadingOrder:
+        """How a recurrent network reads the tokens of a state `(rows, length, h)`."""
+        starts = self.sequence_starts
+        lengths = self.tokens.squeeze(-1).long()
+        return ReadingOrder.of(lengths, lambda sentence, inside: starts[sentence] + inside, state.device)
 
 
 def find_sequence_starts(sequence_ids: torch.Tensor) -> torch.Tensor:
@@ -93,9 +154,9 @@ def cumulative_lengths(sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
     return torch.nn.functional.pad(borders, (0, 1), value=rows * length).int()
 
 
-def first_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     """
-    Distribute sentences to rows, longest first, each to the first row with room for it.
+    Distribute sentences to rows, longest first, each to the fullest row with room for it, in linear time.
 
     Args:
         lengths: tokens of each sentence, none above `row_length`.
@@ -105,29 +166,42 @@ def first_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         For each row the numbers of its sentences.
     """
     rows: list[list[int]] = []
-    room: list[int] = []
-    first_open = 0  # rows before this one have no room for even the shortest sentence
-    shortest = min(lengths, default=0)
+    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
+    rooms = 0  # bit r is set where a row with room for r more tokens is open
     for sentence in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         need = lengths[sentence]
-        for row in range(first_open, len(rows)):
-            if room[row] >= need:
-                rows[row].append(sentence)
-                room[row] -= need
-                break
+        fitting = rooms >> need
+        if fitting:
+            room = need + (fitting & -fitting).bit_length() - 1  # the lowest bit: the least room that will do
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
         else:
-            rows.append([sentence])
-            room.append(row_length - need)
-        while first_open < len(rows) and room[first_open] < shortest:
-            first_open += 1
+            room, row = row_length, len(rows)
+            rows.append([])
+        rows[row].append(sentence)
+        by_room[room - need].append(row)
+        rooms |= 1 << (room - need)
     return rows
 
 
-def best_rows(lengths: Sequence[int], candidates: Sequence[int] = (128, 256)) -> tuple[int, list[list[int]]]:
-    """`(row_length, rows)` with the fewest tokens computed, of the longest sentence's length and `candidates`."""
-    longest = -(-max(lengths) // 8) * 8
-    packed = [(size, first_fit(lengths, size)) for size in (longest, *(c for c in candidates if c > longest))]
-    return min(packed, key=lambda choice: choice[0] * len(choice[1]))
+# Row length at which attention over the row costs a token as much as the rest of a layer does (measured in training).
+_COSTLY_LENGTH = 256
+
+
+def best_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
+    """
+    `(row_length, rows)` of the least work, of rows as long as the longest sentence, half as long again, and twice.
+
+    Longer rows hold less padding, but attention computes each row's whole square: a token costs as much as
+    `1 + row_length / 256`.
+    """
+    longest = max(lengths)
+    sizes = {-(-size // 8) * 8 for size in (longest, longest * 3 // 2, longest * 2)}
+    if longest > _COSTLY_LENGTH:
+        sizes = {min(sizes)}
+    packed = [(size, best_fit(lengths, size)) for size in sorted(sizes)]
+    return min(packed, key=lambda choice: len(choice[1]) * choice[0] * (_COSTLY_LENGTH + choice[0]))
 
 
 def pack_sentences(
@@ -139,11 +213,11 @@ def pack_sentences(
     Args:
         sentences: token ids of each sentence, special tokens included, none of them empty.
         pad_token_id: what the free places are filled with.
-        row_length: tokens in a row; by default the length that computes the fewest tokens.
+        row_length: tokens in a row; by default the length of the least work.
 
     Returns:
-        `input_ids`, `position_ids` and `sequence_ids`, each `(rows, length)`, and `sequence_starts (s,)`. Sentence `i`
-        of the list is sentence `i` of the output.
+        `input_ids` and `sequence_ids`, both `(rows, length)`, and `sequence_starts (s,)`. Sentence `i` of the list is
+        sentence `i` of the output. The positions follow from these; the model derives those that its encoder wants.
 
     Raises:
         ValueError: a sentence is empty or longer than `row_length`, or there is none.
@@ -156,21 +230,23 @@ def pack_sentences(
     elif max(lengths) > row_length:
         raise ValueError(f"A sentence of {max(lengths)} tokens does not fit into rows of {row_length}.")
     else:
-        rows = first_fit(lengths, row_length)
-    input_ids, position_ids, sequence_ids, starts = [], [], [], [0] * len(lengths)
-    for row in rows:
+        rows = best_fit(lengths, row_length)
+    starts = [0] * len(lengths)
+    for number, row in enumerate(rows):
+        place = number * row_length
         for sentence in row:
-            starts[sentence] = len(input_ids)
-            input_ids.extend(sentences[sentence])
-            position_ids.extend(range(lengths[sentence]))
-            sequence_ids.extend([sentence] * lengths[sentence])
-        padding = -len(input_ids) % row_length
-        input_ids.extend([pad_token_id] * padding)
-        position_ids.extend([0] * padding)
-        sequence_ids.extend([-1] * padding)
+            starts[sentence] = place
+            place += lengths[sentence]
+    sequence_starts = torch.tensor(starts)
+    owner = torch.repeat_interleave(torch.tensor(lengths))
+    before = torch.tensor([0, *accumulate(lengths[:-1])])  # tokens of the sentences before each
+    places = torch.arange(len(owner)) + (sequence_starts - before)[owner]
+    input_ids = torch.full((len(rows) * row_length,), pad_token_id)
+    input_ids[places] = torch.tensor(list(chain.from_iterable(sentences)))
+    sequence_ids = torch.full_like(input_ids, -1)
+    sequence_ids[places] = owner
     return {
-        "input_ids": torch.tensor(input_ids).view(-1, row_length),
-        "position_ids": torch.tensor(position_ids).view(-1, row_length),
-        "sequence_ids": torch.tensor(sequence_ids).view(-1, row_length),
-        "sequence_starts": torch.tensor(starts),
+        "input_ids": input_ids.view(-1, row_length),
+        "sequence_ids": sequence_ids.view(-1, row_length),
+        "sequence_starts": sequence_starts,
     }

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from modeling_layerpool.modeling_layerpool_packing import (
     PackedSentences,
     PaddedSentences,
+    best_fit,
     best_rows,
     cumulative_lengths,
     find_sequence_starts,
-    first_fit,
     pack_sentences,
     restarting_positions,
     sequences_from_lengths,
@@ -21,45 +21,48 @@ sentence_lists = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=40)
 
 @given(lengths=st.lists(st.integers(1, 64), max_size=60))
 def test_every_sentence_lies_in_one_row_that_holds_it(lengths):
-    rows = first_fit(lengths, 64)
+    rows = best_fit(lengths, 64)
     assert sorted(sentence for row in rows for sentence in row) == list(range(len(lengths)))
     assert all(sum(lengths[sentence] for sentence in row) <= 64 for row in rows)
 
 
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=60))
 def test_a_row_is_opened_only_when_no_row_before_has_room(lengths):
-    rows = first_fit(lengths, 64)
+    rows = best_fit(lengths, 64)
     for later, row in enumerate(rows):
         for earlier in rows[:later]:
             longer = [lengths[s] for s in earlier if lengths[s] >= lengths[row[0]]]
             assert sum(longer) + lengths[row[0]] > 64
 
 
-def test_the_row_length_that_computes_least_is_chosen():
-    assert best_rows([64] * 10)[0] == 64
-    assert best_rows([65] * 12)[0] == 72  # 128 would hold one sentence a row
+def test_the_row_length_of_the_least_work_is_chosen():
+    assert best_rows([64] * 10)[0] == 64  # 128 would hold no less padding
+    assert best_rows([65] * 12)[0] == 72  # 136 hardly less, and attention over it costs more
     size, rows = best_rows([10, 20, 30, 40, 50] * 40)
+    assert size == 80  # 56 would be a tenth padding
     assert size * len(rows) <= 1.03 * 150 * 40
+    assert best_rows([300] * 3 + [200] * 3)[0] == 304  # 600 would hold it all, at twice the cost a token
 
 
 @given(sentences=sentence_lists)
 def test_packing_keeps_every_token_of_every_sentence_in_place(sentences):
     packed = pack_sentences(sentences, pad_token_id=0)
-    ids, owner, position = (packed[name].flatten() for name in ("input_ids", "sequence_ids", "position_ids"))
+    ids, owner = packed["input_ids"].flatten(), packed["sequence_ids"].flatten()
+    position = restarting_positions(packed["sequence_ids"], packed["sequence_starts"]).flatten()
     for number, sentence in enumerate(sentences):
         start = packed["sequence_starts"][number]
         assert ids[start : start + len(sentence)].tolist() == sentence
         assert (owner == number).nonzero().flatten().tolist() == list(range(start, start + len(sentence)))
         assert position[owner == number].tolist() == list(range(len(sentence)))
     assert (ids[owner == -1] == 0).all()
+    assert (position[owner == -1] == 0).all()
 
 
 @given(sentences=sentence_lists)
-def test_starts_positions_and_borders_follow_from_the_sequence_ids(sentences):
+def test_starts_and_borders_follow_from_the_sequence_ids(sentences):
     packed = pack_sentences(sentences, pad_token_id=0)
     sequence_ids, starts = packed["sequence_ids"], packed["sequence_starts"]
     assert find_sequence_starts(sequence_ids).equal(starts)
-    assert restarting_positions(sequence_ids, starts).equal(packed["position_ids"])
     borders = cumulative_lengths(sequence_ids, starts).tolist()
     owner = sequence_ids.flatten().tolist()
     length = sequence_ids.shape[1]

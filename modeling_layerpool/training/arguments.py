@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass, field
 
-import torch
-from transformers import TrainingArguments
-
 from ..errors import InputError
+from .base import RunArguments
 from .objectives import OBJECTIVES
 
 
 @dataclass
-class ContrastiveTrainingArguments(TrainingArguments):
+class ContrastiveTrainingArguments(RunArguments):
     r"""
-    `transformers.TrainingArguments` and the options of the objective.
+    [`RunArguments`] and the options of the objective.
 
     Gradient accumulation adds up gradients of separate batches: it does not add negatives.
     """
@@ -57,7 +55,7 @@ class ContrastiveTrainingArguments(TrainingArguments):
     )
     row_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens in a packed row. Default: the length that computes the fewest tokens."},
+        metadata={"help": "Tokens in a packed row. Default: for each batch the length of the least work."},
     )
     gradient_cache: int | None = field(
         default=None,
@@ -67,17 +65,9 @@ class ContrastiveTrainingArguments(TrainingArguments):
             "batch. Costs a second forward pass. Default: off."
         },
     )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Write into an --output_dir that is not empty; its old checkpoints are removed."},
-    )
     # The data is laid out by our collator, which knows better than the model's signature.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator needs every column."}
-    )
-    # A loss that is not finite stops training here, so that it must not be smoothed over.
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Must stay off: a loss that is not finite stops the training."}
     )
 
     def __post_init__(self):
@@ -93,11 +83,8 @@ class ContrastiveTrainingArguments(TrainingArguments):
                 raise InputError(f"{name}={value} leaves no room for a text between its special tokens")
         if self.gradient_cache is not None and self.gradient_cache < 1:
             raise InputError(f"gradient_cache={self.gradient_cache} must be a positive number of tokens")
-        for name in ("remove_unused_columns", "logging_nan_inf_filter"):
-            if getattr(self, name):
-                raise InputError(f"{name} must stay off for contrastive training")
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # which is so anyhow, and the library wants it said before it takes bf16
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns must stay off: the collator needs every column")
         super().__post_init__()
 
 

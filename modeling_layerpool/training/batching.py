@@ -204,7 +204,6 @@ def cut_into_groups(
         groups.append(
             {
                 "input_ids": packed["input_ids"][begin : begin + rows],
-                "position_ids": packed["position_ids"][begin : begin + rows],
                 "sequence_ids": numbers[part],
                 "sequence_starts": packed["sequence_starts"][members] - begin * length,
             }
@@ -222,7 +221,7 @@ class PackingCollator:
         columns: the text columns of each row, as [`Objective.select_columns`] orders them. One that is named twice is
             packed twice.
         pad_token_id: what free places are filled with.
-        row_length: tokens in a packed row; by default the length that computes the fewest tokens.
+        row_length: tokens in a packed row; by default, for each batch, the length of the least work.
         group_tokens: cut the batch into groups of rows of at most so many tokens.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -13,12 +12,12 @@ import torch.distributed as dist
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
 from ..errors import InputError
 from .arguments import ContrastiveTrainingArguments
+from .base import LayerPoolTrainer
 from .batching import (
     EpochDataLoader,
     GlobalBatchSampler,
@@ -29,7 +28,7 @@ from .batching import (
 )
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows
-from .fault_tolerance import init_worker, whole_or_gone, write_manifest
+from .fault_tolerance import init_worker
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
 from .random_state import RandomState
@@ -43,11 +42,7 @@ NOT_OF_THE_MODEL = ("text_ids", "row_numbers")
 Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite. The message names the step and the rows of the batch."""
-
-
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(LayerPoolTrainer):
     r"""
     Trains a layer-pooled encoder on packed batches with a contrastive objective.
 
@@ -81,6 +76,7 @@ class ContrastiveTrainer(Trainer):
 
     # The loss is a mean over the batch: the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
+    advice = "lower --learning_rate, raise --temperature"
 
     def __init__(
         self,
@@ -105,7 +101,6 @@ class ContrastiveTrainer(Trainer):
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.evaluator = evaluator
-        self.write_model_card = write_model_card
         self.columns: list[str] | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
         with args.main_process_first(desc="tokenising"):
@@ -130,6 +125,7 @@ class ContrastiveTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
+            write_model_card=write_model_card,
             **kwargs,
         )
         self._check_engine()
@@ -138,7 +134,6 @@ class ContrastiveTrainer(Trainer):
         needs_copy = self.is_fsdp_enabled and args.process_index == 0
         self._whole_model = copy.deepcopy(model) if needs_copy else None
         self.objective.to(args.device)
-        self._unchecked: deque[tuple[int, list[int], torch.Tensor]] = deque()
         self.add_callback(_ObjectiveCallback(self.objective))
 
     def _check_engine(self) -> None:
@@ -239,7 +234,9 @@ class ContrastiveTrainer(Trainer):
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
-            return self._cached_step(model, self._prepare_inputs(inputs))
+            loss = self._cached_step(model, self._prepare_inputs(inputs))
+            self.watch(loss, inputs["row_numbers"])
+            return loss
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
                 f"{error}\nThe batch does not fit. Give --gradient_cache a number of tokens that does (a smaller one, "
@@ -285,27 +282,11 @@ class ContrastiveTrainer(Trainer):
         column_text_ids = gather_rows(text_ids)[0] if model.training else text_ids
         loss = self.objective(EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row))
         if model.training:
-            self._unchecked.append((self.state.global_step + 1, inputs["row_numbers"], loss.detach()))
             # Processes average their gradients: a process with more rows than another counts for more.
             loss = loss * (len(embeddings) * self.args.world_size / len(columns))
         return loss
 
-    def check_finite(self) -> None:
-        """Raise a [`NonFiniteLossError`] if a loss since the last check was not finite. Synchronises once."""
-        if not self._unchecked:
-            return
-        steps = list(self._unchecked)
-        self._unchecked.clear()
-        finite = torch.isfinite(torch.stack([loss for _, _, loss in steps])).tolist()
-        if not all(finite):
-            step, rows, loss = steps[finite.index(False)]
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {step}, on rows {', '.join(map(str, rows))} of the training data; "
-                "lower --learning_rate, raise --temperature, or look at these rows"
-            )
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self.check_finite()
         if list(self.objective.parameters()) and "loss" in logs:
             logs["temperature"] = self.objective.temperature.item()
         super().log(logs, start_time)
@@ -388,19 +369,6 @@ class ContrastiveTrainer(Trainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.check_finite()
-        folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with whole_or_gone(self, folder):
-            super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # Each process has written its part, and nothing older has been removed yet.
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(output_dir)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         sharded = self.model
         if self._whole_model is not None:
@@ -412,13 +380,6 @@ class ContrastiveTrainer(Trainer):
         state = self.objective.state_dict()
         if state and self.args.should_save:
             save_file(state, os.path.join(output_dir or self.args.output_dir, OBJECTIVE_FILE))
-
-    def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
-        epochs_trained, steps_trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)
-        if self.state.global_step >= max_steps:
-            # A run that was broken off behind its last step: the library would train one more.
-            return epochs, 0
-        return epochs_trained, steps_trained
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -434,13 +395,6 @@ class ContrastiveTrainer(Trainer):
             if not os.path.isfile(path):
                 raise InputError(f"{path}: no such file, but the objective has learned parameters to resume")
             self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the card of `args.output_dir`, on the main process."""
-        if self.write_model_card is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            self.write_model_card(self)
 
 
 class _ObjectiveCallback(TrainerCallback):

@@ -13,7 +13,7 @@ from modeling_layerpool.training.contrastive import UnsupervisedObjective
 from .conftest import triplets
 
 
-PACKED = ("input_ids", "position_ids", "sequence_ids", "sequence_starts")
+PACKED = ("input_ids", "sequence_ids", "sequence_starts")
 
 
 def weights(trainer):

@@ -1,0 +1,122 @@
+"""What every training script does around its trainer: arguments, the output folder, training, saving."""
+
+import json
+import logging
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import InputError, usage_errors
+from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments
+from .fault_tolerance import (
+    CheckpointWriteError,
+    find_defect,
+    last_whole_checkpoint,
+    save_on_sigterm,
+    write_errors,
+)
+
+
+def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
+    """One instance of each argument class, from the command line or the one json or yaml file that it names."""
+    parser = HfArgumentParser(types, description=description)
+    try:
+        is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml")
+        return parser.parse_args_into_dataclasses(_flags_of_file(sys.argv[1]) if is_file else None)
+    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # what the library's argument classes raise
+        raise InputError(str(error)) from error
+
+
+def _flags_of_file(path: str) -> list[str]:
+    """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected names and values of arguments")
+    flags = []
+    for name, value in content.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def set_up_logging(args: TrainingArguments) -> None:
+    """Messages of the main process, errors of the others; progress bars as `disable_tqdm` says."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
+    level = args.get_process_log_level()
+    transformers.utils.logging.set_verbosity(level)
+    datasets.utils.logging.set_verbosity(level)
+    if args.disable_tqdm or args.process_index > 0:
+        datasets.disable_progress_bars()
+
+
+def evaluate_when_saving(args: RunArguments) -> None:
+    """Whoever brings a dev set wants the checkpoint that is best on it: evaluate at every save, keep the best."""
+    if args.do_train and args.do_eval and args.eval_strategy == "no":
+        args.eval_strategy = args.save_strategy
+        args.eval_steps = args.eval_steps or args.save_steps
+        args.load_best_model_at_end = args.save_strategy != "no"
+
+
+def find_checkpoint(args: RunArguments) -> str | None:
+    """The checkpoint to resume from, and the check that nothing in the way is overwritten unasked."""
+    output_dir = Path(args.output_dir)
+    if output_dir.is_file():
+        raise InputError(f"--output_dir {output_dir}: is a file, not a folder")
+    resume = args.resume_from_checkpoint
+    if resume is not None and str(resume).lower() in ("true", "1"):
+        resume = last_whole_checkpoint(output_dir)
+        if resume is None:
+            raise InputError(f"--resume_from_checkpoint: {output_dir} holds no checkpoint to resume from")
+    elif resume is not None and (defect := find_defect(resume)):
+        raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
+    in_place = resume is not None and Path(resume).resolve().parent == output_dir.resolve()
+    is_used = output_dir.is_dir() and any(output_dir.iterdir())
+    if args.do_train and is_used and not in_place and not args.overwrite_output_dir:
+        raise InputError(
+            f"--output_dir {output_dir}: is not empty; choose another, resume with --resume_from_checkpoint true, or "
+            "give --overwrite_output_dir"
+        )
+    return resume
+
+
+def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
+    """Train from a checkpoint or from the start; save the model, the metrics and the state in `args.output_dir`."""
+    args = trainer.args
+    if args.overwrite_output_dir and checkpoint is None and args.process_index == 0:
+        # A run of its own must not find, or resume from, the checkpoints of the one that it overwrites.
+        for folder in Path(args.output_dir).glob("checkpoint-*"):
+            shutil.rmtree(folder)
+    with save_on_sigterm(trainer):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    with write_errors(trainer, args.output_dir):
+        trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+
+def publish(trainer: LayerPoolTrainer) -> None:
+    """Write the model card, and push to the Hub if asked for."""
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
+
+
+@contextmanager
+def one_sentence_errors():
+    """End the script with one sentence: exit code 2 for what the call can mend, 1 for a run that failed."""
+    with usage_errors():
+        try:
+            yield
+        except (NonFiniteLossError, CheckpointWriteError) as error:
+            sys.exit(f"error: {error}")

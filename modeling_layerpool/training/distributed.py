@@ -1,5 +1,7 @@
 """Embeddings of all processes in one place, with the exact gradient."""
 
+from functools import cache
+
 import torch
 import torch.distributed as dist
 
@@ -8,43 +10,64 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def cpu_group() -> dist.ProcessGroup:
+    """All processes, in a group whose exchanges are between CPUs and never wait for a device."""
+    return _cpu_group(dist.group.WORLD)
+
+
+@cache
+def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    return world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
+
+
 class _GatherRows(torch.autograd.Function):
     """Rows of all processes, in the order of the ranks; backwards, the sum of what all processes want of ours."""
 
     @staticmethod
     def forward(ctx, local: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         ctx.sizes = sizes
-        # Collectives want equal shapes: pad to the largest, cut afterwards.
-        padded = local.new_zeros(max(sizes), *local.shape[1:])
-        padded[: local.shape[0]] = local
+        padded = _pad(local, max(sizes))
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        begin = sum(ctx.sizes[: dist.get_rank()])
-        return gradient[begin : begin + ctx.sizes[dist.get_rank()]], None
+        parts = [_pad(part, max(ctx.sizes)) for part in gradient.split(ctx.sizes)]
+        own = torch.empty_like(parts[0])
+        dist.reduce_scatter(own, parts)
+        return own[: ctx.sizes[dist.get_rank()]], None
 
 
-def gather_rows(local: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """
-    Gather `(b, ...)` of every process into `(B, ...)`, `B` the sum of all b, which may differ.
+def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:
+    # Collectives want equal shapes.
+    padded = rows.new_zeros(count, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    return padded
 
-    Returns:
-        The gathered rows and the place of this process's first row. With the loss of the local rows against all
-        columns, scaled by `b * world size / B`, the mean gradient over the processes is the one of the whole batch
-        on one process.
-    """
+
+def rows_of_all(rows: int) -> list[int]:
+    """How many rows each process has."""
     if world_size() == 1:
-        return local, 0
-    own = torch.tensor([local.shape[0]], device=local.device)
+        return [rows]
+    own = torch.tensor([rows])
     sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, own)
-    sizes = [int(size) for size in sizes]
-    return _GatherRows.apply(local, sizes), sum(sizes[: dist.get_rank()])
+    dist.all_gather(sizes, own, group=cpu_group())
+    return [int(size) for size in sizes]
+
+
+def gather_rows(local: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """
+    Gather `(b, ...)` of every process into `(B, ...)`: one gather, and one reduce-scatter backwards.
+
+    Args:
+        local: the rows of this process.
+        sizes: the b of each process, which may differ ([`rows_of_all`]).
+
+    With the loss of the local rows against all columns, scaled by `b * world size / B`, the mean gradient over the
+    processes is the one of the whole batch on one process.
+    """
+    return local if len(sizes) == 1 else _GatherRows.apply(local, sizes)
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

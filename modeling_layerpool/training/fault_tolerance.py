@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import seed_worker, sort_checkpoints
 
-from .distributed import world_size
+from .distributed import cpu_group, world_size
 
 
 MANIFEST = "complete.json"
@@ -189,7 +189,7 @@ class _SigtermCallback(TrainerCallback):
         self.received = False
         self.stops = False
         # On the CPU: asking the other processes at every step must not wait for the device.
-        self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self.group = cpu_group() if world_size() > 1 else None
 
     def receive(self, signum, frame):
         self.received = True

@@ -27,7 +27,7 @@ from .batching import (
     text_id,
 )
 from .data import is_tokenized, tokenize_dataset
-from .distributed import average_gradients, gather_rows
+from .distributed import average_gradients, gather_rows, rows_of_all
 from .fault_tolerance import init_worker
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
@@ -278,8 +278,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
             embeddings = embeddings[inputs["sentence_places"]]
         embeddings = embeddings.view(*text_ids.shape, -1)
         # Evaluation runs on one process alone, where gathering would wait for ever.
-        columns, first_row = gather_rows(embeddings) if model.training else (embeddings, 0)
-        column_text_ids = gather_rows(text_ids)[0] if model.training else text_ids
+        sizes = rows_of_all(len(embeddings)) if model.training else [len(embeddings)]
+        columns, column_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
+        first_row = sum(sizes[: self.args.process_index]) if model.training else 0
         loss = self.objective(EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row))
         if model.training:
             # Processes average their gradients: a process with more rows than another counts for more.

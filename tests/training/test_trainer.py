@@ -155,7 +155,9 @@ def test_a_checkpoint_opens_as_a_model_with_its_tokenizer(make_trainer):
     assert abs(model.encode(texts, tokenizer) - expected).max() < 1e-6
     assert {name for name in os.listdir(checkpoint) if name.endswith(".py")} == {
         "configuration_layerpool.py",
+        "configuration_layerpool_bert.py",
         "modeling_layerpool.py",
+        "modeling_layerpool_bert.py",
         "modeling_layerpool_packing.py",
         "modeling_layerpool_poolers.py",
     }

@@ -395,7 +395,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if self.objective.state_dict():
             if not os.path.isfile(path):
                 raise InputError(f"{path}: no such file, but the objective has learned parameters to resume")
-            self.objective.load_state_dict(load_file(path, device=str(self.args.device)))
+            self.objective.load_state_dict(load_file(path))
 
 
 class _ObjectiveCallback(TrainerCallback):

@@ -1,9 +1,14 @@
 """Two real processes (gloo, on the CPU), started as a user would."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT, launch
+from tests.training.conftest import triplets
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +36,27 @@ def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, ru
 
 def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results):
     assert results[(2,)]["losses"] == pytest.approx(results[(1,)]["losses"], abs=1e-5)
+
+
+def test_two_processes_resume_bit_identical(tiny_folder, tmp_path):
+    train = tmp_path / "train.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in triplets(11)))
+
+    def run(folder, *more):
+        done = launch(
+            ROOT / "run_contrastive.py",
+            *("--model_name_or_path", tiny_folder, "--pooler_type", "layer_attention", "--train_file", train),
+            *("--output_dir", folder, "--per_device_train_batch_size", "2", "--max_steps", "5", "--save_steps", "2"),
+            *("--learn_temperature", "--gradient_cache", "64", "--seed", "3", *more),
+            processes=2,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        assert "4 on 2 process(es)" in done.stdout
+        return {name: load_file(folder / name) for name in ("model.safetensors", "objective.safetensors")}
+
+    unbroken = run(tmp_path / "unbroken")
+    shutil.copytree(tmp_path / "unbroken" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed = run(tmp_path / "resumed", "--resume_from_checkpoint", "true")
+    for name, tensors in unbroken.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(resumed[name][key], tensor), (name, key)

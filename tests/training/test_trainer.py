@@ -192,6 +192,44 @@ def test_gradient_caching_is_exact_with_noise_on(make_trainer, tiny_model, optio
         torch.testing.assert_close(cached[name], gradient, atol=1e-12, rtol=1e-9, msg=name)
 
 
+def test_gradient_caching_keeps_the_scale_of_float16(make_trainer):
+    trainer = make_trainer(rows=12, gradient_cache=64, row_length=32)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    # As accelerate sets it up on a GPU; it has no float16 on a CPU.
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.compute_loss = torch.autocast("cpu", dtype=torch.float16)(trainer.compute_loss)
+    trainer.model.forward = torch.autocast("cpu", dtype=torch.float16)(trainer.model.forward)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(12)])
+    cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
+
+    def plain_step():
+        loss = trainer.compute_loss(trainer.model.train(), batch)
+        loss.backward()
+        return loss
+
+    plain_loss, plain = gradients_of(trainer, plain_step)
+    torch.testing.assert_close(cached_loss, plain_loss)
+    for name, gradient in plain.items():
+        difference = (cached[name] / 1024 - gradient).norm()
+        assert difference <= 0.02 * gradient.norm() + 1e-5, name
+
+
+def test_compiled_it_needs_three_graphs_at_most_for_batches_of_all_shapes(make_trainer):
+    trainer = make_trainer(rows=40)
+    compiled = torch.compile(trainer.model.train(), backend="eager", fullgraph=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    shapes = set()
+    for begin in range(0, 40, 5):
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(begin, begin + 5)])
+        shapes.add(batch["input_ids"].shape)
+        compiled(**{name: batch[name] for name in PACKED}).pooler_output.sum().backward()
+    assert len(shapes) > 3
+    # The first, one where the number of rows is free, one where their length is too.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
 def test_gradient_caching_equals_the_uncut_batch_with_noise_off(make_trainer, tiny_model):
     config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pooler_activation": "relu"}
     results = []

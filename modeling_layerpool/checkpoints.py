@@ -2,18 +2,36 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from .configuration_layerpool_bert import LayerPoolBertConfig
+from .configuration_layerpool_roberta import LayerPoolRobertaConfig
 from .errors import InputError
-from .modeling_layerpool import LayerPoolBertModel
+from .modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
+from .modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 
 
-# The models of this package: each opens its own checkpoints, and those of the plain encoder it is built on.
-MODELS: tuple[type[PreTrainedModel], ...] = (LayerPoolBertModel,)
+class EncoderClasses(NamedTuple):
+    """The classes of one encoder. They open their own checkpoints, and those of the plain encoder."""
+
+    config: type[PreTrainedConfig]
+    embedding: type[PreTrainedModel]
+    sequence_classification: type[PreTrainedModel]
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """Every `model_type` that these classes open, that of the plain encoder first."""
+        return (*self.config.encoder_model_types, self.config.model_type)
+
+
+MODELS = (
+    EncoderClasses(LayerPoolBertConfig, LayerPoolBertModel, LayerPoolBertForSequenceClassification),
+    EncoderClasses(LayerPoolRobertaConfig, LayerPoolRobertaModel, LayerPoolRobertaForSequenceClassification),
+)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What the libraries raise for a model that is not there, is broken, or needs something that is not installed.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
@@ -22,6 +40,7 @@ LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorErro
 def load_layerpool(
     model_name_or_path: str,
     *,
+    task: Literal["embedding", "sequence-classification"] = "embedding",
     revision: str = "main",
     allow_pickle: bool = False,
     attn_implementation: str | None = None,
@@ -32,6 +51,8 @@ def load_layerpool(
 
     Args:
         model_name_or_path: a folder, or a name on the Hub.
+        task: `"embedding"` for the sentence encoder, `"sequence-classification"` for one with a classifier on it,
+            which starts afresh unless the checkpoint has one of the same shape.
         revision: branch, tag or commit on the Hub.
         allow_pickle: accept weights that are pickled, if there are no safetensors.
         attn_implementation: `sdpa`, `eager`, ...; by default the library's choice.
@@ -46,11 +67,9 @@ def load_layerpool(
         reason = "has no config.json" if Path(model_name_or_path).is_dir() else "no such folder, nor a model to reach"
         raise InputError(f"{model_name_or_path}: {reason}")
     model_type = config.get("model_type", "bert")
-    model_class = next(
-        (m for m in MODELS if model_type in (m.config_class.model_type, m.config_class.encoder_model_type)), None
-    )
-    if model_class is None:
-        known = ", ".join(m.config_class.encoder_model_type for m in MODELS)
+    classes = next((classes for classes in MODELS if model_type in classes.model_types), None)
+    if classes is None:
+        known = ", ".join(name for classes in MODELS for name in classes.config.encoder_model_types)
         raise InputError(
             f"{model_name_or_path}: a model of type {model_type!r}; use one of {known}, or of this package"
         )
@@ -58,21 +77,29 @@ def load_layerpool(
         check_weights(Path(model_name_or_path), allow_pickle=allow_pickle)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        model, info = model_class.from_pretrained(
+        model, info = getattr(classes, task.replace("-", "_")).from_pretrained(
             model_name_or_path,
             revision=revision,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
             **attention,
             **config_overrides,
         )
     except LOADING_ERRORS as error:
         raise loading_error(model_name_or_path, error) from error
-    absent = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    absent = sorted(key for key in info["missing_keys"] if not key.startswith(("pooler.", "classifier.")))
     if absent:
         raise InputError(
             f"{model_name_or_path}: the weights are not those of the encoder that config.json describes: "
             f"{len(absent)} tensors are missing ({absent[0]} for one)"
+        )
+    misfits = sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith("classifier."))
+    if misfits:
+        key, found, expected = misfits[0]
+        raise InputError(
+            f"{model_name_or_path}: {len(misfits)} tensors have another shape than the configuration asks for "
+            f"({key} for one: {tuple(found)} rather than {tuple(expected)})"
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, revision=revision, trust_remote_code=False)

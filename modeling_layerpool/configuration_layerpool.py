@@ -1,13 +1,12 @@
 """Configuration of the layer-pooled encoders: every field of the encoder's own configuration, and the pooler's."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from transformers import BertConfig
 from transformers.activations import ACT2FN
 
 
-POOLER_TYPES = ("layer_attention", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
+POOLER_TYPES = ("layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
 POOLER_SCALINGS = ("num_states", "sqrt_hidden_size")
 
 
@@ -19,31 +18,40 @@ class LayerPoolConfigMixin:
 
     Args:
         pooler_type (`str`, *optional*, defaults to `"layer_attention"`):
-            How the hidden states become one vector: `"layer_attention"` (Oh et al. 2022), `"weighted_layers"` (one
-            learned scalar for each hidden state), `"cls"`, `"mean"`, `"mean_first_last"` or `"mean_last_two"`.
+            How the hidden states become one vector: `"layer_attention"` (Oh et al. 2022), `"hire"` (Yang and Zhao
+            2019), `"weighted_layers"` (one learned scalar for each hidden state), `"cls"`, `"mean"`,
+            `"mean_first_last"` or `"mean_last_two"`.
         pooler_layers (`list[int]`, *optional*):
             The hidden states that the pooler reads; negative numbers count from the last one. Defaults to all of them.
             The poolers that are named after a layer take the highest of these as their last one. Layers above it are
             neither built nor computed.
-        pooler_activation (`str`, *optional*, defaults to `"rrelu"`):
-            `layer_attention` only: the activation behind the query, key and value maps. `"rrelu"` is the paper's
-            (slope uniform in (1/8, 1/3) in training, 11/48 otherwise); any name of `transformers.activations.ACT2FN`.
+        pooler_activation (`str`, *optional*):
+            `layer_attention`: the activation behind the query, key and value maps. `hire`: that of the importance of a
+            hidden state. `"rrelu"` (slope uniform in (1/8, 1/3) in training, 11/48 otherwise), or any name of
+            `transformers.activations.ACT2FN`. Defaults to the paper's: `"rrelu"` and `"relu"`.
         pooler_scaling (`str`, *optional*, defaults to `"num_states"`):
             `layer_attention` only: what the scores are divided by. `"num_states"`, the number of hidden states read,
             is the paper's; `"sqrt_hidden_size"` is the usual one of dot-product attention.
+        pooler_gru_size (`int`, *optional*):
+            `hire` only: width of its GRUs in each direction. Defaults to the encoder's width.
+        pooler_gru_layers (`int`, *optional*, defaults to 2):
+            `hire` only: depth of its GRUs.
         projection_dim (`int`, *optional*):
             Width of the sentence embedding. `layer_attention` projects to it; the other poolers get a linear map on
-            top if it is not the encoder's width. Defaults to the encoder's width, and is written so when saved.
+            top if it is not their own width. Defaults to that width, twice `pooler_gru_size` for `hire` and the
+            encoder's for the others, and is written so when saved.
     """
 
     pooler_type: str = "layer_attention"
     pooler_layers: list[int] | None = None
-    pooler_activation: str = "rrelu"
+    pooler_activation: str | None = None
     pooler_scaling: str = "num_states"
+    pooler_gru_size: int | None = None
+    pooler_gru_layers: int = 2
     projection_dim: int | None = None
 
-    # The `model_type` of the plain encoder whose checkpoints this configuration also opens.
-    encoder_model_type = None
+    # The `model_type`s of the plain encoders whose checkpoints this configuration also opens, its own base first.
+    encoder_model_types: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -54,17 +62,28 @@ class LayerPoolConfigMixin:
         super().validate_architecture()
         _check_choice("pooler_type", self.pooler_type, POOLER_TYPES)
         _check_choice("pooler_scaling", self.pooler_scaling, POOLER_SCALINGS)
-        if self.pooler_activation != "rrelu" and self.pooler_activation not in ACT2FN:
+        if self.pooler_activation not in (None, "rrelu") and self.pooler_activation not in ACT2FN:
             raise ValueError(
                 f"pooler_activation={self.pooler_activation!r} is unknown; use 'rrelu' or one of {', '.join(ACT2FN)}."
             )
-        if self.projection_dim is not None and not (_is_int(self.projection_dim) and self.projection_dim > 0):
-            raise ValueError(f"projection_dim={self.projection_dim!r} must be a positive integer, or None.")
+        for field in ("projection_dim", "pooler_gru_size"):
+            value = getattr(self, field)
+            if value is not None and not (_is_int(value) and value > 0):
+                raise ValueError(f"{field}={value!r} must be a positive integer, or None.")
+        if not (_is_int(self.pooler_gru_layers) and self.pooler_gru_layers > 0):
+            raise ValueError(f"pooler_gru_layers={self.pooler_gru_layers!r} must be a positive integer.")
         last = self.pooled_states[-1]
         if self.pooler_type == "mean_last_two" and last == 0:
             raise ValueError(
                 "pooler_type='mean_last_two' needs a layer: pooler_layers names the embedding output only."
             )
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what the pooler makes of the hidden states, and so of the embedding if `projection_dim` is None."""
+        if self.pooler_type == "hire":
+            return 2 * (self.pooler_gru_size or self.hidden_size)
+        return self.hidden_size
 
     @property
     def pooled_states(self) -> list[int]:
@@ -89,28 +108,14 @@ class LayerPoolConfigMixin:
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         """Read a configuration of this kind or the plain encoder's. Any other `model_type` is a `ValueError`."""
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        model_type = config.get("model_type", cls.encoder_model_type)
-        if model_type not in (cls.model_type, cls.encoder_model_type):
+        known = (*cls.encoder_model_types, cls.model_type)
+        model_type = config.get("model_type", known[0])
+        if model_type not in known:
             raise ValueError(
                 f"{pretrained_model_name_or_path} holds a model of type {model_type!r}, but {cls.__name__} opens "
-                f"{cls.encoder_model_type!r} and {cls.model_type!r} checkpoints only."
+                f"{', '.join(map(repr, known[:-1]))} and {known[-1]!r} checkpoints only."
             )
         return {**config, "model_type": cls.model_type}, kwargs
-
-
-class LayerPoolBertConfig(LayerPoolConfigMixin, BertConfig):
-    r"""
-    Configuration of a [`LayerPoolBertModel`]: the fields of `BertConfig`, and those of [`LayerPoolConfigMixin`].
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
-
-    >>> config = LayerPoolBertConfig(pooler_layers=[0, 6, -1])
-    >>> model = LayerPoolBertModel(config)
-    ```"""
-
-    model_type = "layerpool_bert"
-    encoder_model_type = "bert"
 
 
 def _check_choice(field: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -122,4 +127,4 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-__all__ = ["LayerPoolBertConfig", "LayerPoolConfigMixin"]
+__all__ = ["LayerPoolConfigMixin"]

@@ -1,11 +1,12 @@
 """
-Sentence encoders that read all of their layers.
+Sentence encoders that read all of their layers: what is not particular to an encoder.
 
-`LayerPoolModelMixin` holds all that is not particular to an encoder: reading the hidden states as they pass, packed
-input, `encode`, saving. A model is an encoder, a pooler, and the two lines that connect them.
+`LayerPoolMixin` reads the hidden states as they pass and pools them, from padded or packed input. The two others make
+a model of it: `LayerPoolEmbeddingMixin` one that returns the embedding, `LayerPoolClassificationMixin` one with a
+classifier on it. An encoder adds the lines that build it.
 
 Notation: `b` sentences in padded input, `s` sentences in packed input, `t` tokens, `n` hidden states read, `h` width,
-`d` width of the embedding.
+`d` width of the embedding, `c` labels.
 """
 
 import contextlib
@@ -15,19 +16,19 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import BertModel, BertPreTrainedModel, PreTrainedTokenizerBase, __version__
+from transformers import PreTrainedTokenizerBase, __version__
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_layerpool import LayerPoolBertConfig
 from .modeling_layerpool_packing import (
     PackedSentences,
     PaddedSentences,
@@ -37,7 +38,7 @@ from .modeling_layerpool_packing import (
     restarting_positions,
     sequences_from_lengths,
 )
-from .modeling_layerpool_poolers import WeightedLayersPooler, build_pooler
+from .modeling_layerpool_poolers import HirePooler, WeightedLayersPooler
 
 
 @dataclass
@@ -85,8 +86,14 @@ def _read_with(reader) -> Iterator[None]:
         _reading.reader = outer
 
 
-class LayerPoolModelMixin:
-    """All that layer-pooled models share. A subclass sets up its encoder and calls [`read_layers`] on it."""
+class LayerPoolMixin:
+    """
+    All that layer-pooled models share. An encoder's class sets up `self.pooler` and the encoder, calls [`read_layers`]
+    on it, and names its configuration and models in `auto_map`.
+    """
+
+    # What the auto classes open a saved folder with: every save names them all.
+    auto_map: ClassVar[dict[str, str]] = {}
 
     def read_layers(self, embeddings: nn.Module, layers: nn.ModuleList) -> nn.ModuleList:
         """Let the pooler see each hidden state as it passes. Returns the layers that it needs, the lowest ones."""
@@ -119,9 +126,15 @@ class LayerPoolModelMixin:
         if isinstance(module, WeightedLayersPooler):
             init.zeros_(module.layer_weights)
             init.ones_(module.scale)
+        elif isinstance(module, HirePooler):
+            # The paper's ReLU starts open: if it were shut for all states, no gradient would ever open it.
+            init.ones_(module.importance.bias)
+        elif isinstance(module, nn.GRU):
+            bound = module.hidden_size**-0.5  # torch's own start
+            for parameter in module.parameters():
+                init.uniform_(parameter, -bound, bound)
 
-    @can_return_tuple
-    def forward(
+    def pool(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -134,6 +147,8 @@ class LayerPoolModelMixin:
         **kwargs: Unpack[TransformersKwargs],
     ) -> LayerPoolModelOutput:
         r"""
+        Run the encoder, and pool the hidden states as they pass.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(b, t)`):
                 Token ids: one sentence a row, or packed rows if `sequence_ids` is given.
@@ -185,8 +200,9 @@ class LayerPoolModelMixin:
         def read(index: int, state: torch.Tensor) -> None:
             reduced[index] = self.pooler.reduce(state, sentences)
 
+        inputs = {name: value for name, value in inputs.items() if value is not None}
         with _read_with(read):
-            outputs = self.base_model(**{name: value for name, value in inputs.items() if value is not None}, **kwargs)
+            outputs = self.base_model(**inputs, return_dict=True, **kwargs)
         embedding, layer_attentions = self.pooler([reduced[index] for index in self.pooler.states])
         return LayerPoolModelOutput(
             last_hidden_state=outputs.last_hidden_state.view(*shape, -1),
@@ -201,7 +217,8 @@ class LayerPoolModelMixin:
     ) -> dict[str, Any]:
         """Restarting positions, and attention that stays inside each sentence, for the attention that is set."""
         if inputs["position_ids"] is None:
-            inputs = inputs | {"position_ids": restarting_positions(sequence_ids, sequence_starts)}
+            positions = self.packed_positions(inputs["input_ids"], sequence_ids, sequence_starts)
+            inputs = inputs | {"position_ids": positions}
         if "flash" in self.config._attn_implementation:
             borders = cumulative_lengths(sequence_ids, sequence_starts)
             flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
@@ -222,6 +239,62 @@ class LayerPoolModelMixin:
             and_mask_function=lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
         )
         return inputs | {"attention_mask": mask}
+
+    def packed_positions(
+        self, input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
+    ) -> torch.Tensor:
+        """`position_ids (rows, length)` of packed input for which none are given. By default counted from 0."""
+        return restarting_positions(sequence_ids, sequence_starts)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the sentence embedding."""
+        return self.config.projection_dim or self.config.pooled_width
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
+        return self.config.max_position_embeddings
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save as usual, with the code, and with all that the auto classes need to open it as any of our models."""
+        self.config.projection_dim = self.embedding_dim  # where sentence-transformers looks for the width
+        self.config.auto_map = dict(self.auto_map)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class LayerPoolEmbeddingMixin:
+    """A model whose output is the sentence embedding. Stands before the encoder's class."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        sequence_starts: torch.LongTensor | None = None,
+        output_layer_attentions: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LayerPoolModelOutput:
+        """The embeddings. Arguments as those of [`~LayerPoolMixin.pool`]."""
+        return self.pool(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            sequence_ids,
+            sequence_starts,
+            output_layer_attentions,
+            **kwargs,
+        )
 
     def encode(
         self,
@@ -300,16 +373,6 @@ class LayerPoolModelMixin:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
         return embeddings.cpu().numpy() if convert_to_numpy else embeddings
 
-    @property
-    def embedding_dim(self) -> int:
-        """Width of the sentence embedding."""
-        return self.config.projection_dim or self.config.hidden_size
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
-        return self.config.max_position_embeddings
-
     def _tokenize(self, sentences: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         limit = min(tokenizer.model_max_length, self.max_tokens)
         return tokenizer(
@@ -324,7 +387,6 @@ class LayerPoolModelMixin:
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save as usual, and beside it the two small files with which sentence-transformers opens the folder."""
-        self.config.projection_dim = self.embedding_dim  # where sentence-transformers looks for the width
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             for name, content in _SENTENCE_TRANSFORMERS_FILES.items():
@@ -333,31 +395,60 @@ class LayerPoolModelMixin:
                     file.write("\n")
 
 
-class LayerPoolBertModel(LayerPoolModelMixin, BertPreTrainedModel):
-    r"""
-    BERT with a pooler over its hidden states, from any BERT checkpoint:
+class LayerPoolClassificationMixin:
+    """A model with a linear classifier on the sentence embedding. Stands before the encoder's class."""
 
-    ```python
-    >>> from modeling_layerpool import LayerPoolBertModel
+    # The loss is a mean over the batch, so that a trainer divides it by the batches that it accumulates.
+    accepts_loss_kwargs = False
 
-    >>> model = LayerPoolBertModel.from_pretrained("google-bert/bert-base-uncased", pooler_type="layer_attention")
-    ```
-
-    The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolBertConfig`] can be given beside the checkpoint's name.
-    """
-
-    config: LayerPoolBertConfig
-    config_class = LayerPoolBertConfig
-    # Heads of plain BERT checkpoints, for which there is no place here.
-    _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.dense\.", r"^cls\.", r"position_ids$"]  # noqa: RUF012
-
-    def __init__(self, config: LayerPoolBertConfig):
+    def __init__(self, config):
         super().__init__(config)
-        self.bert = BertModel(config, add_pooling_layer=False)
-        self.pooler = build_pooler(config)
-        self.bert.encoder.layer = self.read_layers(self.bert.embeddings, self.bert.encoder.layer)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(self.embedding_dim, config.num_labels)
         self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        sequence_starts: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        The logits `(b, c)`, packed `(s, c)`, and with `labels` the loss. Arguments as those of
+        [`~LayerPoolMixin.pool`], and:
+
+        Args:
+            labels (`torch.Tensor` of shape `(b,)` or `(b, c)`, packed `(s,)` or `(s, c)`, *optional*):
+                One label for each sentence. What they mean says `config.problem_type`, as in the library:
+                `"regression"` (numbers, squared error), `"single_label_classification"` (a class index, cross-entropy)
+                or `"multi_label_classification"` (a 0 or 1 for each class, binary cross-entropy). By default the first
+                for a single label, the second for integers, else the third.
+        """
+        outputs = self.pool(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            sequence_ids,
+            sequence_starts,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 _ENCODE_WINDOW = 16384
@@ -390,4 +481,4 @@ def _batches_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> I
         yield batch
 
 
-__all__ = ["LayerPoolBertModel", "LayerPoolModelMixin", "LayerPoolModelOutput"]
+__all__ = ["LayerPoolClassificationMixin", "LayerPoolEmbeddingMixin", "LayerPoolMixin", "LayerPoolModelOutput"]

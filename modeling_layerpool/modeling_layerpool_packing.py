@@ -32,7 +32,6 @@ class ReadingOrder:
     batch_sizes: torch.Tensor
 
     @classmethod
-    @torch.compiler.disable
     def of(cls, lengths: torch.Tensor, flat_places: Callable, device: torch.device) -> "ReadingOrder":
         """
         Args:
@@ -44,8 +43,11 @@ class ReadingOrder:
         lengths, by_rank = lengths.cpu().sort(descending=True, stable=True)
         present = lengths > torch.arange(int(lengths[0])).unsqueeze(1)  # (longest, s)
         inside, ranks = present.nonzero(as_tuple=True)
-        places = flat_places(by_rank[ranks].to(device), inside.to(device))
-        return cls(places, ranks.to(device), by_rank.argsort().to(device), present.sum(dim=1))
+        # Copies to a device that wait for nothing.
+        sentences, inside, ranks, rank_of_sentence = (
+            index.to(device, non_blocking=True) for index in (by_rank[ranks], inside, ranks, by_rank.argsort())
+        )
+        return cls(flat_places(sentences, inside), ranks, rank_of_sentence, present.sum(dim=1))
 
     def read(self, state: torch.Tensor) -> torch.Tensor:
         """The tokens of a state in this order: `(rows, length, h) -> (tokens, h)`."""

@@ -2,14 +2,15 @@
 From all hidden states of an encoder to one vector for each sentence.
 
 Notation: `b` sentences, `t` tokens, `n` hidden states read, `h` width, `d` width of the embedding. A pooler works in
-two steps, so that no `(b, t, h)` state outlives its layer: `reduce` takes from a state what the pooler needs of it as
-the state passes, `forward` makes the embedding of what was taken.
+two steps, so that no `(b, t, h)` state outlives its layer without need: `reduce` takes from a state what the pooler
+needs of it as the state passes, `forward` makes the embedding of what was taken.
 """
 
 import math
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from transformers.activations import ACT2FN
 
 from .modeling_layerpool_packing import PackedSentences, PaddedSentences
@@ -37,8 +38,7 @@ class FixedPooler(nn.Module):
             "mean_last_two": [last - 1, last],
         }[config.pooler_type]
         self.reads_first_token = config.pooler_type == "cls"
-        if config.projection_dim not in (None, config.hidden_size):
-            self.projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.projection = _projection(config)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
         return sentences.first(state) if self.reads_first_token else sentences.mean(state)
@@ -46,7 +46,7 @@ class FixedPooler(nn.Module):
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = torch.stack(reduced, dim=1)  # (b, n, h)
         weights = pooled.new_full(pooled.shape[:2], 1 / pooled.shape[1])
-        return _project(self, pooled.mean(dim=1)), weights
+        return self.projection(pooled.mean(dim=1)), weights
 
 
 class WeightedLayersPooler(nn.Module):
@@ -62,8 +62,7 @@ class WeightedLayersPooler(nn.Module):
         self.states = config.pooled_states
         self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
         self.scale = nn.Parameter(torch.ones(1))
-        if config.projection_dim not in (None, config.hidden_size):
-            self.projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.projection = _projection(config)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
         return sentences.mean(state)
@@ -72,7 +71,7 @@ class WeightedLayersPooler(nn.Module):
         pooled = torch.stack(reduced, dim=1)  # (b, n, h)
         weights = self.layer_weights.softmax(dim=0)
         mixed = self.scale * torch.einsum("n,bnh->bh", weights, pooled)
-        return _project(self, mixed), weights.expand(pooled.shape[0], -1)
+        return self.projection(mixed), weights.expand(pooled.shape[0], -1)
 
 
 class LayerAttentionPooler(nn.Module):
@@ -93,8 +92,7 @@ class LayerAttentionPooler(nn.Module):
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.projection = nn.Linear(2 * width, config.projection_dim or width)
-        # torch's defaults are the paper's slopes: uniform in (1/8, 1/3) in training, their mean 11/48 otherwise.
-        self.activation = nn.RReLU() if config.pooler_activation == "rrelu" else ACT2FN[config.pooler_activation]
+        self.activation = _activation(config.pooler_activation or "rrelu")
         self.divisor = len(self.states) if config.pooler_scaling == "num_states" else math.sqrt(width)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
@@ -111,16 +109,77 @@ class LayerAttentionPooler(nn.Module):
         return embedding, weights
 
     def _activate(self, *maps: torch.Tensor) -> list[torch.Tensor]:
-        # At least float32, as torch has no float16 RReLU on a CPU.
-        return [self.activation(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype) for x in maps]
+        return [_activate(self.activation, x) for x in maps]
+
+
+class HirePooler(nn.Module):
+    """
+    HIRE, a representation from all layers complementary to the last one's (Yang and Zhao, arXiv 1911.01940).
+
+    With `R` the highest state read and `H_i (t, h)` hidden state i, which the first GRU reads token by token:
+    `u_i` = its final states of all depths and directions, `a_i = f(w . u_i + b)` with one activation `f` (ReLU),
+    `A = sum_i softmax(a)_i H_i`, `M = [R ; A ; R + A ; R * A]`, and the embedding is the second GRU's output over `M`
+    at the first token. Both GRUs are bidirectional, `pooler_gru_size` wide in each direction, `pooler_gru_layers`
+    deep, and skip padding: a sentence's embedding does not depend on its batch. With another width in
+    `projection_dim` a linear map `projection (d, 2 * pooler_gru_size)` follows.
+
+    No code of the paper's was published. The structure is as recalled from it; that `f` is a ReLU and that all states
+    are read by default are the least certain.
+
+    All states live until the last is there. On an accelerator each call synchronises once, for the lengths of the
+    sentences, unless nothing is padded. `torch.compile` leaves this pooler as it is, outside the graph of the encoder,
+    and so refuses it with `fullgraph=True`.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        width, size, depth = config.hidden_size, config.pooler_gru_size or config.hidden_size, config.pooler_gru_layers
+        self.states = config.pooled_states
+        self.extractor = nn.GRU(width, size, depth, bidirectional=True)
+        self.importance = nn.Linear(2 * depth * size, 1)
+        self.activation = _activation(config.pooler_activation or "relu")
+        self.fusion = nn.GRU(4 * width, size, depth, bidirectional=True)
+        self.projection = _projection(config)
+
+    def reduce(self, state: torch.Tensor, sentences: Sentences) -> tuple[torch.Tensor, Sentences]:
+        return state, sentences  # every token is needed until all states are there
+
+    @torch.compiler.disable
+    def forward(self, reduced: list[tuple[torch.Tensor, Sentences]]) -> tuple[torch.Tensor, torch.Tensor]:
+        order = reduced[0][1].reading_order(reduced[0][0])
+        count, n = order.rank_of_sentence.shape[0], len(reduced)
+        states = torch.stack([order.read(state) for state, _ in reduced], dim=1)  # (tokens, n, h)
+        # A sentence's n states are n sequences side by side: one call of the shared GRU reads them all.
+        _, final = self.extractor(PackedSequence(states.flatten(0, 1), order.batch_sizes * n))
+        extracted = final.permute(1, 0, 2).reshape(count, n, -1)  # (b, n, 2 * depth * size), by rank
+        weights = _activate(self.activation, self.importance(extracted).squeeze(-1)).softmax(dim=-1)  # (b, n), by rank
+        last = states[:, -1]
+        complement = (weights.to(states.dtype)[order.ranks].unsqueeze(1) @ states).squeeze(1)  # (tokens, h)
+        fused = torch.cat([last, complement, last + complement, last * complement], dim=-1)
+        output = self.fusion(PackedSequence(fused, order.batch_sizes))[0].data
+        first = output[:count]  # the first tokens, by rank
+        return self.projection(first[order.rank_of_sentence]), weights[order.rank_of_sentence]
 
 
 def build_pooler(config) -> nn.Module:
     """The pooler that `config.pooler_type` names. Raises a `ValueError` if the configuration contradicts itself."""
     config.validate_architecture()  # fields may have been set after the configuration was built
-    learned = {"layer_attention": LayerAttentionPooler, "weighted_layers": WeightedLayersPooler}
+    learned = {"layer_attention": LayerAttentionPooler, "weighted_layers": WeightedLayersPooler, "hire": HirePooler}
     return learned.get(config.pooler_type, FixedPooler)(config)
 
 
-def _project(pooler: nn.Module, embedding: torch.Tensor) -> torch.Tensor:
-    return pooler.projection(embedding) if hasattr(pooler, "projection") else embedding
+def _projection(config) -> nn.Module:
+    """A linear map to `projection_dim`, or none where the pooled vector has that width already."""
+    if config.projection_dim in (None, config.pooled_width):
+        return nn.Identity()
+    return nn.Linear(config.pooled_width, config.projection_dim)
+
+
+def _activation(name: str) -> nn.Module:
+    # torch's defaults are those of Oh et al.: slopes uniform in (1/8, 1/3) in training, their mean 11/48 otherwise.
+    return nn.RReLU() if name == "rrelu" else ACT2FN[name]
+
+
+def _activate(activation: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    # At least float32, as torch has no float16 RReLU on a CPU.
+    return activation(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)

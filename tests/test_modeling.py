@@ -161,7 +161,7 @@ def test_packed_equals_padded(minilm, tokenizer, pooler_type, attention, trainin
         expected = model(**batch).pooler_output
         got = model(**packed).pooler_output
         derived = model(packed["input_ids"], sequence_ids=packed["sequence_ids"]).pooler_output
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(got, expected, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
     assert torch.equal(derived, got)
 
 

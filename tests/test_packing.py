@@ -93,6 +93,26 @@ def test_packed_and_padded_reductions_agree(sentences):
     torch.testing.assert_close(flat.first(state), PaddedSentences(mask).first(padded))
 
 
+@settings(deadline=None)
+@given(sentences=sentence_lists)
+def test_a_recurrent_network_reads_every_token_once_and_in_order(sentences):
+    packed = pack_sentences(sentences, pad_token_id=0)
+    longest = max(map(len, sentences))
+    left = torch.tensor([[0] * (longest - len(s)) + s for s in sentences])
+    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sentences])
+    for block, layout in (
+        (packed["input_ids"], PackedSentences(packed["sequence_ids"], packed["sequence_starts"])),
+        (left, PaddedSentences(mask)),
+    ):
+        state = block.unsqueeze(-1)
+        order = layout.reading_order(state)
+        tokens = order.read(state).squeeze(-1)
+        assert order.batch_sizes.sum() == len(tokens) == sum(map(len, sentences))
+        assert (order.batch_sizes[1:] <= order.batch_sizes[:-1]).all()
+        read = [tokens[order.ranks == rank].tolist() for rank in order.rank_of_sentence]
+        assert read == sentences
+
+
 def test_a_sentence_mean_is_summed_in_float32():
     state = torch.full((1, 4096, 1), 1.0, dtype=torch.bfloat16)
     mask = torch.ones(1, 4096)

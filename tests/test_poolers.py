@@ -106,7 +106,7 @@ def test_the_activation_is_random_in_training_and_fixed_otherwise(tiny_model):
     assert not torch.equal(pooler(negative)[0], pooler(negative)[0])
     pooler.eval()
     assert torch.equal(pooler(negative)[0], pooler(negative)[0])
-    slopes = pooler.train()._activate(torch.full((10000,), -1.0))[0].neg()
+    slopes = pooler.train().activation(torch.full((10000,), -1.0)).neg()
     assert slopes.min() >= 1 / 8
     assert slopes.max() <= 1 / 3
     assert abs(slopes.mean() - RRELU_SLOPE) < 0.005
@@ -162,9 +162,15 @@ def test_projection_dim_is_the_width_of_the_embedding(tiny_model, tokenizer, poo
     assert model.encode(list(SENTENCES), tokenizer).shape == (3, 10)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "tanh", "relu"])
-def test_the_activation_is_the_one_that_is_named(tiny_model, activation):
-    pooler = tiny_model(pooler_activation=activation).pooler
-    expected = {"gelu": nn.functional.gelu, "tanh": torch.tanh, "relu": torch.relu}[activation]
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "hire"])
+@pytest.mark.parametrize("activation", ["gelu", "tanh", "relu", "rrelu"])
+def test_the_activation_is_the_one_that_is_named(tiny_model, activation, pooler_type):
+    pooler = tiny_model(pooler_type=pooler_type, pooler_activation=activation).pooler
+    expected = {
+        "gelu": nn.functional.gelu,
+        "tanh": torch.tanh,
+        "relu": torch.relu,
+        "rrelu": lambda x: nn.functional.leaky_relu(x, RRELU_SLOPE),
+    }[activation]
     x = torch.linspace(-2, 2, 7)
-    torch.testing.assert_close(pooler._activate(x)[0], expected(x))
+    torch.testing.assert_close(pooler.activation(x), expected(x))

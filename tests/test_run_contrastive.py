@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from .conftest import ROOT, launch
 from .training.conftest import triplets
@@ -184,10 +184,8 @@ def test_two_processes_train_together(tiny_folder, files):
 
 def broken_folder(tmp_path, kind, tokenizer):
     folder = tmp_path / kind
-    if kind == "roberta":
-        RobertaModel(
-            RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
-        ).save_pretrained(folder)
+    if kind == "distilbert":
+        DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=4, hidden_dim=37)).save_pretrained(folder)
     else:
         BertModel(
             BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
@@ -221,7 +219,7 @@ def refused(files, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("roberta", "a model of type 'roberta'; use one of bert"),
+        ("distilbert", "a model of type 'distilbert'; use one of bert, roberta"),
         ("without_weights", "has no weights (model.safetensors)"),
         ("pickled", "pytorch_model.bin: a pickle file"),
         ("other_weights", "the weights are not those of the encoder"),

@@ -9,18 +9,26 @@ import textwrap
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModel
 
 from modeling_layerpool import LayerPoolBertModel
 
 from .conftest import POOLER_TYPES, SENTENCES
 
 
-CODE_FILES = {
-    "configuration_layerpool.py",
-    "modeling_layerpool.py",
-    "modeling_layerpool_packing.py",
-    "modeling_layerpool_poolers.py",
-}
+def code_files(encoder):
+    """What a checkpoint carries: the shared files, and its own encoder's."""
+    return {
+        "configuration_layerpool.py",
+        f"configuration_layerpool_{encoder}.py",
+        "modeling_layerpool.py",
+        f"modeling_layerpool_{encoder}.py",
+        "modeling_layerpool_packing.py",
+        "modeling_layerpool_poolers.py",
+    }
+
+
+CODE_FILES = code_files("bert")
 
 # An installed copy must not help.
 HIDE_THE_PACKAGE = """
@@ -74,8 +82,9 @@ def test_a_saved_folder_holds_weights_code_and_the_files_of_sentence_transformer
     assert {name for name in names if name.endswith(".py")} == CODE_FILES
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert auto_map == {
-        "AutoConfig": "configuration_layerpool.LayerPoolBertConfig",
-        "AutoModel": "modeling_layerpool.LayerPoolBertModel",
+        "AutoConfig": "configuration_layerpool_bert.LayerPoolBertConfig",
+        "AutoModel": "modeling_layerpool_bert.LayerPoolBertModel",
+        "AutoModelForSequenceClassification": "modeling_layerpool_bert.LayerPoolBertForSequenceClassification",
     }
 
 
@@ -160,6 +169,101 @@ def test_sentence_transformers_opens_it_without_the_package(real_folder, tmp_pat
         assert abs(got - np.load("expected.npy")).max() < 1e-6
     """
     run_without_the_package(code, folder, json.dumps(SENTENCES), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+def test_every_save_names_all_classes_and_carries_its_encoders_code_only(tiny, tmp_path, encoder):
+    name = {"bert": "Bert", "roberta": "Roberta"}[encoder]
+    for classifier in (False, True):
+        folder = tmp_path / str(classifier)
+        tiny(encoder, classifier=classifier).save_pretrained(folder)
+        assert {path.name for path in folder.glob("*.py")} == code_files(encoder)
+        assert (folder / "modules.json").exists() == (not classifier)
+        assert (folder / "sentence_bert_config.json").exists() == (not classifier)
+        assert json.loads((folder / "config.json").read_text())["auto_map"] == {
+            "AutoConfig": f"configuration_layerpool_{encoder}.LayerPool{name}Config",
+            "AutoModel": f"modeling_layerpool_{encoder}.LayerPool{name}Model",
+            "AutoModelForSequenceClassification": f"modeling_layerpool_{encoder}.LayerPool{name}"
+            "ForSequenceClassification",
+        }
+
+
+@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+def test_encoder_and_classifier_folders_open_crosswise_without_the_package(tiny, tokenizer_of, tmp_path, encoder):
+    tokenizer = tokenizer_of[encoder]
+    texts = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    expected = {"inputs": dict(texts)}
+    for classifier in (False, True):
+        model = tiny(encoder, classifier=classifier, pooler_type="hire", pooler_gru_size=10)
+        folder = tmp_path / ("classifier" if classifier else "encoder")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        with torch.no_grad():
+            output = model(**texts)
+        expected[folder.name] = output.logits if classifier else output.pooler_output
+    torch.save(expected, tmp_path / "expected.pt")
+    code = """
+        import torch
+        from transformers import AutoModel, AutoModelForSequenceClassification, pipeline
+        expected = torch.load("expected.pt")
+        def check(auto_class, folder, missing, weights_of=None):
+            model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+            assert type(model).__module__.startswith("transformers_modules."), type(model)
+            assert {key.split(".")[0] for key in info["missing_keys"]} == missing, info
+            assert not info["unexpected_keys"] and not info["mismatched_keys"], info
+            with torch.no_grad():
+                return model, model(**expected["inputs"])
+        model, output = check(AutoModel, "encoder", set())
+        torch.testing.assert_close(output.pooler_output, expected["encoder"])
+        model.save_pretrained("encoder-again")
+        model, output = check(AutoModelForSequenceClassification, "classifier", set())
+        torch.testing.assert_close(output.logits, expected["classifier"])
+        with torch.no_grad():
+            logits = output.logits
+            _, embedded = check(AutoModel, "classifier", set())
+            torch.testing.assert_close(model.classifier(embedded.pooler_output), logits)
+        model, _ = check(AutoModelForSequenceClassification, "encoder", {"classifier"})
+        model.save_pretrained("classifier-again")
+        _, output = check(AutoModel, "classifier-again", set())
+        torch.testing.assert_close(output.pooler_output, expected["encoder"])
+        check(AutoModelForSequenceClassification, "encoder-again", {"classifier"})
+        classify = pipeline("text-classification", model="classifier", trust_remote_code=True, device="cpu")
+        assert len(classify([{"text": "A man.", "text_pair": "Layers!"}, {"text": "A man."}])) == 2
+    """
+    run_without_the_package(code, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "hire"])
+def test_sentence_transformers_opens_roberta(tiny, roberta_tokenizer, tmp_path, pooler_type):
+    from sentence_transformers import SentenceTransformer
+
+    model = tiny("roberta", pooler_type=pooler_type)
+    model.save_pretrained(tmp_path)
+    roberta_tokenizer.save_pretrained(tmp_path)
+    other = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
+    assert other.get_embedding_dimension() == model.embedding_dim
+    np.testing.assert_allclose(other.encode(SENTENCES), model.encode(SENTENCES, roberta_tokenizer), atol=1e-6)
+
+
+def test_a_folder_of_the_earlier_layout_opens(tiny_model, tmp_path):
+    """One modeling file, no classifier, and the activation of layer attention written out for every pooler."""
+    model = tiny_model(pooler_type="mean")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pooler_activation"] = "rrelu"
+    for field in ("pooler_gru_size", "pooler_gru_layers"):
+        del config[field]
+    config["auto_map"] = {
+        "AutoConfig": "configuration_layerpool.LayerPoolBertConfig",
+        "AutoModel": "modeling_layerpool.LayerPoolBertModel",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, info = AutoModel.from_pretrained(tmp_path, trust_remote_code=True, output_loading_info=True)
+    assert type(again) is LayerPoolBertModel
+    assert not any(info.values())
+    again.save_pretrained(tmp_path / "again")
+    auto_map = json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModel"] == "modeling_layerpool_bert.LayerPoolBertModel"
 
 
 def test_only_the_main_process_writes(tiny_model, tmp_path):

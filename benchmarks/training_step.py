@@ -3,6 +3,8 @@ A training step here, in sentence-transformers, and on one padded batch: forward
 
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 64 128 256 512
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --cached
+    python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --row_lengths 64 128 256
+    python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --compile
 
 Same weights (all-MiniLM-L6-v2), same triplets, one process, the ways taking turns. All are given their tokens;
 tokenising is not in the step. `limit` is what a step here would take if none of its tokens were padding and every
@@ -38,18 +40,19 @@ from modeling_layerpool.training.batching import PackingCollator
 COLUMNS = ("anchor", "positive", "negative")
 
 
-def ours(pooler_type: str, tokenizer, max_length: int):
+def ours(pooler_type: str, tokenizer, max_length: int, row_length: int | None = None, compiled: bool = False):
     """Packed rows through a layer-pooled model."""
     model = LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type=pooler_type).train()
+    embed = torch.compile(model) if compiled else model
 
     def prepare(rows):
         texts = [row[column] for row in rows for column in COLUMNS]
         ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        packed = pack_sentences(ids, tokenizer.pad_token_id)
+        packed = pack_sentences(ids, tokenizer.pad_token_id, row_length)
         return packed, sum(map(len, ids)), packed["input_ids"].numel()
 
     def loss(packed):
-        embeddings = model(**packed).pooler_output.float().view(-1, len(COLUMNS), model.embedding_dim)
+        embeddings = embed(**packed).pooler_output.float().view(-1, len(COLUMNS), model.embedding_dim)
         return info_nce(*embeddings.unbind(1), temperature=0.05)
 
     return model, prepare, loss, False
@@ -123,6 +126,8 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--without_padded", action="store_true", help="leave out the slowest way")
     parser.add_argument("--cached", action="store_true", help="compare gradient caching")
+    parser.add_argument("--row_lengths", type=int, nargs="+", help="compare packed rows of these lengths")
+    parser.add_argument("--compile", action="store_true", help="compare with torch.compile")
     parser.add_argument("--texts_at_once", type=int, default=64, help="with --cached")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -131,6 +136,16 @@ def main() -> None:
         ways = {
             "here, layer_attention, cached": ours_cached(tokenizer, options.max_length, options.texts_at_once),
             "sentence-transformers, cached": sentence_transformers(options.max_length, options.texts_at_once),
+        }
+    elif options.row_lengths:
+        ways = {
+            f"rows of {length}": ours("layer_attention", tokenizer, options.max_length, length)
+            for length in options.row_lengths
+        }
+    elif options.compile:
+        ways = {
+            name: ours("layer_attention", tokenizer, options.max_length, compiled=name == "compiled")
+            for name in ("eager", "compiled")
         }
     else:
         ways = {

@@ -62,7 +62,7 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainin
 def load_train_dataset(data: DataArguments, args: ContrastiveTrainingArguments, objective: Objective):
     with args.main_process_first(desc="reading the training data"):
         if data.train_file is not None:
-            dataset = load_file(data.train_file, objective.select_columns, data.streaming)
+            dataset = load_file(data.train_file, objective, data.streaming)
         else:
             dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
     if data.streaming:
@@ -89,12 +89,18 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, checkpoint: str |
         measured = f"{data.validation_file}, every {every}"
         if args.load_best_model_at_end:
             measured += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
+    what = f"{args.objective} on the columns {', '.join(trainer.columns)}"
+    if args.objective == "pairwise":
+        low, high = trainer.objective.value_range
+        what += f" and a value from {low:g} to {high:g}, {trainer.objective.loss}"
+        if trainer.objective.second_loss is not None:
+            what += f", then {trainer.objective.second_loss}"
     plan = {
-        "objective": f"{args.objective} on the columns {', '.join(trainer.columns)}",
+        "objective": what,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
         "rows a step": f"{batch} on {args.world_size} process(es), {args.gradient_accumulation_steps} accumulated",
-        "negatives an anchor": f"{batch - 1 + further * batch}",
+        "negatives an anchor": f"{batch - 1 + further * batch if trainer.objective.compares_batch else 0}",
         "steps": f"{steps:,}",
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{trainable:,}",
@@ -120,7 +126,7 @@ def main() -> None:
     if training_args.do_eval:
         evaluator, headline = development_evaluator(data_args.validation_file)
         if evaluator is None:
-            eval_dataset = load_file(data_args.validation_file, objective.select_columns)
+            eval_dataset = load_file(data_args.validation_file, objective)
         if training_args.metric_for_best_model is None or (
             evaluator and training_args.metric_for_best_model == "loss"
         ):

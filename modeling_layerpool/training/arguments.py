@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from .base import RunArguments
 from .objectives import OBJECTIVES
+from .pairwise import PAIRWISE_LOSSES
 
 
 @dataclass
@@ -18,8 +19,9 @@ class ContrastiveTrainingArguments(RunArguments):
     objective: str = field(
         default="supervised",
         metadata={
-            "help": "What is learned: 'unsupervised' (column text, each text against itself under dropout) or "
-            "'supervised' (columns anchor, positive and optionally negative or negative_1..k).",
+            "help": "What is learned: 'unsupervised' (column text, each text against itself under dropout), "
+            "'supervised' (columns anchor, positive and optionally negative or negative_1..k) or 'pairwise' (columns "
+            "sentence1, sentence2 and score or label).",
             "choices": sorted(OBJECTIVES),
         },
     )
@@ -45,6 +47,50 @@ class ContrastiveTrainingArguments(RunArguments):
     no_duplicates: bool = field(
         default=False,
         metadata={"help": "Keep rows that share a text out of the same batch. Not for a streamed dataset."},
+    )
+    pairwise_loss: str = field(
+        default="bsc",
+        metadata={
+            "help": "Of 'pairwise': bsc (batch-softmax contrastive), mse (of the cosine), combined (both), bce "
+            "(binary cross-entropy of the cosine) or cosent (ranking).",
+            "choices": PAIRWISE_LOSSES,
+        },
+    )
+    bsc_normalization: str = field(
+        default="l2",
+        metadata={
+            "help": "Of bsc: l2, coordinate (each by its range over the batch; wants a temperature of about 1.2) or "
+            "none.",
+            "choices": ["l2", "coordinate", "none"],
+        },
+    )
+    bsc_direction: str = field(
+        default="both",
+        metadata={
+            "help": "Of bsc: what is looked for in the batch: rows (the second text), columns (the first) or both.",
+            "choices": ["both", "rows", "columns"],
+        },
+    )
+    combined_weight: float = field(
+        default=0.1, metadata={"help": "Of combined: the weight of bsc, the paper's mu; mse has the rest."}
+    )
+    second_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of 'pairwise': the loss of the last steps, as bsc first and then mse. Default: one loss "
+            "throughout.",
+            "choices": PAIRWISE_LOSSES,
+        },
+    )
+    second_loss_share: float = field(
+        default=0.5, metadata={"help": "The share of the steps, at the end, that --second_loss has."}
+    )
+    score_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Of 'pairwise': the two scores that become 0 and 1. Default: the lowest and the highest of the "
+            "training data. Labels are 0 and 1."
+        },
     )
     max_seq_length: int | None = field(
         default=None,
@@ -75,6 +121,8 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError(f"objective={self.objective!r} is unknown; use one of {', '.join(sorted(OBJECTIVES))}")
         if not self.temperature > 0:
             raise InputError(f"temperature={self.temperature} must be above 0")
+        if self.objective == "pairwise":
+            self._check_pairwise()
         if self.temperature_learning_rate is not None and not self.learn_temperature:
             raise InputError("temperature_learning_rate does nothing without learn_temperature")
         for name in ("max_seq_length", "row_length"):
@@ -87,24 +135,47 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError("remove_unused_columns must stay off: the collator needs every column")
         super().__post_init__()
 
+    def _check_pairwise(self) -> None:
+        for name in ("hard_negative_weight", "symmetric"):
+            if getattr(self, name):
+                raise InputError(f"{name} does nothing with objective=pairwise")
+        for name in ("pairwise_loss", "second_loss"):
+            if getattr(self, name) not in (*PAIRWISE_LOSSES, None):
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(PAIRWISE_LOSSES)}")
+        for name in ("combined_weight", "second_loss_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if self.score_range is not None and not (
+            len(self.score_range) == 2 and self.score_range[0] < self.score_range[1]
+        ):
+            raise InputError(f"score_range={self.score_range} must be two numbers, the lower one first")
+
 
 @dataclass
 class ModelArguments:
     """Which checkpoint to start from, and what to change in its configuration."""
 
-    model_name_or_path: str = field(metadata={"help": "A BERT or LayerPool checkpoint: a folder or a Hub name."})
+    model_name_or_path: str = field(
+        metadata={"help": "A checkpoint of this package or of a plain encoder: a folder or a Hub name."}
+    )
     pooler_type: str | None = field(
         default=None,
         metadata={
-            "help": "layer_attention, weighted_layers, cls, mean, mean_first_last or mean_last_two. Default: the "
-            "checkpoint's own; for a plain BERT layer_attention."
+            "help": "layer_attention, hire, weighted_layers, cls, mean, mean_first_last or mean_last_two. Default: "
+            "the checkpoint's own; for a plain encoder layer_attention."
         },
     )
     pooler_layers: list[int] | None = field(
         default=None, metadata={"help": "Hidden states to read, 0 the embedding output; negative from the end."}
     )
-    pooler_activation: str | None = field(default=None, metadata={"help": "Activation of layer_attention."})
-    pooler_scaling: str | None = field(default=None, metadata={"help": "num_states or sqrt_hidden_size."})
+    pooler_activation: str | None = field(default=None, metadata={"help": "Activation of layer_attention or hire."})
+    pooler_scaling: str | None = field(
+        default=None, metadata={"help": "Of layer_attention: num_states or sqrt_hidden_size."}
+    )
+    pooler_gru_size: int | None = field(
+        default=None, metadata={"help": "Of hire: width of its GRUs in each direction."}
+    )
+    pooler_gru_layers: int | None = field(default=None, metadata={"help": "Of hire: depth of its GRUs."})
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2, flex_attention ... Default: the library's."}
@@ -116,8 +187,9 @@ class ModelArguments:
 
     def config_overrides(self) -> dict:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
-        names = ("pooler_type", "pooler_layers", "pooler_activation", "pooler_scaling", "projection_dim")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        names = ("type", "layers", "activation", "scaling", "gru_size", "gru_layers")
+        fields = {name: getattr(self, name) for name in (*(f"pooler_{name}" for name in names), "projection_dim")}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass

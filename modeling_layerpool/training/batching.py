@@ -225,8 +225,9 @@ class PackingCollator:
         group_tokens: cut the batch into groups of rows of at most so many tokens.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
-    and `row_numbers`, where the rows are from. Sentence `i * c + j` is column j of row i. With `group_tokens` it holds
-    `groups` and `sentence_places` (see [`cut_into_groups`]) in place of one packed input.
+    `row_numbers`, where the rows are from, and `values (b,)` if they have one. Sentence `i * c + j` is column j of row
+    i. With `group_tokens` it holds `groups` and `sentence_places` (see [`cut_into_groups`]) in place of one packed
+    input.
     """
 
     def __init__(
@@ -248,6 +249,8 @@ class PackingCollator:
         if self.group_tokens is not None:
             groups, places = cut_into_groups(inputs, self.group_tokens)
             inputs = {"groups": groups, "sentence_places": places}
+        if "value" in features[0]:
+            inputs["values"] = torch.tensor([feature["value"] for feature in features])
         return {
             **inputs,
             "text_ids": text_ids.view(len(features), len(self.columns)),

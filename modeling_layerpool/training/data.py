@@ -2,10 +2,11 @@
 From files, Hub names and `datasets` objects to tokenised rows.
 
 A tokenised row holds the token ids of its text columns under `<column>_input_ids`, their number under `tokens`, and
-under `row_number` where it is from: the line in a local file, else the place in the dataset.
+under `row_number` where it is from: the line in a local file, else the place in the dataset; and under `value` the
+number that an objective reads of it, scaled to [0, 1].
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,39 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..rows import check_text, read_rows, require_columns
+from ..rows import check_number, check_text, read_rows, require_columns
+from .objective import Objective
 
 
-SelectColumns = Callable[[Sequence[str], str], list[str]]
-
-
-def load_file(path: str, select_columns: SelectColumns, streaming: bool = False) -> Dataset | IterableDataset:
+def load_file(path: str, objective: Objective, streaming: bool = False) -> Dataset | IterableDataset:
     """
-    The rows of a local file (see [`~modeling_layerpool.rows.read_rows`]): the text columns needed, and `row_number`.
+    The rows of a local file (see [`~modeling_layerpool.rows.read_rows`]): the columns needed, and `row_number`.
 
     Args:
         path: a jsonl, csv, tsv or txt file, also gzipped.
-        select_columns: [`Objective.select_columns`], which names the columns needed of those available.
+        objective: names the columns needed of those available.
         streaming: read the file as it is needed, and check it then.
 
     Raises:
-        InputError: the file is missing, empty or broken, or a row lacks a needed text; with file and line.
+        InputError: the file is missing, empty or broken, or a row lacks a needed text or number; with file and
+            line.
     """
     _, first = next(read_rows(path), (0, None))
     if first is None:
         raise InputError(f"{path}: the file is empty")
     # A tuple: lists among the arguments of a generator are shards to `datasets`.
-    columns = tuple(sorted(set(select_columns(list(first), f"{path}, line 1"))))
+    where = f"{path}, line 1"
+    columns = tuple(sorted(set(objective.select_columns(list(first), where))))
+    value = objective.value_column(list(first), where)
+    needed = {"path": path, "columns": columns, "value_column": value}
     if streaming:
-        return IterableDataset.from_generator(_checked_rows, gen_kwargs={"path": path, "columns": columns})
+        return IterableDataset.from_generator(_checked_rows, gen_kwargs=needed)
     status = Path(path).stat()
     try:
         # `datasets` caches by the arguments, so these have to tell one state of the file from another.
         return Dataset.from_generator(
             _checked_rows,
-            gen_kwargs={"path": path, "columns": columns, "state": (status.st_size, status.st_mtime_ns)},
+            gen_kwargs=needed | {"state": (status.st_size, status.st_mtime_ns)},
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
@@ -52,11 +55,16 @@ def load_file(path: str, select_columns: SelectColumns, streaming: bool = False)
         raise
 
 
-def _checked_rows(path: str, columns: tuple[str, ...], state: Any = None) -> Iterator[dict[str, Any]]:
+def _checked_rows(
+    path: str, columns: tuple[str, ...], value_column: str | None, state: Any = None
+) -> Iterator[dict[str, Any]]:
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
-        require_columns(row, columns, where)
-        yield {"row_number": line} | {column: check_text(row[column], where, column) for column in columns}
+        require_columns(row, columns if value_column is None else (*columns, value_column), where)
+        checked = {"row_number": line} | {column: check_text(row[column], where, column) for column in columns}
+        if value_column is not None:
+            checked[value_column] = check_number(row[value_column], where, value_column)
+        yield checked
 
 
 def load_hub(name: str, config: str | None, split: str, streaming: bool = False) -> Dataset | IterableDataset:
@@ -77,6 +85,8 @@ def tokenize_dataset(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     source: str,
+    value_column: str | None = None,
+    value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Dataset | IterableDataset:
     """
     Tokenise the text columns of a dataset, once: `datasets` caches the result, or does it on the fly when streaming.
@@ -85,15 +95,30 @@ def tokenize_dataset(
         dataset: raw rows with the text columns `columns`.
         max_seq_length: tokens at which a text is cut, special tokens included.
         source: the name of the data, for errors.
+        value_column: the column of a number to keep, as `value`.
+        value_range: the numbers that become 0 and 1.
 
     Raises:
-        InputError: a text is missing, empty or of another type; with its row.
+        InputError: a text is missing, empty or of another type, or a number is none or out of range; with its row.
     """
     columns = list(dict.fromkeys(columns))
+    low, high = value_range
+
+    def scaled(value: Any, where: str) -> float:
+        number = check_number(value, where, value_column)
+        if not low <= number <= high:
+            raise InputError(
+                f"{where}: the {value_column} {number:g} is outside {low:g} to {high:g}"
+                + ("; set --score_range" if value_column == "score" else "")
+            )
+        return (number - low) / (high - low)
 
     def tokenize(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
         rows = batch.get("row_number", indices)
         result: dict[str, list] = {"row_number": rows, "tokens": [0] * len(rows)}
+        if value_column is not None:
+            values = zip(batch[value_column], rows, strict=True)
+            result["value"] = [scaled(value, f"{source}, row {row}") for value, row in values]
         for column in columns:
             texts = [
                 check_text(text, f"{source}, row {row}", column) for text, row in zip(batch[column], rows, strict=True)

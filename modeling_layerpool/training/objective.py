@@ -18,6 +18,9 @@ class EmbeddedBatch:
         columns (`torch.Tensor` of shape `(B, c, h)`): the rows of all processes, in the order of the ranks.
         column_text_ids (`torch.LongTensor` of shape `(B, c)`): their texts.
         first_row (`int`): the place of this process's first row among them.
+        values (`torch.Tensor` of shape `(b,)`, *optional*): the number of each row, scaled to [0, 1], if the
+            objective has a [`~Objective.value_column`].
+        column_values (`torch.Tensor` of shape `(B,)`, *optional*): those of all processes.
     """
 
     embeddings: torch.Tensor
@@ -25,6 +28,8 @@ class EmbeddedBatch:
     columns: torch.Tensor
     column_text_ids: torch.Tensor
     first_row: int
+    values: torch.Tensor | None = None
+    column_values: torch.Tensor | None = None
 
     @property
     def targets(self) -> torch.Tensor:
@@ -40,6 +45,15 @@ class Objective(nn.Module):
 
     name: str
     citation: str
+    # The share of the steps that are done, which the trainer keeps up to date.
+    progress: float = 0.0
+    # The values of `value_column` that become 0 and 1; None for the lowest and the highest of the training data.
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def compares_batch(self) -> bool:
+        """Whether the rows of a batch are compared with each other."""
+        return True
 
     @classmethod
     def from_arguments(cls, args) -> "Objective":
@@ -52,6 +66,10 @@ class Objective(nn.Module):
         Raises an [`~modeling_layerpool.errors.InputError`] that begins with `source` if a needed one is not available.
         """
         raise NotImplementedError
+
+    def value_column(self, available: Sequence[str], source: str) -> str | None:
+        """The column of a number of each row, such as a score, or None if there is none to read."""
+        return None
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
         """The mean loss over this process's rows."""

@@ -2,8 +2,9 @@
 
 from .contrastive import SupervisedObjective, UnsupervisedObjective
 from .objective import Objective
+from .pairwise import PairwiseObjective
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (UnsupervisedObjective, SupervisedObjective)
+    objective.name: objective for objective in (UnsupervisedObjective, SupervisedObjective, PairwiseObjective)
 }

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..rows import check_number
 from .arguments import ContrastiveTrainingArguments
 from .base import LayerPoolTrainer
 from .batching import (
@@ -36,7 +37,7 @@ from .random_state import RandomState
 
 OBJECTIVE_FILE = "objective.safetensors"
 # What a batch holds beside the input of the model.
-NOT_OF_THE_MODEL = ("text_ids", "row_numbers")
+NOT_OF_THE_MODEL = ("text_ids", "row_numbers", "values")
 
 # Called with the model and its tokenizer; returns metrics by name.
 Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
@@ -178,7 +179,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError(f"{name} has the columns {columns}, but the training data {self.columns}")
         if is_tokenized(dataset):
             return dataset
-        return tokenize_dataset(dataset, columns, tokenizer, tokenizer.model_max_length, name)
+        value_column = self.objective.value_column(available, name)
+        if value_column is not None and self.objective.value_range is None:
+            self.objective.value_range = _range_of(dataset, value_column, name)
+        return tokenize_dataset(
+            *(dataset, columns, tokenizer, tokenizer.model_max_length, name),
+            value_column,
+            self.objective.value_range or (0.0, 1.0),
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
@@ -281,7 +289,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
         sizes = rows_of_all(len(embeddings)) if model.training else [len(embeddings)]
         columns, column_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
         first_row = sum(sizes[: self.args.process_index]) if model.training else 0
-        loss = self.objective(EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row))
+        values = inputs.get("values")
+        column_values = None if values is None else gather_rows(values, sizes)
+        loss = self.objective(
+            EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row, values, column_values)
+        )
         if model.training:
             # Processes average their gradients: a process with more rows than another counts for more.
             loss = loss * (len(embeddings) * self.args.world_size / len(columns))
@@ -404,11 +416,26 @@ class _ObjectiveCallback(TrainerCallback):
     def __init__(self, objective: Objective):
         self.objective = objective
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.objective.progress = state.global_step / state.max_steps
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         average_gradients(list(self.objective.parameters()))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.objective.zero_grad()
+
+
+def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> tuple[float, float]:
+    """The lowest and the highest number of a column."""
+    if isinstance(dataset, IterableDataset):
+        raise InputError(f"{source}: the range of {column!r} cannot be known of a stream; give --score_range")
+    values = [check_number(value, f"{source}, row {row}", column) for row, value in enumerate(dataset[column])]
+    if min(values) == max(values):
+        raise InputError(
+            f"{source}: every {column} is {values[0]:g}, which leaves nothing to learn; see --score_range"
+        )
+    return min(values), max(values)
 
 
 _NO_ROWS = Dataset.from_dict({})

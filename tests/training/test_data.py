@@ -9,8 +9,8 @@ from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.data import load_file, load_hub, tokenize_dataset
 
 
-SUPERVISED = OBJECTIVES["supervised"]().select_columns
-UNSUPERVISED = OBJECTIVES["unsupervised"]().select_columns
+SUPERVISED = OBJECTIVES["supervised"]()
+UNSUPERVISED = OBJECTIVES["unsupervised"]()
 
 
 def write(path, *lines):
@@ -91,7 +91,7 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, name, lines, message)
 
 def test_numbered_negatives_come_in_their_order():
     available = ["anchor", "negative_10", "negative_2", "positive"]
-    assert SUPERVISED(available, "data") == ["anchor", "positive", "negative_2", "negative_10"]
+    assert SUPERVISED.select_columns(available, "data") == ["anchor", "positive", "negative_2", "negative_10"]
 
 
 def test_a_dataset_of_the_hub_that_cannot_be_reached_is_one_sentence():

@@ -342,36 +342,56 @@ class LayerPoolEmbeddingMixin:
                 show_progress_bar=show_progress_bar,
                 convert_to_numpy=convert_to_numpy,
             )[0]
-        if max_tokens_per_batch is None:
-            max_tokens_per_batch = 2048 if self.device.type == "cpu" else 16384
-        if max_tokens_per_batch <= 0:
-            raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
         for index, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise ValueError(f"Sentence {index} is no text but {type(sentence).__name__}: {sentence!r}")
         embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.device)
-        was_training = self.training
-        self.eval()
-        try:
-            with (
-                torch.inference_mode(),
-                logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress,
-            ):
-                # Windows bound the memory for token ids, and are wide enough for sorting by length to pay.
-                for begin in range(0, len(sentences), _ENCODE_WINDOW):
-                    window = sentences[begin : begin + _ENCODE_WINDOW]
-                    token_ids = self._tokenize(window, tokenizer)
-                    for batch in _batches_by_length(token_ids, max_tokens_per_batch):
-                        packed = pack_sentences([token_ids[index] for index in batch], self.config.pad_token_id or 0)
-                        output = self(**{name: value.to(self.device) for name, value in packed.items()})
-                        where = torch.tensor(batch, device=self.device) + begin
-                        embeddings[where] = output.pooler_output.float()
-                        progress.update(len(batch))
-        finally:
-            self.train(was_training)
+        with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
+            # Windows bound the memory for token ids, and are wide enough for sorting by length to pay.
+            for begin in range(0, len(sentences), _ENCODE_WINDOW):
+                window = sentences[begin : begin + _ENCODE_WINDOW]
+                token_ids = self._tokenize(window, tokenizer)
+                embeddings[begin : begin + len(window)] = self._embed(token_ids, max_tokens_per_batch, progress)
         if normalize:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
         return embeddings.cpu().numpy() if convert_to_numpy else embeddings
+
+    def encode_token_ids(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        *,
+        max_tokens_per_batch: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> torch.Tensor:
+        """
+        As [`encode`], of sentences that are tokenised already, special tokens included.
+
+        Returns:
+            `torch.Tensor`: `(len(token_ids), d)` in float32, on the model's device.
+        """
+        with logging.tqdm(total=len(token_ids), desc="Encoding", disable=not show_progress_bar) as progress:
+            return self._embed(token_ids, max_tokens_per_batch, progress)
+
+    def _embed(
+        self, token_ids: Sequence[Sequence[int]], max_tokens_per_batch: int | None, progress: Any
+    ) -> torch.Tensor:
+        if max_tokens_per_batch is None:
+            max_tokens_per_batch = 2048 if self.device.type == "cpu" else 16384
+        if max_tokens_per_batch <= 0:
+            raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
+        embeddings = torch.zeros(len(token_ids), self.embedding_dim, device=self.device)
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for batch in _batches_by_length(token_ids, max_tokens_per_batch):
+                    packed = pack_sentences([token_ids[index] for index in batch], self.config.pad_token_id or 0)
+                    output = self(**{name: value.to(self.device) for name, value in packed.items()})
+                    embeddings[torch.tensor(batch, device=self.device)] = output.pooler_output.float()
+                    progress.update(len(batch))
+        finally:
+            self.train(was_training)
+        return embeddings
 
     def _tokenize(self, sentences: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
         limit = min(tokenizer.model_max_length, self.max_tokens)

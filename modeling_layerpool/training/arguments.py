@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .base import RunArguments
+from .neighbours import SHUFFLINGS
 from .objectives import OBJECTIVES
 from .pairwise import PAIRWISE_LOSSES
 
@@ -92,6 +93,24 @@ class ContrastiveTrainingArguments(RunArguments):
             "training data. Labels are 0 and 1."
         },
     )
+    shuffling: str = field(
+        default="random",
+        metadata={
+            "help": "The order of the rows: random, or with rows in one batch whose first texts are alike: neighbours "
+            "(by the model's embeddings), clusters (by the same) or words (that share one). Not for a stream.",
+            "choices": SHUFFLINGS,
+        },
+    )
+    group_size: int = field(
+        default=5, metadata={"help": "Of --shuffling: the number of different first texts that are put together."}
+    )
+    refresh_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of --shuffling neighbours or clusters: embed the rows that are left anew after so many steps. "
+            "Default: once an epoch."
+        },
+    )
     max_seq_length: int | None = field(
         default=None,
         metadata={
@@ -123,6 +142,17 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError(f"temperature={self.temperature} must be above 0")
         if self.objective == "pairwise":
             self._check_pairwise()
+        if self.shuffling not in SHUFFLINGS:
+            raise InputError(f"shuffling={self.shuffling!r} is unknown; use one of {', '.join(SHUFFLINGS)}")
+        if self.shuffling != "random" and self.no_duplicates:
+            raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
+        if self.group_size < 2:
+            raise InputError(f"group_size={self.group_size} must be at least 2")
+        embeds = self.shuffling in ("neighbours", "clusters")
+        if self.refresh_steps is not None and not (embeds and self.refresh_steps >= 1):
+            raise InputError(
+                f"refresh_steps={self.refresh_steps} must be positive, and needs shuffling=neighbours or clusters"
+            )
         if self.temperature_learning_rate is not None and not self.learn_temperature:
             raise InputError("temperature_learning_rate does nothing without learn_temperature")
         for name in ("max_seq_length", "row_length"):

@@ -1,6 +1,7 @@
 """Embeddings of all processes in one place, with the exact gradient."""
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,6 +69,15 @@ def gather_rows(local: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     processes is the one of the whole batch on one process.
     """
     return local if len(sizes) == 1 else _GatherRows.apply(local, sizes)
+
+
+def same_on_all(value: Any) -> Any:
+    """The main process's value, on all processes."""
+    if world_size() == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0, group=cpu_group())
+    return shared[0]
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

@@ -25,17 +25,21 @@ from .batching import (
     NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
+    share_of,
     text_id,
 )
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows, rows_of_all
 from .fault_tolerance import init_worker
+from .neighbours import NeighbourBatchSampler
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
 from .random_state import RandomState
 
 
 OBJECTIVE_FILE = "objective.safetensors"
+# The order of the rows of the epoch under way, where the model decides it.
+PLAN_FILE = "batch_plan.safetensors"
 # What a batch holds beside the input of the model.
 NOT_OF_THE_MODEL = ("text_ids", "row_numbers", "values")
 
@@ -102,6 +106,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.evaluator = evaluator
+        self._neighbours: NeighbourBatchSampler | None = None
+        self._saved_plan: tuple[list[int], int] | None = None
         self.columns: list[str] | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
         with args.main_process_first(desc="tokenising"):
@@ -149,6 +155,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError(
                 "gradient_cache does not work under FSDP, where all processes must make the same number of forward "
                 "passes; leave it out, or use DDP"
+            )
+        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and self.args.shuffling in ("neighbours", "clusters"):
+            raise InputError(
+                f"shuffling={self.args.shuffling} does not work under FSDP or DeepSpeed, where no process has all "
+                "weights to embed with; use DDP, or shuffling=words"
             )
         if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and list(self.objective.parameters()):
             raise InputError(
@@ -202,8 +213,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         place = {"rank": self.args.process_index, "world_size": self.args.world_size}
         batch_size = self._train_batch_size * self.args.world_size
         if isinstance(self.train_dataset, IterableDataset):
-            if self.args.no_duplicates:
-                raise InputError("no_duplicates needs a dataset with a length, not a stream")
+            if self.args.no_duplicates or self.args.shuffling != "random":
+                name = "no_duplicates" if self.args.no_duplicates else "shuffling"
+                raise InputError(f"{name} needs a dataset with a length, not a stream")
             batches = StreamedBatches(self.train_dataset, batch_size, **place)
             # A worker without a shard of the stream would have nothing to do.
             workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
@@ -213,13 +225,34 @@ class ContrastiveTrainer(LayerPoolTrainer):
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
             "drop_last": self.args.dataloader_drop_last,
         }
-        if self.args.no_duplicates:
+        if self.args.shuffling != "random":
+            sampler = NeighbourBatchSampler(
+                list(self.train_dataset[f"{self.columns[0]}_input_ids"]),
+                self._embed,
+                batch_size,
+                shuffling=self.args.shuffling,
+                group_size=self.args.group_size,
+                refresh_steps=self.args.refresh_steps,
+                show_progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+                **options,
+            )
+            if self._saved_plan is not None:
+                sampler.plan, sampler.plan_epoch = self._saved_plan
+            self._neighbours = sampler
+        elif self.args.no_duplicates:
             columns = [self.train_dataset[f"{column}_input_ids"] for column in dict.fromkeys(self.columns)]
             texts = [{text_id(text) for text in row} for row in zip(*columns, strict=True)]
             sampler = NoDuplicatesBatchSampler(texts, batch_size, **options)
         else:
             sampler = GlobalBatchSampler(len(self.train_dataset), batch_size, **options)
         return EpochDataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
+
+    def _embed(self, texts: list[list[int]]) -> torch.Tensor:
+        """Embeddings of tokenised texts, each process making its share of them."""
+        own = list(share_of(texts, self.args.process_index, self.args.world_size))
+        with self.compute_loss_context_manager():
+            embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
+        return gather_rows(embeddings.clone(), rows_of_all(len(own)))
 
     # --- loss ---
 
@@ -300,6 +333,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._neighbours is not None and "train_runtime" in logs:
+            logs["shuffling_percent"] = 100 * self._neighbours.seconds / logs["train_runtime"]
         if list(self.objective.parameters()) and "loss" in logs:
             logs["temperature"] = self.objective.temperature.item()
         super().log(logs, start_time)
@@ -382,6 +417,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self._neighbours is not None and self.args.should_save:
+            plan = {"rows": torch.tensor(self._neighbours.plan), "epoch": torch.tensor(self._neighbours.plan_epoch)}
+            save_file(plan, os.path.join(output_dir, PLAN_FILE))
+        super()._save_rng_state(output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         sharded = self.model
         if self._whole_model is not None:
@@ -397,6 +438,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_objective(resume_from_checkpoint)
+        path = os.path.join(resume_from_checkpoint, PLAN_FILE)
+        if self.args.shuffling != "random":
+            if not os.path.isfile(path):
+                raise InputError(f"{path}: no such file, but shuffling={self.args.shuffling} needs its order of rows")
+            plan = load_file(path)
+            self._saved_plan = (plan["rows"].tolist(), plan["epoch"].item())
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

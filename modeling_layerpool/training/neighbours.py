@@ -1,0 +1,218 @@
+"""
+The order in which pairs meet the model (Chernyavskiy et al., NAACL 2022, arXiv 2110.15725): rows whose first texts are
+alike stand in one batch, where each is a hard negative of the others.
+
+Notation: `n` rows, `u` distinct first texts, `h` width, `g` texts in a group.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .batching import GlobalBatchSampler, share_of
+from .distributed import same_on_all
+
+
+SHUFFLINGS = ("random", "neighbours", "words", "clusters")
+# Similarities held at once: 2^24 are 64 MiB in float32.
+BLOCK_SIMILARITIES = 2**24
+# Rounds of k-means, after which few rows still move.
+CLUSTER_ROUNDS = 10
+
+
+def group_by_neighbours(
+    embeddings: torch.Tensor, group_size: int, generator: torch.Generator, show_progress_bar: bool = False
+) -> list[list[int]]:
+    """
+    Groups of texts and their nearest neighbours: in a random order, each text that is still free takes the `g - 1`
+    free texts of the highest cosine.
+
+    The search is exact and in blocks. The paper looks among 200 neighbours of each text, which may all be taken; here
+    a group is always full, but for the last one.
+
+    Args:
+        embeddings: `(u, h)`.
+        group_size: texts in a group.
+        generator: decides the order.
+        show_progress_bar: whether to show the texts grouped so far.
+
+    Returns:
+        The groups, lists of numbers below u, every number once; the leading text first, then by falling cosine.
+    """
+    units = torch.nn.functional.normalize(embeddings.float(), dim=-1)
+    order = torch.randperm(len(units), generator=generator).tolist()
+    is_free = torch.ones(len(units), dtype=torch.bool)
+    groups: list[list[int]] = []
+    with logging.tqdm(total=len(units), desc="Grouping neighbours", disable=not show_progress_bar) as progress:
+        begin = 0
+        while begin < len(order):
+            # A block of leaders looks at the texts that are free now; later ones find some of them taken, and so each
+            # gets more candidates than it needs.
+            free = is_free.nonzero().squeeze(-1)
+            if len(free) == 0:
+                break
+            size = max(1, min(1024, BLOCK_SIMILARITIES // len(free)))
+            leaders: list[int] = []
+            while begin < len(order) and len(leaders) < size:
+                if is_free[order[begin]]:
+                    leaders.append(order[begin])
+                begin += 1
+            pool = units[free.to(units.device)]
+            wanted = min(len(free), 8 * group_size + 1)
+            nearest = (units[leaders] @ pool.T).topk(wanted, dim=1).indices.cpu()
+            for leader, places in zip(leaders, nearest, strict=True):
+                if not is_free[leader]:
+                    continue
+                is_free[leader] = False
+                candidates = free[places]
+                members = candidates[is_free[candidates]][: group_size - 1]
+                if len(members) < group_size - 1 and wanted < len(free):
+                    rest = is_free.nonzero().squeeze(-1)  # all its candidates were taken: look at every free text
+                    similarities = units[rest.to(units.device)] @ units[leader]
+                    members = rest[similarities.topk(min(group_size - 1, len(rest))).indices.cpu()]
+                is_free[members] = False
+                groups.append([leader, *members.tolist()])
+                progress.update(len(groups[-1]))
+    return groups
+
+
+def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: torch.Generator) -> list[list[int]]:
+    """
+    The paper's cheap variant: in a random order, each text that is still free takes free texts that share one random
+    token of its own with it, as many as there are, up to `g - 1`.
+
+    Args:
+        texts: the token ids of each text.
+        group_size: texts in a group.
+        generator: decides the order and the tokens.
+    """
+    order = torch.randperm(len(texts), generator=generator).tolist()
+    draws = torch.rand(len(texts), generator=generator).tolist()
+    holders: dict[int, list[int]] = {}
+    for text in order:
+        for token in set(texts[text]):
+            holders.setdefault(token, []).append(text)
+    # A token of every text, such as [CLS], says nothing.
+    common = {token for token, those in holders.items() if len(those) == len(texts)}
+    is_free = [True] * len(texts)
+    groups = []
+    for leader in order:
+        if not is_free[leader]:
+            continue
+        is_free[leader] = False
+        members = [leader]
+        tokens = sorted(set(texts[leader]) - common)
+        those = holders[tokens[int(draws[leader] * len(tokens))]] if tokens else []
+        while those and len(members) < group_size:
+            text = those.pop()  # never looked at again, so that the whole takes linear time
+            if is_free[text]:
+                is_free[text] = False
+                members.append(text)
+        groups.append(members)
+    return groups
+
+
+def group_by_clusters(embeddings: torch.Tensor, group_size: int, generator: torch.Generator) -> list[list[int]]:
+    """
+    Clusters of k-means (by cosine) with `g` texts on average, in a random order.
+
+    Args:
+        embeddings: `(u, h)`.
+        group_size: texts in a cluster on average.
+        generator: decides the first centres and the order.
+    """
+    units = torch.nn.functional.normalize(embeddings.float(), dim=-1)
+    count = max(1, len(units) // group_size)
+    centres = units[torch.randperm(len(units), generator=generator)[:count].to(units.device)]
+    block = max(1, BLOCK_SIMILARITIES // count)
+    for _ in range(CLUSTER_ROUNDS):
+        nearest = torch.cat([(part @ centres.T).argmax(dim=1) for part in units.split(block)])
+        sums = torch.zeros_like(centres).index_add_(0, nearest, units)
+        # A cluster that lost all its texts keeps its centre.
+        is_empty = (sums == 0).all(dim=1, keepdim=True)
+        centres = torch.where(is_empty, centres, torch.nn.functional.normalize(sums, dim=-1))
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for text, cluster in enumerate(nearest.tolist()):
+        groups[cluster].append(text)
+    return [groups[place] for place in torch.randperm(count, generator=generator).tolist() if groups[place]]
+
+
+class NeighbourBatchSampler(GlobalBatchSampler):
+    """
+    Batches of groups of rows whose first texts are alike.
+
+    The groups of an epoch are laid behind each other, reversed as in the paper, and cut into batches. Rows with the
+    same first text count as one text, and stay together. Every row comes once an epoch.
+
+    Args:
+        first_texts: the token ids of each row's first text.
+        embed: gives `(u, h)` for a list of u token id lists, with the weights of the moment.
+        shuffling: `"neighbours"`, `"words"` (which needs no embeddings) or `"clusters"`.
+        group_size: distinct first texts in a group.
+        refresh_steps: make the groups of the rows that are left anew after so many batches; by default once an epoch.
+        show_progress_bar: whether to show progress.
+
+    `plan` holds the rows of the epoch as far as their order is known; a checkpoint keeps it, since the weights that
+    made it are gone when a run is resumed in the middle of an epoch.
+    """
+
+    def __init__(
+        self,
+        first_texts: Sequence[Sequence[int]],
+        embed: Callable[[list[Sequence[int]]], torch.Tensor],
+        *args: Any,
+        shuffling: str = "neighbours",
+        group_size: int = 5,
+        refresh_steps: int | None = None,
+        show_progress_bar: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(len(first_texts), *args, **kwargs)
+        self.first_texts = first_texts
+        self.embed = embed
+        self.shuffling = shuffling
+        self.group_size = group_size
+        self.refresh_steps = refresh_steps
+        self.show_progress_bar = show_progress_bar
+        self.plan: list[int] = []
+        self.plan_epoch: int | None = None
+        self.seconds = 0.0
+
+    def arrange(self, rows: Sequence[int], draw: int) -> list[int]:
+        """Some rows in an order in which those with similar first texts stand together."""
+        begin = time.perf_counter()
+        by_text: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            by_text.setdefault(tuple(self.first_texts[row]), []).append(row)
+        texts = list(by_text)
+        generator = torch.Generator().manual_seed(draw)
+        if self.shuffling == "words":
+            groups = group_by_words(texts, self.group_size, generator)
+        elif self.shuffling == "clusters":
+            groups = group_by_clusters(self.embed(texts), self.group_size, generator)
+        else:
+            groups = group_by_neighbours(self.embed(texts), self.group_size, generator, self.show_progress_bar)
+        rows_of = list(by_text.values())
+        ordered = [row for group in groups for text in group for row in rows_of[text]]
+        # Cosines may differ in their last bit from device to device, and one row in two batches is one lost.
+        ordered = same_on_all(ordered[::-1])
+        self.seconds += time.perf_counter() - begin
+        return ordered
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.plan_epoch != self.epoch:
+            self.plan, self.plan_epoch = [], self.epoch
+        span = self.rows if self.refresh_steps is None else self.refresh_steps * self.batch_size
+        # A seed and an epoch decide all draws of the epoch, whatever was drawn before.
+        draw = (self.seed * 1_000_003 + self.epoch) * 1_000_003
+        for number in range(len(self)):
+            begin = number * self.batch_size
+            if begin >= len(self.plan):
+                known = set(self.plan)
+                left = [row for row in range(self.rows) if row not in known]
+                self.plan += self.arrange(left, draw + begin)[:span]
+            batch = self.plan[begin : begin + self.batch_size]
+            yield list(share_of(batch, self.rank, self.world_size))

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,22 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
 from ..rows import FORMATS
+from ..training.classification import ClassificationTrainer, Labels
+from ..training.token_contrast import CITATION
 
 
 if TYPE_CHECKING:
-    from ..training import ContrastiveTrainer
+    from ..training.base import LayerPoolTrainer
 
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+LANGUAGE_MODEL_TEMPLATE = Path(__file__).with_name("language_model_card_template.md")
 PACKAGES = ("modeling-layerpool", "torch", "transformers", "accelerate", "datasets", "tokenizers")
 MAX_RESULT_ROWS = 10
 
-# Metrics of our evaluators that are x 100: the task, as sentence-transformers names it on the Hub, and a title.
+# Metrics that are x 100: the task, as the Hub names it (of similarity and retrieval sentence-transformers does), and a
+# title. All metrics of a classifier are of its one task.
 PERCENT = {
     "spearman": ("semantic-similarity", "Spearman"),
     "pearson": ("semantic-similarity", "Pearson"),
@@ -36,14 +40,22 @@ PERCENT = {
     "mrr@10": ("information-retrieval", "MRR@10"),
     "map": ("information-retrieval", "MAP"),
     "recall@100": ("information-retrieval", "Recall@100"),
+    "accuracy": ("text-classification", "Accuracy"),
+    "f1": ("text-classification", "F1"),
+    "micro_f1": ("text-classification", "Micro F1"),
+    "macro_f1": ("text-classification", "Macro F1"),
+    "matthews": ("text-classification", "Matthews correlation"),
+    "masked_accuracy": ("fill-mask", "Accuracy on masked tokens"),
 }
 TASK_NAMES = {
     "semantic-similarity": "Semantic Similarity",
     "information-retrieval": "Information Retrieval",
     "sentence-similarity": "Sentence Similarity",
+    "text-classification": "Text Classification",
+    "fill-mask": "Masked Language Modeling",
 }
 # What an evaluation says beside its scores: how much was measured, and how fast.
-COUNTS = ("pairs", "queries")
+COUNTS = ("pairs", "queries", "rows")
 SPEED = re.compile(r"runtime|.*_per_second|model_preparation_time")
 
 LAYER_ATTENTION_CITATION = """@inproceedings{oh2022layerpool,
@@ -54,12 +66,27 @@ LAYER_ATTENTION_CITATION = """@inproceedings{oh2022layerpool,
   year = {2022},
   url = {https://aclanthology.org/2022.coling-1.405}
 }"""
+HIRE_CITATION = """@article{yang2019deepening,
+  title = {Deepening Hidden Representations from Pre-trained Language Models},
+  author = {Yang, Junjie and Zhao, Hai},
+  journal = {arXiv preprint arXiv:1911.01940},
+  year = {2019}
+}"""
+POOLER_CITATIONS = {"layer_attention": LAYER_ATTENTION_CITATION, "hire": HIRE_CITATION}
 
 Evaluations = dict[int, dict[str, float]]
 
 
 def write_model_card(
-    trainer: "ContrastiveTrainer", *, base_model: str, train_data: str, validation_data: str | None, command: str
+    trainer: "LayerPoolTrainer",
+    *,
+    base_model: str,
+    train_data: str,
+    validation_data: str | None,
+    test_data: str | None = None,
+    hub_parts: Mapping[str, str] | None = None,
+    text_columns: Sequence[str] = (),
+    command: str,
 ) -> Path:
     """
     Write `README.md` into `trainer.args.output_dir`, in one step, and return its path.
@@ -67,39 +94,143 @@ def write_model_card(
     The card names files and folders by their names, never by their place on this machine.
 
     Args:
-        trainer: after its training.
+        trainer: after its training; a `ContrastiveTrainer`, or a `ClassificationTrainer`.
         base_model: the checkpoint it started from, a folder or a name on the Hub.
         train_data: the training data, a file or a name on the Hub.
-        validation_data: the development data, a file or a folder, or None if there was none.
+        validation_data: the development data, a file, a folder or a name on the Hub, or None if there was none.
+        test_data: the data of the metrics that the trainer has logged as `test_<name>`, if there are any.
+        hub_parts: of data on the Hub, the configuration (`"config"`, if any) and the splits (`"train"`,
+            `"validation"`, `"test"`) that were used.
+        text_columns: of a classifier, the columns of the one or two texts of a row.
         command: the command line of the run. Paths outside the working folder and tokens are taken out of it.
     """
     trained = trainer.model
     name = trainer.hub_model_id or trainer.args.hub_model_id or _name_of(trainer.args.output_dir)
     evaluations, kept_step = _evaluations(trainer)
+    test_scores = _test_scores(trainer)
+    labels = Labels.from_config(trained.config.to_dict()) if isinstance(trainer, ClassificationTrainer) else None
     clean_command = _clean_command(command)
+    parts = hub_parts or {}
     card = ModelCard.from_template(
-        _metadata(name, base_model, train_data, validation_data, evaluations.get(kept_step, {})),
+        _metadata(
+            name,
+            base_model,
+            train_data,
+            [
+                *_eval_results(validation_data, "validation", parts, evaluations.get(kept_step, {}), labels),
+                *_eval_results(test_data, "test", parts, test_scores, labels),
+            ],
+            is_classifier=labels is not None,
+        ),
         template_path=str(TEMPLATE),
         name=name,
         location=json.dumps(name, ensure_ascii=False),
         width=trained.embedding_dim,
         base=_base(base_model),
-        model_table=_model_table(trainer, base_model),
-        train_data=_source(train_data, "datasets/"),
+        labels=labels,
+        is_pair=len(text_columns) == 2,
+        model_table=_model_table(trainer, base_model, labels),
+        train_data=_data_source(train_data, "train", parts),
         train_rows=_rows(trainer.train_dataset),
-        settings_table=_settings_table(trainer),
+        settings_table=_table(
+            (_objective_settings(trainer) if labels is None else _classifier_settings(trainer, text_columns))
+            | _training_settings(trainer)
+        ),
         command=clean_command,
         command_was_changed=clean_command != command,
         versions=_versions(),
-        validation_data=_source(validation_data) if validation_data else "not named",
-        validation_size=_validation_size(evaluations, kept_step),
-        percent=_percent_metrics(evaluations),
+        validation_data=_data_source(validation_data, "validation", parts) if validation_data else "not named",
+        validation_size=_size(evaluations.get(kept_step) or next(iter(evaluations.values()), {})),
+        percent=_percent_metrics([*evaluations.values(), test_scores]),
         has_loss=any("loss" in scores for scores in evaluations.values()),
         results_table=_results_table(evaluations, kept_step, trainer.state.best_global_step),
+        test_data=_data_source(test_data, "test", parts) if test_data else "not named",
+        test_size=_size(test_scores),
+        test_table=_score_table(test_scores),
         selection=_selection(trainer, evaluations, kept_step),
-        limits=_limits(trainer, base_model, evaluations),
+        limits=_limits(trainer, labels, evaluations, test_scores),
         citations=_citations(trainer),
     )
+    return _write(trainer, card)
+
+
+def write_language_model_card(
+    trainer: "LayerPoolTrainer",
+    *,
+    base_model: str | None,
+    train_data: Sequence[str],
+    validation_data: Sequence[str],
+    hub_parts: Mapping[str, str] | None = None,
+    command: str,
+) -> Path:
+    """
+    Write the card of a masked language model into `trainer.args.output_dir`, in one step, and return its path.
+
+    Args:
+        trainer: after its training; a `MaskedLanguageTrainer`.
+        base_model: the checkpoint it started from, a folder or a name on the Hub, or None for a new model.
+        train_data: the files of the training texts, or a name on the Hub.
+        validation_data: the files of validation texts and probe, if there were any.
+        hub_parts, command: as in [`write_model_card`].
+    """
+    args, model = trainer.args, trainer.model
+    name = trainer.hub_model_id or args.hub_model_id or _name_of(args.output_dir)
+    evaluations, kept_step = _evaluations(trainer)
+    clean_command = _clean_command(command)
+    parts = hub_parts or {}
+    settings = {"objective": "masked language modelling"}
+    if args.objective == "taco":
+        settings["objective"] += f" + {args.token_contrast_weight:g} x token contrast (TACO)"
+        settings["token contrast"] = (
+            f"temperature {args.token_temperature:g}, window {args.token_window}, {args.token_negatives} negatives, "
+            f"anchors: {args.token_anchors}, subtracted: {args.subtracted_state}"
+        )
+    settings["masked"] = f"{args.mlm_probability:.0%} of the tokens: 80 % by the mask, 10 % by random ones, 10 % kept"
+    settings["blocks"] = f"{args.max_seq_length} tokens, {args.block_packing}, attention " + (
+        "inside each text" if args.attend_within_documents else "over the whole block"
+    )
+    settings["blocks in a batch"] = f"{_batch(trainer)}, all processes together"
+    if args.gradient_accumulation_steps > 1:
+        settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="fill-mask",
+            tags=["transformers", "fill-mask"],
+            base_model=base_model if base_model and _is_hub_name(base_model) else None,
+            datasets=[data for data in train_data if _is_hub_name(data)] or None,
+            model_name=name.rpartition("/")[2],
+        ),
+        template_path=str(LANGUAGE_MODEL_TEMPLATE),
+        name=name,
+        location=json.dumps(name, ensure_ascii=False),
+        mask_token=trainer.processing_class.mask_token,
+        base=None if base_model is None else _base(base_model),
+        model_table=_table(
+            {
+                "architecture": f"`{type(model).__name__}`",
+                "started from": "random weights" if base_model is None else _source(base_model),
+                "vocabulary": f"{len(trainer.processing_class):,} tokens",
+                "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+            }
+        ),
+        train_data=", ".join(_data_source(data, "train", parts) for data in train_data),
+        train_rows=_rows(trainer.train_dataset).replace("rows", "texts (or pieces of long ones)"),
+        settings_table=_table(settings | _training_settings(trainer)),
+        command=clean_command,
+        command_was_changed=clean_command != command,
+        versions=_versions(),
+        validation_data=", ".join(_source(data) for data in validation_data),
+        percent=_percent_metrics(evaluations.values()),
+        results_table=_results_table(evaluations, kept_step, trainer.state.best_global_step),
+        selection=_selection(trainer, evaluations, kept_step),
+        is_measured=bool(evaluations),
+        citations=[CITATION] if args.objective == "taco" else [],
+    )
+    return _write(trainer, card)
+
+
+def _write(trainer: "LayerPoolTrainer", card: ModelCard) -> Path:
     path = Path(trainer.args.output_dir) / CARD_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{CARD_FILE}.{os.getpid()}")
@@ -114,7 +245,7 @@ def write_model_card(
 # --- what the run recorded ---
 
 
-def _evaluations(trainer: "ContrastiveTrainer") -> tuple[Evaluations, int]:
+def _evaluations(trainer: "LayerPoolTrainer") -> tuple[Evaluations, int]:
     """The finite metrics of each evaluation by its step, and the step whose weights were kept."""
     state = trainer.state
     kept_step = state.global_step
@@ -125,44 +256,75 @@ def _evaluations(trainer: "ContrastiveTrainer") -> tuple[Evaluations, int]:
     is_training_over = False
     for log in state.log_history:
         is_training_over |= "train_runtime" in log
-        metrics = {key.removeprefix("eval_"): value for key, value in log.items() if key.startswith("eval_")}
-        scores = {name: value for name, value in metrics.items() if _is_finite(value) and not SPEED.fullmatch(name)}
+        scores = _scores(log, "eval_")
         if scores.keys() - set(COUNTS):
             # What is measured after the training are the kept weights, whatever step the log gives.
             evaluations[kept_step if is_training_over else log["step"]] = scores
     return evaluations, kept_step
 
 
+def _test_scores(trainer: "LayerPoolTrainer") -> dict[str, float]:
+    """What was last measured on the test data; nothing if they have no labels."""
+    measured = [scores for log in trainer.state.log_history if (scores := _scores(log, "test_"))]
+    return measured[-1] if measured else {}
+
+
+def _scores(log: dict[str, Any], prefix: str) -> dict[str, float]:
+    metrics = {key.removeprefix(prefix): value for key, value in log.items() if key.startswith(prefix)}
+    return {name: value for name, value in metrics.items() if _is_finite(value) and not SPEED.fullmatch(name)}
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _metadata(
-    name: str, base_model: str, train_data: str, validation_data: str | None, scores: dict[str, float]
-) -> ModelCardData:
-    dataset = _name_of(validation_data) if validation_data else "development data"
+def _eval_results(
+    data: str | None, part: str, hub_parts: Mapping[str, str], scores: dict[str, float], labels: Labels | None
+) -> list[EvalResult]:
+    """Scores as the Hub's metadata have them."""
+    is_on_hub = data is not None and _is_hub_name(data)
+    name = {"validation": "development data", "test": "test data"}[part] if data is None else _name_of(data)
     results = []
     for metric, value in scores.items():
         if metric in COUNTS:
             continue
         task, title = PERCENT.get(metric, ("sentence-similarity", metric))
+        task = task if labels is None else "text-classification"
         results.append(
             EvalResult(
                 task_type=task,
                 task_name=TASK_NAMES[task],
-                dataset_type=re.sub(r"[^\w.-]+", "-", dataset),
-                dataset_name=dataset,
+                dataset_type=data if is_on_hub else re.sub(r"[^\w.-]+", "-", name),
+                dataset_name=data if is_on_hub else name,
+                dataset_config=hub_parts.get("config") if is_on_hub else None,
+                dataset_split=hub_parts.get(part) if is_on_hub else None,
                 metric_type=metric,
                 metric_name=title,
                 metric_value=float(value),
             )
         )
-    return ModelCardData(
+    return results
+
+
+def _metadata(
+    name: str,
+    base_model: str,
+    train_data: str,
+    results: list[EvalResult],
+    *,
+    is_classifier: bool,
+) -> ModelCardData:
+    if is_classifier:
+        library, task, tags = "transformers", "text-classification", ["transformers", "text-classification"]
+    else:
         # The Hub's widget and its "use this model" code for sentence-similarity come from sentence-transformers;
         # transformers has no pipeline of that name.
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=["sentence-transformers", "transformers", "sentence-similarity", "feature-extraction", "custom_code"],
+        library, task = "sentence-transformers", "sentence-similarity"
+        tags = ["sentence-transformers", "transformers", "sentence-similarity", "feature-extraction"]
+    return ModelCardData(
+        library_name=library,
+        pipeline_tag=task,
+        tags=[*tags, "custom_code"],
         base_model=base_model if _is_hub_name(base_model) else None,
         datasets=[train_data] if _is_hub_name(train_data) else None,
         model_name=name.rpartition("/")[2],
@@ -173,9 +335,14 @@ def _metadata(
 # --- the parts of the card ---
 
 
-def _model_table(trainer: "ContrastiveTrainer", base_model: str) -> str:
+def _model_table(trainer: "LayerPoolTrainer", base_model: str, labels: Labels | None) -> str:
     model = trainer.model
     states = model.pooler.states
+    output = {"embedding": f"{model.embedding_dim} numbers, to be compared by cosine"}
+    if labels is not None:
+        output = {"pooled vector": f"{model.embedding_dim} wide", "problem type": f"`{labels.problem_type}`"}
+        if labels.problem_type != "regression":
+            output["classes"] = ", ".join(f"`{name}`" for name in labels.names)
     return _table(
         {
             "base model": _source(base_model),
@@ -183,16 +350,34 @@ def _model_table(trainer: "ContrastiveTrainer", base_model: str) -> str:
             f"{states[-1]} layers",
             "pooler": f"`{model.config.pooler_type}`",
             "hidden states read": ", ".join(map(str, states)) + " (0 is the embedding output)",
-            "embedding": f"{model.embedding_dim} numbers, to be compared by cosine",
+            **output,
             "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         }
     )
 
 
-def _settings_table(trainer: "ContrastiveTrainer") -> str:
-    args, state, objective = trainer.args, trainer.state, trainer.objective
+def _batch(trainer: "LayerPoolTrainer") -> int:
+    """Rows in a batch of all processes together."""
+    return (trainer.state.train_batch_size or trainer.args.per_device_train_batch_size) * trainer.args.world_size
+
+
+def _classifier_settings(trainer: "LayerPoolTrainer", text_columns: Sequence[str]) -> dict[str, str]:
+    args = trainer.args
+    settings = {
+        "texts of a row": f"column {' and '.join(text_columns)}",
+        "rows in a batch": f"{_batch(trainer)}, all processes together; sampling: {args.train_sampling_strategy}",
+    }
+    if args.gradient_accumulation_steps > 1:
+        settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
+    if args.early_stopping_patience is not None:
+        settings["early stopping"] = f"after {args.early_stopping_patience} evaluations without a better one"
+    return settings
+
+
+def _objective_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
+    args, objective = trainer.args, trainer.objective
     columns = trainer.columns or []
-    batch = (state.train_batch_size or args.per_device_train_batch_size) * args.world_size
+    batch = _batch(trainer)
     # Each further column of a row is one more negative for every anchor of the batch.
     negatives = batch - 1 + max(0, len(columns) - 2) * batch
     settings = {"objective": f"{objective.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
@@ -209,20 +394,27 @@ def _settings_table(trainer: "ContrastiveTrainer") -> str:
     settings["rows in a batch"] = f"{batch}, all processes together: at most {negatives} negatives for an anchor"
     if args.gradient_accumulation_steps > 1:
         settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
-    settings["learning rate"] = f"{args.learning_rate:g}, {args.lr_scheduler_type.value} schedule"
-    settings["warmup steps"] = f"{args.get_warmup_steps(state.max_steps)}"
-    settings["optimizer"] = f"{args.optim.value}, weight decay {args.weight_decay:g}"
-    settings["steps"] = f"{state.global_step}"
+    return settings
+
+
+def _training_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
+    args, state = trainer.args, trainer.state
+    settings = {
+        "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value} schedule",
+        "warmup steps": f"{args.get_warmup_steps(state.max_steps)}",
+        "optimizer": f"{args.optim.value}, weight decay {args.weight_decay:g}",
+        "steps": f"{state.global_step}",
+    }
     if isinstance(trainer.train_dataset, Sized) and state.epoch is not None:
         settings["epochs"] = f"{state.epoch:.4g}"
     settings["seed"] = f"{args.seed}" + ("" if args.data_seed is None else f", of the data {args.data_seed}")
     settings["tokens in a text"] = f"at most {trainer.processing_class.model_max_length}"
     settings["precision"] = _precision(trainer)
     settings["device"] = _device(trainer)
-    return _table(settings)
+    return settings
 
 
-def _precision(trainer: "ContrastiveTrainer") -> str:
+def _precision(trainer: "LayerPoolTrainer") -> str:
     weights = str(trainer.model.dtype).removeprefix("torch.")
     for flag, name in (("bf16", "bfloat16"), ("fp16", "float16")):
         if getattr(trainer.args, flag):
@@ -230,7 +422,7 @@ def _precision(trainer: "ContrastiveTrainer") -> str:
     return weights
 
 
-def _device(trainer: "ContrastiveTrainer") -> str:
+def _device(trainer: "LayerPoolTrainer") -> str:
     device = trainer.args.device
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     processes = trainer.args.world_size
@@ -262,16 +454,21 @@ def _score(name: str, value: float | None) -> str:
     return f"{value:.2f}" if name in PERCENT else f"{value:.4g}"
 
 
-def _percent_metrics(evaluations: Evaluations) -> str:
-    return ", ".join(f"`{name}`" for name in PERCENT if any(name in scores for scores in evaluations.values()))
+def _score_table(scores: dict[str, float]) -> str:
+    names = [name for name in scores if name not in COUNTS]
+    return _markdown([names, [_score(name, scores[name]) for name in names]]) if names else ""
 
 
-def _validation_size(evaluations: Evaluations, kept_step: int) -> str:
-    scores = evaluations.get(kept_step) or next(iter(evaluations.values()), {})
+def _percent_metrics(measured: Iterable[dict[str, float]]) -> str:
+    names = {name for scores in measured for name in scores}
+    return ", ".join(f"`{name}`" for name in PERCENT if name in names)
+
+
+def _size(scores: dict[str, float]) -> str:
     return "".join(f", {int(scores[name]):,} {name}" for name in COUNTS if name in scores)
 
 
-def _selection(trainer: "ContrastiveTrainer", evaluations: Evaluations, kept_step: int) -> str:
+def _selection(trainer: "LayerPoolTrainer", evaluations: Evaluations, kept_step: int) -> str:
     if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
         metric = trainer.args.metric_for_best_model.removeprefix("eval_")
         return (
@@ -283,28 +480,40 @@ def _selection(trainer: "ContrastiveTrainer", evaluations: Evaluations, kept_ste
     return f"The weights are those of the last step, {kept_step}. They were not measured themselves."
 
 
-def _limits(trainer: "ContrastiveTrainer", base_model: str, evaluations: Evaluations) -> str:
-    measured = (
-        "Nothing was measured by this run but the development data above: no test set, no other task, no other domain."
-        if evaluations
-        else "This run measured nothing: how good the embeddings are is not known."
-    )
-    return "\n".join(
-        (
-            f"- {measured}",
-            "- Languages: the run does not know which ones the base model and the data hold. None beyond them can be "
-            "expected to work.",
-            "- Bias and error of the base model and of the data were not examined, and may be in the embeddings.",
-            f"- A text is cut at {trainer.processing_class.model_max_length} tokens.",
-            "- The licence is not known to the run: see those of the base model and of the data.",
+def _limits(
+    trainer: "LayerPoolTrainer", labels: Labels | None, evaluations: Evaluations, test_scores: dict[str, float]
+) -> str:
+    output = "embeddings" if labels is None else "predictions"
+    if test_scores:
+        what = "the development and the test data" if evaluations else "the test data"
+        measured = f"Nothing was measured by this run but {what} above: no other task, no other domain."
+    elif evaluations:
+        measured = (
+            "Nothing was measured by this run but the development data above: no test set, no other task, no other "
+            "domain."
         )
-    )
+    else:
+        measured = f"This run measured nothing: how good the {output} are is not known."
+    limits = [
+        measured,
+        "Languages: the run does not know which ones the base model and the data hold. None beyond them can be "
+        "expected to work.",
+        f"Bias and error of the base model and of the data were not examined, and may be in the {output}.",
+        f"A text{' or a pair' if labels else ''} is cut at {trainer.processing_class.model_max_length} tokens.",
+        "The licence is not known to the run: see those of the base model and of the data.",
+    ]
+    if labels is not None and labels.problem_type != "regression":
+        limits.insert(1, "The scores of the classes were not calibrated: they are no probabilities of being right.")
+    if trainer.model.config.pooler_type == "hire":
+        limits.append(
+            "The authors of HIRE published no code: its pooler here follows the paper, and may differ in details."
+        )
+    return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _citations(trainer: "ContrastiveTrainer") -> list[str]:
-    citations = [getattr(trainer.objective, "citation", None)]
-    if trainer.model.config.pooler_type == "layer_attention":
-        citations.append(LAYER_ATTENTION_CITATION)
+def _citations(trainer: "LayerPoolTrainer") -> list[str]:
+    objective = getattr(trainer, "objective", None)
+    citations = [getattr(objective, "citation", None), POOLER_CITATIONS.get(trainer.model.config.pooler_type)]
     return [citation.strip() for citation in citations if citation]
 
 
@@ -345,6 +554,12 @@ def _source(name: str, kind: str = "") -> str:
     if _is_hub_name(name):
         return f"[{name}](https://huggingface.co/{kind}{name})"
     return f"`{_name_of(name)}` (local)"
+
+
+def _data_source(name: str, part: str, hub_parts: Mapping[str, str]) -> str:
+    """[`_source`] of data, with what of a dataset on the Hub was used."""
+    used = [hub_parts[key] for key in ("config", part) if _is_hub_name(name) and key in hub_parts]
+    return ", ".join([_source(name, "datasets/"), *(f"`{what}`" for what in used)])
 
 
 def _name_of(path: str) -> str:

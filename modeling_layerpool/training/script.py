@@ -61,6 +61,8 @@ def set_up_logging(args: TrainingArguments) -> None:
 def evaluate_when_saving(args: RunArguments) -> None:
     """Whoever brings a dev set wants the checkpoint that is best on it: evaluate at every save, keep the best."""
     if args.do_train and args.do_eval and args.eval_strategy == "no":
+        if args.save_strategy == "best":
+            raise InputError("--save_strategy best needs an --eval_strategy, to know when to measure")
         args.eval_strategy = args.save_strategy
         args.eval_steps = args.eval_steps or args.save_steps
         args.load_best_model_at_end = args.save_strategy != "no"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation import (
@@ -12,6 +13,14 @@ from modeling_layerpool.evaluation import (
     SentenceSimilarityMetric,
     ranking_scores,
     similarity_scores,
+)
+from modeling_layerpool.evaluation.metrics import (
+    ClassificationMetric,
+    MultiLabelMetric,
+    RegressionMetric,
+    classification_scores,
+    multi_label_scores,
+    regression_scores,
 )
 
 
@@ -122,6 +131,80 @@ def test_rankings_without_any_relevant_document_are_refused():
         ranking_scores([["a"]], [{"a": 0}])
 
 
+@st.composite
+def classified_rows(draw):
+    rows, classes = draw(st.integers(1, 40)), draw(st.integers(2, 5))
+    labels = st.lists(st.integers(0, classes - 1), min_size=rows, max_size=rows)
+    return draw(labels), draw(labels), classes
+
+
+@settings(max_examples=100, deadline=None)
+@given(classified_rows())
+def test_classification_scores_are_scikit_learns(case):
+    predictions, references, classes = case
+    expected = {
+        "accuracy": 100 * accuracy_score(references, predictions),
+        "macro_f1": 100 * f1_score(references, predictions, average="macro", zero_division=0),
+        "matthews": 100 * matthews_corrcoef(references, predictions),
+        "rows": len(references),
+    }
+    if classes == 2:
+        expected["f1"] = 100 * f1_score(references, predictions, pos_label=1, zero_division=0)
+    assert classification_scores(predictions, references, classes) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 20), st.integers(2, 4), st.integers(0, 2**32 - 1))
+def test_multi_label_scores_are_scikit_learns(rows, classes, seed):
+    predictions, references = np.random.default_rng(seed).integers(0, 2, (2, rows, classes))
+    assert multi_label_scores(predictions, references) == pytest.approx(
+        {
+            "micro_f1": 100 * f1_score(references, predictions, average="micro", zero_division=0),
+            "macro_f1": 100 * f1_score(references, predictions, average="macro", zero_division=0),
+            "accuracy": 100 * accuracy_score(references, predictions),
+            "rows": rows,
+        },
+        abs=1e-9,
+    )
+
+
+def test_classification_scores_of_a_case_worked_out_by_hand():
+    # 3 of class 1 found, one missed, two wrongly said; one of class 0 right.
+    result = classification_scores([1, 1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 0, 0, 0])
+    assert result == pytest.approx(
+        {
+            "accuracy": 100 * 4 / 7,
+            "f1": 100 * 6 / 9,
+            "macro_f1": 100 * (6 / 9 + 2 / 5) / 2,
+            "matthews": 100 * (3 * 1 - 2 * 1) / math.sqrt(5 * 4 * 3 * 2),
+            "rows": 7,
+        }
+    )
+
+
+def test_one_class_for_all_rows_has_no_correlation_and_no_f1_to_find():
+    assert classification_scores([0, 0, 0], [0, 1, 0], 2) == pytest.approx(
+        {"accuracy": 200 / 3, "f1": 0, "macro_f1": 40, "matthews": 0, "rows": 3}
+    )
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        (lambda: classification_scores([0, 1], [0]), "expected as many"),
+        (lambda: classification_scores([], []), "expected as many"),
+        (lambda: classification_scores([0, 3], [0, 1], 3), "one of the 3"),
+        (lambda: classification_scores([0, -1], [0, 1], 3), "one of the 3"),
+        (lambda: multi_label_scores([[0, 1]], [[0, 1, 0]]), "expected as many"),
+        (lambda: multi_label_scores([[0, 2]], [[0, 1]]), "other values mean nothing"),
+        (lambda: regression_scores([0.1, 0.2], [3.0, 3.0]), "all 2 gold scores are 3"),
+    ],
+)
+def test_scores_of_nothing_are_refused(compute, message):
+    with pytest.raises(InputError, match=message):
+        compute()
+
+
 RETRIEVAL_CASE = {
     "predictions": [["d2", "d1"], ["d1", "d3"]],
     "references": [{"ids": ["d1"], "relevance": [1]}, {"ids": ["d3", "d1"], "relevance": [2, 0]}],
@@ -135,6 +218,16 @@ def test_metrics_return_what_the_functions_return():
     )
     expected = ranking_scores(RETRIEVAL_CASE["predictions"], [{"d1": 1}, {"d3": 2, "d1": 0}])
     assert RetrievalMetric().compute(**RETRIEVAL_CASE) == expected
+    expected = classification_scores([0, 1, 1], [0, 1, 0], 3)
+    assert ClassificationMetric().compute(predictions=[0, 1, 1], references=[0, 1, 0], num_classes=3) == expected
+    rows = [[0, 1], [1, 1]], [[0, 1], [1, 0]]
+    assert MultiLabelMetric().compute(predictions=rows[0], references=rows[1]) == multi_label_scores(*rows)
+    expected = similarity_scores(similarities, scores)
+    assert RegressionMetric().compute(predictions=similarities, references=scores) == {
+        "spearman": expected["spearman"],
+        "pearson": expected["pearson"],
+        "rows": 3,
+    }
 
 
 def test_metrics_collect_batches():

@@ -55,6 +55,7 @@ def train(tiny_model, tokenizer, tmp_path):
         validation_data=None,
         command="python run_contrastive.py",
         objective=None,
+        hub_parts=None,
         **options,
     ):
         args = ContrastiveTrainingArguments(
@@ -76,6 +77,7 @@ def train(tiny_model, tokenizer, tmp_path):
                 train_data=train_data,
                 validation_data=validation_data,
                 command=command,
+                hub_parts=hub_parts,
             ),
         )
         trainer.train()
@@ -187,8 +189,31 @@ def test_the_card_says_what_the_model_is_and_how_it_was_trained(train):
     assert "Oh, Dongsuk and Kim, Yejin and Lee, Hodong and Huang, H. Howie and Lim, Heuiseok" in card
 
 
-def test_the_paper_of_layer_attention_is_cited_only_where_it_is_used(train):
-    assert "oh2022" not in written(train(pooler_type="mean"))
+def test_the_paper_of_a_pooler_is_cited_only_where_it_is_used(train):
+    card = written(train(pooler_type="mean"))
+    assert "oh2022" not in card
+    assert "yang2019" not in card
+    card = written(train(pooler_type="hire"))
+    assert "oh2022" not in card
+    assert "Yang, Junjie and Zhao, Hai" in card
+    assert "arXiv:1911.01940" in card
+
+
+def test_data_on_the_hub_are_named_with_configuration_and_split(train):
+    trainer = train(
+        evaluator=metric_by_step(50.0),
+        train_data="nyu-mll/glue",
+        validation_data="nyu-mll/glue",
+        hub_parts={"config": "stsb", "train": "train", "validation": "validation"},
+        eval_strategy="steps",
+        eval_steps=4,
+    )
+    card = written(trainer)
+    source = "[nyu-mll/glue](https://huggingface.co/datasets/nyu-mll/glue), `stsb`"
+    assert f"Data: {source}, `train`, 8 rows." in card
+    assert f"On the development data: {source}, `validation`, 8 pairs." in card
+    (result,) = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("nyu-mll/glue", "stsb", "validation")
 
 
 def test_a_learned_temperature_is_given_as_it_ended(train):

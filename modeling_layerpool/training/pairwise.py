@@ -101,6 +101,19 @@ class PairwiseObjective(Objective):
     def compares_batch(self) -> bool:
         return not {self.loss, self.second_loss}.isdisjoint({"bsc", "combined", "cosent"})
 
+    def settings(self) -> dict[str, str]:
+        low, high = self.value_range
+        told = {"pairwise loss": self.loss, "values": f"{low:g} to {high:g}"}
+        if "combined" in (self.loss, self.second_loss):
+            told["combined"] = f"{self.combined_weight:g} bsc + {1 - self.combined_weight:g} mse"
+        if not {"bsc", "combined"}.isdisjoint({self.loss, self.second_loss}):
+            told["batch softmax"] = f"normalisation {self.normalization}, direction {self.direction}"
+        if self.second_loss is not None:
+            told["pairwise loss"] += (
+                f", then {self.second_loss} for the last {100 * self.second_loss_share:g} % of steps"
+            )
+        return told
+
     def select_columns(self, available: Sequence[str], source: str) -> list[str]:
         for column in ("sentence1", "sentence2"):
             if column not in available:

@@ -8,6 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file as load_weights
 
 from modeling_layerpool.errors import InputError
+from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainingArguments
 from modeling_layerpool.training.data import load_file
 from modeling_layerpool.training.losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
@@ -175,3 +176,18 @@ def test_scores_that_are_all_equal_are_refused(make_trainer):
     rows = Dataset.from_list([row | {"score": 3.0} for row in scored(8)])
     with pytest.raises(InputError, match="every score is 3, which leaves nothing to learn"):
         make_trainer(train_dataset=rows, objective="pairwise")
+
+
+def test_the_card_says_which_losses_and_which_order(make_pairwise, tmp_path):
+    trainer = make_pairwise(
+        max_steps=2, pairwise_loss="combined", second_loss="mse", shuffling="words", group_size=3, score_range=[0, 5]
+    )
+    trainer.train()
+    path = write_model_card(
+        trainer, base_model="tiny", train_data="pairs.jsonl", validation_data=None, command="python"
+    )
+    card = path.read_text()
+    assert "combined, then mse for the last 50 % of steps" in card
+    assert "0.1 bsc + 0.9 mse" in card
+    assert "by words of the first texts, 3 of them together" in card
+    assert "Batch-Softmax Contrastive Loss" in card

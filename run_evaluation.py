@@ -18,12 +18,14 @@ from modeling_layerpool.evaluation import (
     STS_DATASETS,
     CachingEncoder,
     evaluate_geometry,
+    evaluate_pairs,
     evaluate_retrieval,
     evaluate_sts,
     format_results,
     load_encoder,
     load_sts,
     positive_pairs,
+    read_pairs_file,
     read_retrieval_folder,
     read_sts_file,
     relevant_pairs,
@@ -45,6 +47,20 @@ class EvaluationArguments:
             "action": "extend",
             "help": "NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, score; or the name alone "
             f"of a built-in set from the Hub ({', '.join(STS_DATASETS)}).",
+        },
+    )
+    pairs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "action": "extend",
+            "help": "NAME=FILE ...: jsonl, csv or tsv with sentence1, sentence2, and score or label (0 or 1).",
+        },
+    )
+    pairs_dev: list[str] = field(
+        default_factory=list,
+        metadata={
+            "action": "extend",
+            "help": "NAME=FILE ...: labelled pairs on which the thresholds of the --pairs of that name are chosen.",
         },
     )
     retrieval: list[str] = field(
@@ -87,12 +103,19 @@ def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable |
 
 def run(arguments: EvaluationArguments) -> dict[str, Any]:
     """Evaluate, write `evaluation.json` and return its content. All data is read before the model is loaded."""
-    if not (arguments.sts or arguments.retrieval):
-        raise InputError("nothing to evaluate: give --sts, --retrieval or both")
+    if not (arguments.sts or arguments.pairs or arguments.retrieval):
+        raise InputError("nothing to evaluate: give --sts, --pairs or --retrieval")
     if arguments.max_tokens_per_batch < 1:
         raise InputError(f"--max_tokens_per_batch {arguments.max_tokens_per_batch}: must be at least 1")
     check_output_dir(arguments.output_dir)
     sts = read_sets("--sts", arguments.sts, read_sts_file, load_sts)
+    pairs = read_sets("--pairs", arguments.pairs, read_pairs_file)
+    pairs_dev = read_sets("--pairs_dev", arguments.pairs_dev, read_pairs_file)
+    for name, dev in pairs_dev.items():
+        if name not in pairs:
+            raise InputError(f"--pairs_dev {name}: there is no --pairs of this name")
+        if not (dev.are_labels and pairs[name].are_labels):
+            raise InputError(f"--pairs_dev {name}: a threshold is chosen on labels, for labels; one file has scores")
     retrieval = read_sets("--retrieval", arguments.retrieval, read_retrieval_folder)
 
     encoder = load_encoder(
@@ -111,6 +134,8 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
         if not results["geometry"]:
             positives = positive_pairs(sentences1, sentences2, scores)
             results["geometry"] = evaluate_geometry(remembered, *positives, [*sentences1, *sentences2])
+    for name, labelled in pairs.items():
+        results.setdefault("pairs", {})[name] = evaluate_pairs(encoder, labelled, pairs_dev.get(name))
     for name, (corpus, queries, qrels) in retrieval.items():
         remembered = CachingEncoder(encoder)
         results["retrieval"][name] = evaluate_retrieval(remembered, corpus, queries, qrels)

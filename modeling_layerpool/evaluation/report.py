@@ -21,9 +21,9 @@ PACKAGES = ("modeling-layerpool", "torch", "transformers", "sentence-transformer
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """`results` (as in `evaluation.json`) as tables: one for STS, one for retrieval, one for the geometry."""
+    """`results` (as in `evaluation.json`) as tables: one each for STS, pairs, retrieval and the geometry."""
     tables = []
-    for group in ("sts", "retrieval"):
+    for group in ("sts", "pairs", "retrieval"):
         if sets := results.get(group):
             rows = [{group: name, **scores} for name, scores in sets.items()]
             tables.append(tabulate(rows, headers="keys", floatfmt=".2f", missingval="undefined"))

@@ -90,7 +90,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate: give --sts, --retrieval or both"),
+        ([], "nothing to evaluate: give --sts, --pairs or --retrieval"),
         (["--sts", "a=missing.jsonl"], "missing.jsonl: no such file"),
         (["--sts", "unheard"], "--sts unheard: no built-in set of this name"),
         (["--sts", "sts12"], "mteb/sts12-sts could not be loaded from the Hub"),

@@ -1,10 +1,11 @@
-"""Contrastive training of layer-pooled encoders on the library's Trainer."""
+"""Training on the library's Trainer: of layer-pooled encoders, and of masked language models with token contrast."""
 
 from .arguments import ContrastiveTrainingArguments
 from .base import NonFiniteLossError
 from .losses import info_nce
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
+from .token_contrast import TokenContrastArguments, TokenContrastTrainer, sample_token_pairs, semantic_similarity
 from .trainer import ContrastiveTrainer
 
 
@@ -15,5 +16,9 @@ __all__ = [
     "EmbeddedBatch",
     "NonFiniteLossError",
     "Objective",
+    "TokenContrastArguments",
+    "TokenContrastTrainer",
     "info_nce",
+    "sample_token_pairs",
+    "semantic_similarity",
 ]

@@ -1,0 +1,966 @@
+"""
+Masked language modelling: arguments, tokenizer training, texts laid into blocks, masks, and the trainer's data.
+
+Notation: `rows` blocks of `length` tokens in a batch. A sequence is a text between its special tokens, or the part of
+one that lies in a block; sequences of one batch have different numbers, and -1 is the padding.
+"""
+
+import inspect
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from datasets import Dataset, IterableDataset
+from datasets.exceptions import DatasetGenerationError
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer, WordPieceTrainer
+from torch.utils.data import DataLoader
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RobertaTokenizer,
+)
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, read_checkpoint_json
+from ..errors import InputError
+from ..modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
+from ..rows import check_text, read_rows, require_columns
+from .batching import EpochDataLoader, GlobalBatchSampler, share_of
+from .fault_tolerance import init_worker
+from .token_contrast import TokenContrastArguments, TokenContrastTrainer
+
+
+BLOCK_PACKINGS = ("pack", "concatenate")
+# Encoders for which a tokenizer can be trained here, by its kind.
+WORDPIECE_MODELS = ("bert", "distilbert", "electra")
+BYTE_LEVEL_MODELS = ("modernbert", "roberta")
+DEFAULT_VOCAB_SIZE = 30_000
+# In the order of their numbers, as in the encoders' published tokenizers.
+WORDPIECE_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE_LEVEL_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+# What the tokenizers library takes by default; rarer letters become the unknown token.
+MOST_LETTERS = 1000
+# A word or pair that is there once only is noise.
+MIN_FREQUENCY = 2
+# Batches of a stream that are packed together: more of them leave less padding.
+POOLED_BATCHES = 8
+# Of the masks of validation texts: not the run's seed, so that runs are measured on the same masks.
+VALIDATION_SEED = 0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LanguageModelArguments:
+    """Which model to train: a new one of a type, or a checkpoint."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Go on from a checkpoint that AutoModelForMaskedLM opens: a folder or a Hub name."},
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "Start a new model of this type, as the library names it: bert, roberta, ..."}
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of a new model: fields of its configuration, such as hidden_size=256,num_hidden_layers=4. "
+            "Default: the library's configuration of that type."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Of a new model: its tokenizer. Default: one is trained on the training texts."},
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": f"Tokens of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, ... Default: the library's choice."}
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Accept weights that are pickled, if there are no safetensors."}
+    )
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.model_type is None):
+            raise InputError("give either --model_name_or_path, to go on from it, or --model_type, for a new model")
+        for name in ("config_overrides", "tokenizer_name", "vocab_size"):
+            if self.model_name_or_path is not None and getattr(self, name) is not None:
+                raise InputError(f"--{name} is for a new model (--model_type); {self.model_name_or_path} has its own")
+        if self.vocab_size is not None and self.tokenizer_name is not None:
+            raise InputError(
+                "--vocab_size is for a tokenizer that is trained; --tokenizer_name has its own vocabulary"
+            )
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise InputError(f"--vocab_size {self.vocab_size} must be positive")
+
+
+@dataclass
+class LanguageDataArguments:
+    """Which texts to train on, and what to measure on."""
+
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "One or more files: txt, one text a line, or jsonl, csv, tsv with a column text; also .gz."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset on the Hub with a column text, in place of files."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    streaming: bool = field(default=False, metadata={"help": "Read the texts as needed; needs --max_steps."})
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Texts among which a stream is shuffled."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first texts only."})
+    validation_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "Texts, like --train_file: loss, perplexity and accuracy on masks that stay the same."},
+    )
+    probe_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows with sentence1, sentence2, score: how well the encoder's mean-pooled last layer tells "
+            "similar sentences, as it is, at each evaluation."
+        },
+    )
+
+    def __post_init__(self):
+        if self.train_file is not None and self.dataset_name is not None:
+            raise InputError("give the training texts as either --train_file or --dataset_name")
+        if self.streaming and self.max_train_samples is not None:
+            raise InputError("--max_train_samples does nothing with --streaming; use --max_steps")
+        if self.max_train_samples is not None and self.max_train_samples < 1:
+            raise InputError(f"--max_train_samples {self.max_train_samples} must be positive")
+        if self.shuffle_buffer_size < 1:
+            raise InputError(f"--shuffle_buffer_size {self.shuffle_buffer_size} must be positive")
+
+    @property
+    def has_train_data(self) -> bool:
+        return self.train_file is not None or self.dataset_name is not None
+
+    @property
+    def evaluation_files(self) -> list[str]:
+        """All that is measured on."""
+        return [*(self.validation_file or []), *([self.probe_file] if self.probe_file else [])]
+
+    @property
+    def hub_parts(self) -> dict[str, str]:
+        """Of texts on the Hub: the configuration, if any, under `config`, and the split under `train`."""
+        if self.dataset_name is None:
+            return {}
+        config = self.dataset_config_name
+        return ({} if config is None else {"config": config}) | {"train": self.dataset_split}
+
+
+@dataclass
+class MaskedLanguageArguments(TokenContrastArguments):
+    """[`TokenContrastArguments`], and how texts are laid into blocks and masked."""
+
+    max_seq_length: int = field(
+        default=256, metadata={"help": "Tokens in a block, special tokens included: at most the model's positions."}
+    )
+    block_packing: str = field(
+        default="pack",
+        metadata={
+            "help": "How texts are laid into blocks: 'pack' (each whole in one block, where it fits; longer ones are "
+            "cut) or 'concatenate' (one behind the other, cut wherever a block is full).",
+            "choices": BLOCK_PACKINGS,
+        },
+    )
+    attend_within_documents: bool = field(
+        default=False,
+        metadata={"help": "Attend to the own text only, with positions that restart. Default: to the whole block."},
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are masked."})
+    plot_curves: bool = field(
+        default=False, metadata={"help": "Write curves.png at the end, with matplotlib (the extra 'plots')."}
+    )
+
+    def __post_init__(self):
+        if self.block_packing not in BLOCK_PACKINGS:
+            raise InputError(f"block_packing={self.block_packing!r} is unknown; use {' or '.join(BLOCK_PACKINGS)}")
+        if not 0 < self.mlm_probability < 1:
+            raise InputError(f"mlm_probability={self.mlm_probability} must lie between 0 and 1")
+        if self.max_seq_length < 3:
+            raise InputError(
+                f"max_seq_length={self.max_seq_length} leaves no room for a text between its special tokens"
+            )
+        super().__post_init__()
+
+
+# --- texts ---
+
+
+def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | IterableDataset:
+    """
+    The texts of local files, one file behind the other (see [`~modeling_layerpool.rows.read_rows`]): rows with `text`.
+
+    Args:
+        paths: txt files, or jsonl, csv or tsv ones with a column `text`, also gzipped.
+        streaming: read the files as they are needed, and check them then; several data workers share them.
+
+    Raises:
+        InputError: a file is missing, empty or broken, or a row has no text; with file and line.
+    """
+    for path in paths:
+        _, first = next(read_rows(path), (0, None))
+        if first is None:
+            raise InputError(f"{path}: the file is empty")
+    if streaming:
+        return IterableDataset.from_generator(_checked_texts, gen_kwargs={"paths": list(paths)})  # a list is shards
+    status = [Path(path).stat() for path in paths]
+    try:
+        # `datasets` caches by the arguments, so these have to tell one state of the files from another.
+        state = tuple((file.st_size, file.st_mtime_ns) for file in status)
+        return Dataset.from_generator(_checked_texts, gen_kwargs={"paths": tuple(paths), "state": state})
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
+
+
+def _checked_texts(paths: Sequence[str], state: Any = None) -> Iterator[dict[str, str]]:
+    for path in paths:
+        for line, row in read_rows(path):
+            where = f"{path}, line {line}"
+            require_columns(row, ("text",), where)
+            yield {"text": check_text(row["text"], where, "text")}
+
+
+def tokenize_texts(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, piece_length: int | None, source: str
+) -> Dataset | IterableDataset:
+    """
+    Tokenise texts, once: `datasets` caches the result, or does it on the fly when streaming.
+
+    Args:
+        dataset: rows with `text`. Empty texts, as a dataset on the Hub may have, are left out.
+        piece_length: a longer text is cut into pieces of at most so many tokens, each between special tokens of its
+            own. None: texts stay whole.
+        source: the name of the data, for errors.
+
+    Returns:
+        Rows with `input_ids`, special tokens included, and their number, `length`; one for each text or piece.
+
+    Raises:
+        InputError: there is no column `text`, a text is of another type, or the tokenizer cannot cut.
+    """
+    if piece_length is not None and not tokenizer.is_fast:
+        # Of a long text the other kind gives the first piece only.
+        raise InputError("texts are cut by a fast tokenizer only; give one, or --block_packing concatenate")
+    # A text whose every letter is dropped by the tokenizer would be special tokens around nothing.
+    empty = len(tokenizer("")["input_ids"])
+
+    def tokenize(batch: dict[str, list]) -> dict[str, list]:
+        texts = [check_text(text, source, "text") for text in batch["text"] if text not in (None, "") and text.strip()]
+        options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        if piece_length is not None:
+            options |= {"truncation": True, "max_length": piece_length, "return_overflowing_tokens": True}
+        pieces = [ids for ids in tokenizer(texts, **options)["input_ids"] if len(ids) > empty] if texts else []
+        return {"input_ids": pieces, "length": [len(ids) for ids in pieces]}
+
+    columns = dataset.column_names or list(next(iter(dataset)))
+    require_columns(dict.fromkeys(columns), ("text",), source)
+    options = {} if isinstance(dataset, IterableDataset) else {"desc": "Tokenising"}
+    return dataset.map(tokenize, batched=True, remove_columns=columns, **options)
+
+
+# --- a tokenizer of one's own ---
+
+
+def train_tokenizer(
+    texts: Callable[[], Iterator[str]], model_type: str, vocab_size: int, show_progress: bool = False
+) -> PreTrainedTokenizerBase:
+    """
+    Train the tokenizer of an encoder: WordPiece in lower case (BERT, DistilBERT, ELECTRA), or byte-level byte pairs
+    with the letters as they are (RoBERTa, ModernBERT). The same texts in any order give the same tokenizer.
+
+    Args:
+        texts: gives all texts, each time it is called.
+        model_type: as the library names the encoder.
+        vocab_size: tokens, special ones included.
+        show_progress: whether the training shows its progress.
+
+    Raises:
+        InputError: the encoder has another kind of tokenizer, or the texts cannot have a vocabulary of this size.
+    """
+    if model_type in WORDPIECE_MODELS:
+        train = _train_wordpiece
+    elif model_type in BYTE_LEVEL_MODELS:
+        train = _train_byte_level
+    else:
+        known = ", ".join(sorted(WORDPIECE_MODELS + BYTE_LEVEL_MODELS))
+        raise InputError(
+            f"--model_type {model_type}: no tokenizer can be trained for it (only for {known}); give --tokenizer_name"
+        )
+    tokenizer = train(texts, vocab_size, show_progress)
+    if len(tokenizer) < vocab_size:
+        raise InputError(
+            f"--vocab_size {vocab_size}: the texts make no more than {len(tokenizer)} tokens; give at most so many, "
+            "or more text"
+        )
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"--vocab_size {vocab_size}: the letters of the texts and the special tokens alone are {len(tokenizer)}; "
+            "give more"
+        )
+    return tokenizer
+
+
+def _train_wordpiece(texts: Callable[[], Iterator[str]], vocab_size: int, show_progress: bool) -> BertTokenizer:
+    backend = BertTokenizer().backend_tokenizer
+    normalize, pre_tokenize = backend.normalizer.normalize_str, backend.pre_tokenizer.pre_tokenize_str
+    words: Counter[str] = Counter()
+    for text in texts():
+        words.update(normalize(text).split())
+    letters: Counter[str] = Counter()
+    inside: set[str] = set()
+    for word, times in words.items():
+        for piece, _ in pre_tokenize(word):
+            letters.update(dict.fromkeys(piece, times))
+            inside.update(piece[1:])
+    kept = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MOST_LETTERS])
+    # The library numbers letters inside a word as it meets them, in another order each time, and breaks ties between
+    # equally frequent pairs by these numbers. Named beforehand, they and the whole vocabulary stay the same.
+    prefix = "##"
+    special = [*WORDPIECE_SPECIAL_TOKENS, *kept, *(prefix + letter for letter in kept if letter in inside)]
+    trainer = WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=MIN_FREQUENCY,
+        special_tokens=special,
+        initial_alphabet=kept,
+        limit_alphabet=len(kept),
+        continuing_subword_prefix=prefix,
+        show_progress=show_progress,
+    )
+    backend.train_from_iterator(texts(), trainer)
+    return BertTokenizer(vocab=json.loads(backend.to_str())["model"]["vocab"])
+
+
+def _train_byte_level(texts: Callable[[], Iterator[str]], vocab_size: int, show_progress: bool) -> RobertaTokenizer:
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=MIN_FREQUENCY,
+        special_tokens=list(BYTE_LEVEL_SPECIAL_TOKENS),
+        initial_alphabet=sorted(ByteLevel.alphabet()),
+        show_progress=show_progress,
+    )
+    backend.train_from_iterator(texts(), trainer)
+    model = json.loads(backend.to_str())["model"]
+    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+
+
+# --- blocks ---
+
+
+class Span(NamedTuple):
+    """Tokens `begin` to `end` of one tokenised text."""
+
+    text: int
+    begin: int
+    end: int
+
+
+class Block(NamedTuple):
+    """What lies in a block, and the numbers that decide its masks."""
+
+    key: tuple[int, ...]
+    spans: list[Span]
+
+
+def pack_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
+    """
+    Lay whole texts into blocks of `length` tokens, each into the fullest block with room for it, the longest first.
+
+    Inside a block they keep their order. How many blocks it takes depends on the lengths, not on their order.
+    """
+    return [[Span(text, 0, lengths[text]) for text in sorted(row)] for row in best_fit(lengths, length)]
+
+
+def concatenate_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
+    """Lay texts one behind the other, and cut wherever a block of `length` tokens is full."""
+    blocks: list[list[Span]] = []
+    room = 0
+    for text, tokens in enumerate(lengths):
+        begin = 0
+        while begin < tokens:
+            if room == 0:
+                blocks.append([])
+                room = length
+            end = min(tokens, begin + room)
+            blocks[-1].append(Span(text, begin, end))
+            room -= end - begin
+            begin = end
+    return blocks
+
+
+LAY = {"pack": pack_texts, "concatenate": concatenate_texts}
+
+
+class BlockSampler(GlobalBatchSampler):
+    """
+    Batches of blocks of all processes together, of which this one yields its share.
+
+    Each epoch lays the texts anew, in a new order, into the same number of blocks, and every text is there once. The
+    last, smaller batch is divided as evenly as it goes, and left out only if it has no block for some process.
+
+    Args:
+        lengths: tokens of each text.
+        block_length: tokens in a block.
+        packing: `"pack"` or `"concatenate"`.
+        batch_size: blocks in a batch of all processes together.
+
+    Other arguments are those of [`GlobalBatchSampler`].
+    """
+
+    def __init__(self, lengths: Sequence[int], block_length: int, packing: str, batch_size: int, **kwargs: Any):
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.block_length = block_length
+        self.packing = packing
+        if packing == "pack":
+            blocks = len(best_fit(self.lengths.tolist(), block_length))
+        else:
+            blocks = -(-int(self.lengths.sum()) // block_length)
+        super().__init__(blocks, batch_size, **kwargs)
+
+    @property
+    def smallest(self) -> int:
+        return self.batch_size if self.drop_last else self.world_size
+
+    def blocks(self, epoch: int) -> list[Block]:
+        """The blocks of an epoch."""
+        texts = np.arange(len(self.lengths))
+        if self.shuffle:
+            texts = np.random.default_rng((self.seed, epoch)).permutation(texts)
+        blocks = LAY[self.packing](self.lengths[texts].tolist(), self.block_length)
+        return [
+            Block((epoch, number), [span._replace(text=int(texts[span.text])) for span in spans])
+            for number, spans in enumerate(blocks)
+        ]
+
+    def global_batches(self) -> list[list[Block]]:
+        blocks = self.blocks(self.epoch)
+        return [[blocks[number] for number in batch] for batch in super().global_batches()]
+
+
+class BlockReader(torch.utils.data.Dataset):
+    """The tokens of blocks, from the rows of [`tokenize_texts`], for a [`BlockCollator`]; as many as `blocks`."""
+
+    def __init__(self, dataset: Dataset, blocks: int):
+        self.dataset = dataset
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitems__(self, blocks: list[Block]) -> list[dict[str, Any]]:
+        # One query for the whole batch: many small ones would take longer than all the rest of it.
+        rows = iter(self.dataset[[span.text for block in blocks for span in block.spans]]["input_ids"])
+        return [
+            {"key": block.key, "sequences": [next(rows)[span.begin : span.end] for span in block.spans]}
+            for block in blocks
+        ]
+
+
+class StreamedBlocks(torch.utils.data.IterableDataset):
+    """
+    Batches of blocks from texts without length: every process reads the stream and yields its share of each batch.
+
+    Texts are laid into blocks a few batches at a time; what does not fill a block waits for the next ones. The stream
+    starts again when it ends. With several data workers each makes batches of its own shards, the same ones on every
+    process.
+
+    Args:
+        dataset: the rows of [`tokenize_texts`].
+        batch_size: blocks in a batch of all processes together.
+
+    The others are as in [`BlockSampler`].
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        block_length: int,
+        packing: str,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ):
+        self.dataset = dataset
+        self.block_length = block_length
+        self.packing = packing
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        worker = torch.utils.data.get_worker_info()
+        worker_id = 0 if worker is None else worker.id
+        waiting: list[list[int]] = []
+        tokens = made = 0
+        for epoch in count():
+            self.dataset.set_epoch(epoch)
+            read = 0
+            for row in self.dataset:
+                read += 1
+                waiting.append(row["input_ids"])
+                tokens += len(waiting[-1])
+                if tokens < POOLED_BATCHES * self.batch_size * self.block_length:
+                    continue
+                blocks, waiting = self._lay(waiting, np.random.default_rng((self.seed, worker_id, made)))
+                tokens = sum(map(len, waiting))
+                for begin in range(0, len(blocks), self.batch_size):
+                    batch = [
+                        {"key": (worker_id, made + place), "sequences": sequences}
+                        for place, sequences in enumerate(blocks[begin : begin + self.batch_size])
+                    ]
+                    made += len(batch)
+                    yield list(share_of(batch, self.rank, self.world_size))
+            if read == 0:
+                raise InputError("the stream (or one of its shards) has no text")
+
+    def _lay(
+        self, texts: list[list[int]], generator: np.random.Generator
+    ) -> tuple[list[list[list[int]]], list[list[int]]]:
+        """Whole batches of blocks, shuffled, and the texts that are left over."""
+        blocks = [
+            [texts[span.text][span.begin : span.end] for span in spans]
+            for spans in LAY[self.packing]([len(text) for text in texts], self.block_length)
+        ]
+        if self.packing == "pack":
+            blocks.sort(key=lambda block: -sum(map(len, block)))  # what is least full waits for more
+        whole = (len(blocks) - 1) // self.batch_size * self.batch_size
+        left_over = [sequence for block in blocks[whole:] for sequence in block]
+        return [blocks[place] for place in generator.permutation(whole)], left_over
+
+
+class BlockCollator:
+    """
+    Masks the tokens of blocks, and makes a batch of them.
+
+    Args:
+        tokenizer: the one that made the tokens.
+        block_length: tokens in a block.
+        mlm_probability: share of the content tokens that are masked; of these 80 % become the mask token, 10 % a
+            random one, and 10 % stay. At least one token of each block is masked.
+        attend_within_documents: give positions that restart from 0 with each sequence, in place of an attention mask.
+        seed: with the key of a block it decides the block's masks, whatever batch or process the block is in.
+
+    The batch holds, all of shape `(rows, length)`: `input_ids`; `labels`, the token that was masked and -100
+    elsewhere; `sequence_ids`, which sequence a token belongs to, different ones in the whole batch, -1 for padding;
+    `content`, true for what is neither a special token (the unknown token is one) nor padding; and `attention_mask`,
+    0 for padding, or `position_ids`.
+
+    Raises:
+        InputError: the tokenizer has no mask token, or none for padding.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        block_length: int,
+        mlm_probability: float = 0.15,
+        *,
+        attend_within_documents: bool = False,
+        seed: int = 0,
+    ):
+        check_special_tokens(tokenizer)
+        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
+        self.special_ids = torch.tensor(tokenizer.all_special_ids)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.mask_token_id = tokenizer.mask_token_id
+        self.block_length = block_length
+        self.attend_within_documents = attend_within_documents
+        self.seed = seed
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        input_ids = torch.full((len(blocks), self.block_length), self.pad_token_id)
+        sequence_ids = torch.full_like(input_ids, -1)
+        number = 0
+        for row, block in enumerate(blocks):
+            place = 0
+            for sequence in block["sequences"]:
+                end = place + len(sequence)
+                input_ids[row, place:end] = torch.as_tensor(sequence)
+                sequence_ids[row, place:end] = number
+                number, place = number + 1, end
+        is_token = sequence_ids >= 0
+        content = is_token & ~torch.isin(input_ids, self.special_ids)
+        masked = [
+            self._mask(ids, is_content, block["key"])
+            for ids, is_content, block in zip(input_ids, content, blocks, strict=True)
+        ]
+        batch = {
+            "input_ids": torch.stack([ids for ids, _ in masked]),
+            "labels": torch.stack([labels for _, labels in masked]),
+            "sequence_ids": sequence_ids,
+            "content": content,
+        }
+        if self.attend_within_documents:
+            return batch | {"position_ids": restarting_positions(sequence_ids, find_sequence_starts(sequence_ids))}
+        return batch | {"attention_mask": is_token.long()}
+
+    def _mask(
+        self, ids: torch.Tensor, is_content: torch.Tensor, key: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1)
+        generator = self.masking.generator = torch.Generator().manual_seed(int(state[0]))
+        masked, labels = self.masking.torch_mask_tokens(ids.clone(), ~is_content)
+        places = is_content.nonzero().squeeze(-1)
+        if len(places) > 0 and bool((labels == -100).all()):
+            # The mean over no token at all is not a number.
+            place = places[torch.randint(len(places), (), generator=generator)]
+            labels[place], masked[place] = ids[place], self.mask_token_id
+        return masked, labels
+
+
+# --- models ---
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str = "the tokenizer") -> None:
+    """Raise an `InputError` that begins with `name` if a tokenizer lacks a token that is needed here."""
+    for kind in ("mask", "pad"):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise InputError(f"{name}: has no {kind} token, and cannot be used for masked language modelling")
+
+
+def position_limit(model: PreTrainedModel) -> float:
+    """How many tokens a model has positions for."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kin count from behind the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", math.inf)
+
+
+def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfig:
+    """
+    The library's configuration of a new masked language model.
+
+    Args:
+        model_type: as the library names it: `bert`, `roberta`, `modernbert`, ...
+        overrides: fields and values, as in `hidden_size=256,num_hidden_layers=4`.
+
+    Raises:
+        InputError: there is no such model, field or value, or the values do not go together.
+    """
+    known = {config.model_type for config in MODEL_FOR_MASKED_LM_MAPPING}
+    if model_type not in known:
+        raise InputError(f"--model_type {model_type}: is unknown; use one of {', '.join(sorted(known))}")
+    config = AutoConfig.for_model(model_type)
+    values = {}
+    for override in overrides.split(",") if overrides else ():
+        name, equals, _ = override.partition("=")
+        if not equals:
+            raise InputError(f"--config_overrides {overrides}: {override!r} must read name=value")
+        if not hasattr(config, name) or callable(getattr(config, name)):
+            raise InputError(f"--config_overrides {overrides}: {model_type} has no field {name!r}")
+        try:
+            config.update_from_string(override)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--config_overrides {overrides}: {override} does not fit ({error})") from error
+        values[name] = getattr(config, name)
+    try:
+        # Made anew, as some fields follow from others: ModernBERT's kinds of layers from their number.
+        return AutoConfig.for_model(model_type, **values)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise loading_error(f"--config_overrides {overrides}", error, "makes no configuration") from error
+
+
+def start_model(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """
+    A new model, whose vocabulary and special tokens are the tokenizer's.
+
+    Raises:
+        InputError: no model can be made of the configuration.
+    """
+    config.vocab_size = len(tokenizer)
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        if hasattr(config, f"{name}_token_id"):
+            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model = AutoModelForMaskedLM.from_config(config, **attention)
+    except (*LOADING_ERRORS, TypeError, KeyError, ArithmeticError, AssertionError) as error:
+        raise loading_error(f"--model_type {config.model_type}", error, "no model can be made of this") from error
+    _check_encoder(model, f"--model_type {config.model_type}")
+    return model
+
+
+def load_masked_language_model(
+    name: str, *, revision: str = "main", allow_pickle: bool = False, attn_implementation: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Open a checkpoint that `AutoModelForMaskedLM` opens, with its tokenizer. A head that it lacks starts anew.
+
+    Raises:
+        InputError: there is no such checkpoint, it has no weights or tokenizer, its weights are pickled or not those
+            of the encoder, or the library has no masked language model of its type.
+    """
+    config = read_checkpoint_json(name, "config.json", revision)
+    if config is None:
+        reason = "has no config.json" if Path(name).is_dir() else "no such folder, nor a model to reach"
+        raise InputError(f"{name}: {reason}")
+    if config.get("model_type") not in {known.model_type for known in MODEL_FOR_MASKED_LM_MAPPING}:
+        raise InputError(f"{name}: there is no masked language model of type {config.get('model_type')!r}")
+    if Path(name).is_dir():
+        check_weights(Path(name), allow_pickle=allow_pickle)
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            name,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **attention,
+        )
+    except LOADING_ERRORS as error:
+        raise loading_error(name, error) from error
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    of_encoder = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
+    if of_encoder:
+        raise InputError(
+            f"{name}: the weights are not those of the encoder that config.json describes: {len(of_encoder)} tensors "
+            f"are missing or of another shape ({of_encoder[0]} for one)"
+        )
+    if absent:
+        logger.warning(
+            f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except LOADING_ERRORS as error:
+        raise loading_error(name, error, "has no tokenizer that could be opened") from error
+    check_tokenizer(name, tokenizer)
+    _check_encoder(model, name)
+    return model, tokenizer
+
+
+def _check_encoder(model: PreTrainedModel, name: str) -> None:
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{name}: is no encoder but an encoder with a decoder")
+
+
+# --- training ---
+
+
+class MaskedLanguageTrainer(TokenContrastTrainer):
+    r"""
+    [`TokenContrastTrainer`] on texts that it lays into blocks, with masks of its own.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A masked language model, as `AutoModelForMaskedLM` gives it.
+        args ([`MaskedLanguageArguments`]):
+            The options of the run. `per_device_train_batch_size` counts blocks.
+        train_dataset, eval_dataset (`datasets.Dataset` or, to train on, `datasets.IterableDataset`, *optional*):
+            The rows of [`tokenize_texts`]. Of validation texts the loss (`eval_mlm_loss`), `eval_perplexity`, its
+            exponential, and `eval_masked_accuracy`, in percent, are measured, always on the same masks.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer that made them.
+        evaluator (`Callable`, *optional*):
+            Called with model and tokenizer at each evaluation, on the main process; its metrics are logged as
+            `eval_<name>`.
+
+    Other arguments are the Trainer's.
+
+    Raises:
+        InputError: as [`TokenContrastTrainer`], and if the texts do not make a batch, `max_seq_length` is beyond the
+            positions of the model, the tokenizer has no mask token or more tokens than the model, or the model takes
+            no positions, which `attend_within_documents` needs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: MaskedLanguageArguments,
+        *,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase,
+        evaluator: Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ):
+        limit, words = position_limit(model), model.get_input_embeddings().num_embeddings
+        if args.max_seq_length > limit:
+            raise InputError(f"max_seq_length={args.max_seq_length} is beyond the {limit} positions of the model")
+        if len(processing_class) > words:
+            raise InputError(f"the tokenizer has {len(processing_class)} tokens, but the model only {words}")
+        if args.attend_within_documents and "position_ids" not in inspect.signature(model.forward).parameters:
+            raise InputError(
+                f"a model of type {model.config.model_type!r} takes no positions, which attend_within_documents "
+                "needs; leave it out"
+            )
+        self.evaluator = evaluator
+        self._predicted = torch.zeros(2, dtype=torch.long, device=args.device)  # correctly, and in all
+        seed = args.seed if args.data_seed is None else args.data_seed
+        super().__init__(
+            model,
+            args,
+            data_collator=self._collator(args, processing_class, seed),
+            train_dataset=train_dataset,
+            # The Trainer wants a dataset wherever it is to evaluate; an empty one is not looked at.
+            eval_dataset=Dataset.from_dict({"length": []}) if eval_dataset is None and evaluator else eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        if isinstance(train_dataset, Dataset):
+            needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
+            blocks = self._sampler(train_dataset, needed).rows
+            if blocks < needed:
+                raise InputError(
+                    f"the training texts make {blocks} block(s) of {args.max_seq_length} tokens, and "
+                    f"{needed} are needed"
+                )
+
+    @staticmethod
+    def _collator(args: MaskedLanguageArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> BlockCollator:
+        return BlockCollator(
+            tokenizer,
+            args.max_seq_length,
+            args.mlm_probability,
+            attend_within_documents=args.attend_within_documents,
+            seed=seed,
+        )
+
+    def _sampler(self, dataset: Dataset, batch_size: int, **options: Any) -> BlockSampler:
+        return BlockSampler(
+            dataset["length"][:], self.args.max_seq_length, self.args.block_packing, batch_size, **options
+        )
+
+    def _workers(self) -> dict[str, Any]:
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "worker_init_fn": partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        }
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
+        args, workers = self.args, self._workers()
+        place = {"rank": args.process_index, "world_size": args.world_size, "seed": self.data_collator.seed}
+        batch_size = self._train_batch_size * args.world_size
+        if isinstance(self.train_dataset, IterableDataset):
+            batches = StreamedBlocks(self.train_dataset, args.max_seq_length, args.block_packing, batch_size, **place)
+            # A worker without a shard of the stream would have nothing to do.
+            workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
+            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
+        sampler = self._sampler(
+            self.train_dataset,
+            batch_size,
+            **place,
+            shuffle=args.train_sampling_strategy != "sequential",
+            drop_last=args.dataloader_drop_last,
+        )
+        reader = BlockReader(self.train_dataset, sampler.rows)
+        return EpochDataLoader(reader, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
+
+    # --- evaluation ---
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        """This process's share of the validation blocks, in the order of the texts, masked by a seed of their own."""
+        args = self.args
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        sampler = _ValidationSampler(
+            dataset["length"][:],
+            args.max_seq_length,
+            args.block_packing,
+            args.eval_batch_size * args.world_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            shuffle=False,
+        )
+        collator = self._collator(args, self.processing_class, VALIDATION_SEED)
+        return DataLoader(
+            BlockReader(dataset, sampler.rows), batch_sampler=sampler, collate_fn=collator, **self._workers()
+        )
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        """That of [`TokenContrastTrainer`]; at evaluation the tokens that are predicted right are counted."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not model.training:
+            labels = inputs["labels"]
+            predicted = labels != -100
+            right = (outputs["logits"].argmax(dim=-1) == labels) & predicted
+            self._predicted += torch.stack([right.sum(), predicted.sum()])
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """The library's, which keeps no logits, over the validation texts if there are any; then the evaluator."""
+        metrics: dict[str, float] = {}
+        output = EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=0)
+        if len(dataloader) > 0:
+            self._predicted.zero_()
+            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if self.args.world_size > 1:
+                dist.all_reduce(self._predicted)
+            right, predicted = self._predicted.tolist()
+            metrics["masked_accuracy"] = 100 * right / max(1, predicted)
+            metrics["perplexity"] = math.exp(min(700.0, output.metrics[f"{metric_key_prefix}_mlm_loss"]))
+        if self.evaluator is not None:
+            metrics |= self._evaluate_on_main_process()
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def _evaluate_on_main_process(self) -> dict[str, float]:
+        shared = [{}]
+        if self.args.process_index == 0:
+            was_training = self.model.training
+            self.model.eval()
+            shared = [self.evaluator(self.model, self.processing_class)]
+            self.model.train(was_training)
+        if self.args.world_size > 1:
+            dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+
+class _ValidationSampler(BlockSampler):
+    """All blocks, on every process as many batches of as many blocks: empty ones fill up."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.rows += -self.rows % self.world_size
+
+    def blocks(self, epoch: int) -> list[Block]:
+        blocks = super().blocks(epoch)
+        return blocks + [Block((epoch, number), []) for number in range(len(blocks), self.rows)]

@@ -1,0 +1,304 @@
+#!/usr/bin/env python
+"""
+Pre-train an encoder with masked language modelling, or with TACO: token-level contrast beside it.
+
+    python run_mlm.py --model_type bert --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
+        --train_file texts.txt.gz --validation_file held-out.txt --probe_file sts-dev.jsonl --output_dir runs/mine
+
+or go on from a checkpoint with `--model_name_or_path`, or `python run_mlm.py arguments.json` (or .yaml) with the same
+names. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
+"""
+
+import importlib.util
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from datasets import Dataset, IterableDataset
+from tabulate import tabulate
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from modeling_layerpool.checkpoints import LOADING_ERRORS, check_tokenizer, loading_error
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
+from modeling_layerpool.evaluation.geometry import evaluate_geometry
+from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
+from modeling_layerpool.publishing.model_card import write_language_model_card
+from modeling_layerpool.training.data import load_hub
+from modeling_layerpool.training.mlm import (
+    DEFAULT_VOCAB_SIZE,
+    LanguageDataArguments,
+    LanguageModelArguments,
+    MaskedLanguageArguments,
+    MaskedLanguageTrainer,
+    check_special_tokens,
+    load_masked_language_model,
+    load_texts,
+    new_config,
+    position_limit,
+    start_model,
+    tokenize_texts,
+    train_tokenizer,
+)
+from modeling_layerpool.training.script import (
+    evaluate_when_saving,
+    find_checkpoint,
+    one_sentence_errors,
+    publish,
+    read_arguments,
+    set_up_logging,
+    train_and_save,
+)
+
+
+CURVES_FILE = "curves.png"
+# What is drawn of the run's records: panels of curves, each with its name in the records and in the plot.
+PANELS = {
+    "loss": {
+        "mlm_loss": "masked LM, training",
+        "eval_mlm_loss": "masked LM, validation",
+        "token_contrast_loss": "token contrast, training",
+        "eval_token_contrast_loss": "token contrast, validation",
+    },
+    "masked tokens that are right, %": {"eval_masked_accuracy": "validation"},
+    "probe": {"eval_spearman": "Spearman x 100"},
+    "cosine of token semantics": {
+        "eval_similarity_within": "within a sequence",
+        "eval_similarity_between": "between sequences",
+    },
+}
+PROBE_TOKENS = 8192  # computed at once
+
+
+def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments]:
+    """Flags, or the one file that holds them, checked against each other."""
+    arguments = read_arguments(
+        LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments, description=__doc__
+    )
+    model, data, training = arguments
+    if not training.do_eval or training.eval_strategy != "no":  # the library takes --eval_strategy for --do_eval
+        training.do_train = training.do_train or data.has_train_data
+    training.do_eval = training.do_eval or bool(data.evaluation_files)
+    if not (training.do_train or training.do_eval):
+        raise InputError("nothing to do: give texts to train on (--train_file or --dataset_name), or to measure on")
+    if training.do_train and not data.has_train_data:
+        raise InputError("--do_train needs texts: --train_file or --dataset_name")
+    if training.do_eval and not data.evaluation_files:
+        raise InputError("--do_eval needs a --validation_file or a --probe_file")
+    if not training.do_train and model.model_name_or_path is None:
+        raise InputError("a new model that is not trained has nothing to be measured; give --model_name_or_path")
+    if data.streaming and training.max_steps <= 0:
+        raise InputError("--streaming needs --max_steps, as a stream has no length")
+    if data.streaming and model.model_type and model.tokenizer_name is None and data.train_file is None:
+        raise InputError("a tokenizer is not trained on a stream from the Hub; give --tokenizer_name")
+    if training.plot_curves and importlib.util.find_spec("matplotlib") is None:
+        raise InputError("--plot_curves needs matplotlib: pip install 'modeling-layerpool[plots]'")
+    # Measured whenever it is saved; but the weights of the end are kept, unless asked otherwise.
+    keeps_best = training.load_best_model_at_end
+    evaluate_when_saving(training)
+    training.load_best_model_at_end = keeps_best
+    if training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
+        training.metric_for_best_model = "loss" if data.validation_file is not None else "spearman"
+        training.greater_is_better = data.validation_file is None
+    return arguments
+
+
+def read_train_texts(data: LanguageDataArguments, args: MaskedLanguageArguments) -> Dataset | IterableDataset:
+    with args.main_process_first(desc="reading the training texts"):
+        if data.train_file is not None:
+            dataset = load_texts(data.train_file, data.streaming)
+        else:
+            dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
+    if data.max_train_samples is not None:
+        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
+    return dataset
+
+
+def read_probe(path: str) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]:
+    """Of scored sentence pairs, the function that measures the mean-pooled last layer of a model while it trains."""
+    pairs = read_sts_file(path)
+    positives, texts = positive_pairs(*pairs), [*pairs[0], *pairs[1]]
+
+    def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        encoder = CachingEncoder(PooledEncoder(model.base_model, tokenizer, "mean", PROBE_TOKENS))
+        return evaluate_sts(encoder, *pairs) | evaluate_geometry(encoder, *positives, texts)
+
+    return probe
+
+
+def open_tokenizer(
+    model_args: LanguageModelArguments,
+    args: MaskedLanguageArguments,
+    texts: Dataset | IterableDataset,
+    checkpoint: str | None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a new model: the one named, that of the checkpoint to resume from, or one trained on texts."""
+    name = model_args.tokenizer_name or checkpoint
+    if name is not None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except LOADING_ERRORS as error:
+            raise loading_error(name, error, "has no tokenizer that could be opened") from error
+        check_tokenizer(name, tokenizer)
+        check_special_tokens(tokenizer, name)
+        return tokenizer
+
+    def all_texts() -> Iterator[str]:
+        return (row["text"] for row in texts if row["text"])
+
+    vocab_size = model_args.vocab_size or DEFAULT_VOCAB_SIZE
+    trained: list[Any] = [None]
+    if args.process_index == 0:
+        try:
+            trained = [train_tokenizer(all_texts, model_args.model_type, vocab_size, not args.disable_tqdm)]
+        except InputError as error:
+            trained = [error]
+    if args.world_size > 1:
+        dist.broadcast_object_list(trained, src=0)
+    if isinstance(trained[0], InputError):
+        raise trained[0]
+    return trained[0]
+
+
+def describe(trainer: MaskedLanguageTrainer, data: LanguageDataArguments, checkpoint: str | None) -> str:
+    """What the run will do, as a table."""
+    args, model = trainer.args, trainer.model
+    texts, steps = "streamed", args.max_steps
+    if not data.streaming:
+        loader = trainer.get_train_dataloader()
+        lengths = trainer.train_dataset["length"][:]
+        blocks = len(loader.dataset)
+        filled = sum(lengths) / (blocks * args.max_seq_length)
+        texts = f"{len(lengths):,} of {sum(lengths):,} tokens in one epoch: {blocks:,} blocks, {filled:.1%} filled"
+        if steps <= 0:
+            steps = math.ceil(math.ceil(len(loader) / args.gradient_accumulation_steps) * args.num_train_epochs)
+    every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
+    batch = args.per_device_train_batch_size * args.world_size
+    plan = {
+        "objective": args.objective,
+        "model": f"{model.config.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters",
+        "vocabulary": f"{len(trainer.processing_class):,} tokens",
+        "training texts": texts,
+        "blocks": f"{args.max_seq_length} tokens, {args.block_packing}, attention "
+        + ("inside each text" if args.attend_within_documents else "over the whole block"),
+        "blocks a step": f"{batch} on {args.world_size} process(es), {args.gradient_accumulation_steps} accumulated",
+        "steps": f"{steps:,}",
+        "evaluates on": "nothing"
+        if args.eval_strategy == "no"
+        else f"{', '.join(data.evaluation_files)}, every {every}",
+        "resumes from": checkpoint or "nothing",
+    }
+    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+
+
+def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
+    """Draw what a run recorded by step: a panel for each kind of measure that it has."""
+    from matplotlib.figure import Figure  # an extra
+
+    curves = {
+        title: {
+            label: points
+            for name, label in names.items()
+            if (points := {entry["step"]: entry[name] for entry in log_history if name in entry})
+        }
+        for title, names in PANELS.items()
+    }
+    panels = {title: lines for title, lines in curves.items() if lines}
+    figure = Figure(figsize=(5 * max(1, len(panels)), 4), layout="constrained")
+    for place, (title, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for label, points in lines.items():
+            axes.plot(list(points), list(points.values()), label=label, marker="." if len(points) < 30 else None)
+        axes.set(title=title, xlabel="step")
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    # 1. Arguments
+    model_args, data_args, training_args = parse_arguments()
+    set_up_logging(training_args)
+    checkpoint = find_checkpoint(training_args)
+    set_seed(training_args.seed)
+    is_new = model_args.model_type is not None
+    config = new_config(model_args.model_type, model_args.config_overrides) if is_new else None
+
+    # 2. Data, all of it read and checked before a model is loaded
+    train_texts = read_train_texts(data_args, training_args) if training_args.do_train else None
+    validation_texts = None
+    if data_args.validation_file is not None:
+        with training_args.main_process_first(desc="reading the validation texts"):
+            validation_texts = load_texts(data_args.validation_file)
+    probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
+
+    # 3. Tokenizer and model
+    if is_new:
+        tokenizer = open_tokenizer(model_args, training_args, train_texts, checkpoint)
+        model = start_model(config, tokenizer, model_args.attn_implementation)
+        # Further positions of a new model are never trained.
+        tokenizer.model_max_length = training_args.max_seq_length
+    else:
+        model, tokenizer = load_masked_language_model(
+            model_args.model_name_or_path,
+            revision=model_args.revision,
+            allow_pickle=model_args.allow_pickle,
+            attn_implementation=model_args.attn_implementation,
+        )
+        check_special_tokens(tokenizer, model_args.model_name_or_path)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model))
+    piece_length = training_args.max_seq_length if training_args.block_packing == "pack" else None
+    with training_args.main_process_first(desc="tokenising"):
+        train_dataset, eval_dataset = (
+            None if texts is None else tokenize_texts(texts, tokenizer, piece_length, source)
+            for texts, source in ((train_texts, "training texts"), (validation_texts, "validation texts"))
+        )
+    if data_args.streaming:
+        train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
+
+    # 4. Trainer
+    trainer = MaskedLanguageTrainer(
+        model,
+        training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        evaluator=probe,
+        write_model_card=partial(
+            write_language_model_card,
+            base_model=model_args.model_name_or_path,
+            train_data=data_args.train_file or [data_args.dataset_name],
+            validation_data=data_args.evaluation_files,
+            hub_parts=data_args.hub_parts,
+            command=shlex.join(["python", *sys.argv]),
+        ),
+    )
+
+    # 5. Training
+    if training_args.do_train:
+        if trainer.is_world_process_zero():
+            print(describe(trainer, data_args, checkpoint), flush=True)
+        train_and_save(trainer, checkpoint)
+
+    # 6. Evaluation
+    if training_args.do_eval:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+        if training_args.do_train:
+            trainer.save_state()  # so that all evaluations are in one place
+
+    # 7. Curves, model card, and the Hub if asked for
+    if training_args.plot_curves and trainer.is_world_process_zero():
+        plot_curves(trainer.state.log_history, Path(training_args.output_dir) / CURVES_FILE)
+    if training_args.do_train:
+        publish(trainer)
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()

@@ -29,22 +29,21 @@ from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
+from modeling_layerpool.training.blocks import check_special_tokens
 from modeling_layerpool.training.data import load_hub
 from modeling_layerpool.training.mlm import (
-    DEFAULT_VOCAB_SIZE,
     LanguageDataArguments,
     LanguageModelArguments,
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
-    check_special_tokens,
     load_masked_language_model,
     load_texts,
     new_config,
     position_limit,
     start_model,
     tokenize_texts,
-    train_tokenizer,
 )
+from modeling_layerpool.training.own_tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
 from modeling_layerpool.training.script import (
     evaluate_when_saving,
     find_checkpoint,

@@ -37,8 +37,8 @@ from modeling_layerpool.training.mlm import (
     new_config,
     start_model,
     tokenize_texts,
-    train_tokenizer,
 )
+from modeling_layerpool.training.own_tokenizer import train_tokenizer
 
 
 OBJECTIVES = ("mlm", "taco")

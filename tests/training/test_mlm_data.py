@@ -21,20 +21,22 @@ from transformers import (
 )
 
 from modeling_layerpool.errors import InputError
-from modeling_layerpool.training.mlm import (
+from modeling_layerpool.training.blocks import (
     BLOCK_PACKINGS,
     LAY,
     BlockCollator,
     BlockReader,
     BlockSampler,
+    StreamedBlocks,
+)
+from modeling_layerpool.training.mlm import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
-    StreamedBlocks,
     load_texts,
     new_config,
     tokenize_texts,
-    train_tokenizer,
 )
+from modeling_layerpool.training.own_tokenizer import train_tokenizer
 
 from .conftest import WORDS
 

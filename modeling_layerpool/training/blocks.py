@@ -1,0 +1,306 @@
+"""
+Texts laid into blocks of one length, and masked: what a masked language model is trained on.
+
+Notation: `rows` blocks of `length` tokens in a batch. A sequence is a text between its special tokens, or the part of
+one that lies in a block; sequences of one batch have different numbers, and -1 is the padding.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
+from .batching import GlobalBatchSampler, share_of
+
+
+BLOCK_PACKINGS = ("pack", "concatenate")
+# Batches of a stream that are packed together: more of them leave less padding.
+POOLED_BATCHES = 8
+
+
+class Span(NamedTuple):
+    """Tokens `begin` to `end` of one tokenised text."""
+
+    text: int
+    begin: int
+    end: int
+
+
+class Block(NamedTuple):
+    """What lies in a block, and the numbers that decide its masks."""
+
+    key: tuple[int, ...]
+    spans: list[Span]
+
+
+def pack_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
+    """
+    Lay whole texts into blocks of `length` tokens, each into the fullest block with room for it, the longest first.
+
+    Inside a block they keep their order. How many blocks it takes depends on the lengths, not on their order.
+    """
+    return [[Span(text, 0, lengths[text]) for text in sorted(row)] for row in best_fit(lengths, length)]
+
+
+def concatenate_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
+    """Lay texts one behind the other, and cut wherever a block of `length` tokens is full."""
+    blocks: list[list[Span]] = []
+    room = 0
+    for text, tokens in enumerate(lengths):
+        begin = 0
+        while begin < tokens:
+            if room == 0:
+                blocks.append([])
+                room = length
+            end = min(tokens, begin + room)
+            blocks[-1].append(Span(text, begin, end))
+            room -= end - begin
+            begin = end
+    return blocks
+
+
+LAY = {"pack": pack_texts, "concatenate": concatenate_texts}
+
+
+class BlockSampler(GlobalBatchSampler):
+    """
+    Batches of blocks of all processes together, of which this one yields its share.
+
+    Each epoch lays the texts anew, in a new order, into the same number of blocks, and every text is there once. The
+    last, smaller batch is divided as evenly as it goes, and left out only if it has no block for some process.
+
+    Args:
+        lengths: tokens of each text.
+        block_length: tokens in a block.
+        packing: `"pack"` or `"concatenate"`.
+        batch_size: blocks in a batch of all processes together.
+
+    Other arguments are those of [`GlobalBatchSampler`].
+    """
+
+    def __init__(self, lengths: Sequence[int], block_length: int, packing: str, batch_size: int, **kwargs: Any):
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.block_length = block_length
+        self.packing = packing
+        if packing == "pack":
+            blocks = len(best_fit(self.lengths.tolist(), block_length))
+        else:
+            blocks = -(-int(self.lengths.sum()) // block_length)
+        super().__init__(blocks, batch_size, **kwargs)
+
+    @property
+    def smallest(self) -> int:
+        return self.batch_size if self.drop_last else self.world_size
+
+    def blocks(self, epoch: int) -> list[Block]:
+        """The blocks of an epoch."""
+        texts = np.arange(len(self.lengths))
+        if self.shuffle:
+            texts = np.random.default_rng((self.seed, epoch)).permutation(texts)
+        blocks = LAY[self.packing](self.lengths[texts].tolist(), self.block_length)
+        return [
+            Block((epoch, number), [span._replace(text=int(texts[span.text])) for span in spans])
+            for number, spans in enumerate(blocks)
+        ]
+
+    def global_batches(self) -> list[list[Block]]:
+        blocks = self.blocks(self.epoch)
+        return [[blocks[number] for number in batch] for batch in super().global_batches()]
+
+
+class BlockReader(torch.utils.data.Dataset):
+    """The tokens of blocks, from the rows of [`tokenize_texts`], for a [`BlockCollator`]; as many as `blocks`."""
+
+    def __init__(self, dataset: Dataset, blocks: int):
+        self.dataset = dataset
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return self.blocks
+
+    def __getitems__(self, blocks: list[Block]) -> list[dict[str, Any]]:
+        # One query for the whole batch: many small ones would take longer than all the rest of it.
+        rows = iter(self.dataset[[span.text for block in blocks for span in block.spans]]["input_ids"])
+        return [
+            {"key": block.key, "sequences": [next(rows)[span.begin : span.end] for span in block.spans]}
+            for block in blocks
+        ]
+
+
+class StreamedBlocks(torch.utils.data.IterableDataset):
+    """
+    Batches of blocks from texts without length: every process reads the stream and yields its share of each batch.
+
+    Texts are laid into blocks a few batches at a time; what does not fill a block waits for the next ones. The stream
+    starts again when it ends. With several data workers each makes batches of its own shards, the same ones on every
+    process.
+
+    Args:
+        dataset: the rows of [`tokenize_texts`].
+        batch_size: blocks in a batch of all processes together.
+
+    The others are as in [`BlockSampler`].
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        block_length: int,
+        packing: str,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ):
+        self.dataset = dataset
+        self.block_length = block_length
+        self.packing = packing
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        worker = torch.utils.data.get_worker_info()
+        worker_id = 0 if worker is None else worker.id
+        waiting: list[list[int]] = []
+        tokens = made = 0
+        for epoch in count():
+            self.dataset.set_epoch(epoch)
+            read = 0
+            for row in self.dataset:
+                read += 1
+                waiting.append(row["input_ids"])
+                tokens += len(waiting[-1])
+                if tokens < POOLED_BATCHES * self.batch_size * self.block_length:
+                    continue
+                blocks, waiting = self._lay(waiting, np.random.default_rng((self.seed, worker_id, made)))
+                tokens = sum(map(len, waiting))
+                for begin in range(0, len(blocks), self.batch_size):
+                    batch = [
+                        {"key": (worker_id, made + place), "sequences": sequences}
+                        for place, sequences in enumerate(blocks[begin : begin + self.batch_size])
+                    ]
+                    made += len(batch)
+                    yield list(share_of(batch, self.rank, self.world_size))
+            if read == 0:
+                raise InputError("the stream (or one of its shards) has no text")
+
+    def _lay(
+        self, texts: list[list[int]], generator: np.random.Generator
+    ) -> tuple[list[list[list[int]]], list[list[int]]]:
+        """Whole batches of blocks, shuffled, and the texts that are left over."""
+        blocks = [
+            [texts[span.text][span.begin : span.end] for span in spans]
+            for spans in LAY[self.packing]([len(text) for text in texts], self.block_length)
+        ]
+        if self.packing == "pack":
+            blocks.sort(key=lambda block: -sum(map(len, block)))  # what is least full waits for more
+        whole = (len(blocks) - 1) // self.batch_size * self.batch_size
+        left_over = [sequence for block in blocks[whole:] for sequence in block]
+        return [blocks[place] for place in generator.permutation(whole)], left_over
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str = "the tokenizer") -> None:
+    """Raise an `InputError` that begins with `name` if a tokenizer lacks a token that is needed here."""
+    for kind in ("mask", "pad"):
+        if getattr(tokenizer, f"{kind}_token_id") is None:
+            raise InputError(f"{name}: has no {kind} token, and cannot be used for masked language modelling")
+
+
+class BlockCollator:
+    """
+    Masks the tokens of blocks, and makes a batch of them.
+
+    Args:
+        tokenizer: the one that made the tokens.
+        block_length: tokens in a block.
+        mlm_probability: share of the content tokens that are masked; of these 80 % become the mask token, 10 % a
+            random one, and 10 % stay. At least one token of each block is masked.
+        attend_within_documents: give positions that restart from 0 with each sequence, in place of an attention mask.
+        seed: with the key of a block it decides the block's masks, whatever batch or process the block is in.
+
+    The batch holds, all of shape `(rows, length)`: `input_ids`; `labels`, the token that was masked and -100
+    elsewhere; `sequence_ids`, which sequence a token belongs to, different ones in the whole batch, -1 for padding;
+    `content`, true for what is neither a special token (the unknown token is one) nor padding; and `attention_mask`,
+    0 for padding, or `position_ids`.
+
+    Raises:
+        InputError: the tokenizer has no mask token, or none for padding.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        block_length: int,
+        mlm_probability: float = 0.15,
+        *,
+        attend_within_documents: bool = False,
+        seed: int = 0,
+    ):
+        check_special_tokens(tokenizer)
+        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
+        self.special_ids = torch.tensor(tokenizer.all_special_ids)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.mask_token_id = tokenizer.mask_token_id
+        self.block_length = block_length
+        self.attend_within_documents = attend_within_documents
+        self.seed = seed
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        input_ids = torch.full((len(blocks), self.block_length), self.pad_token_id)
+        sequence_ids = torch.full_like(input_ids, -1)
+        number = 0
+        for row, block in enumerate(blocks):
+            place = 0
+            for sequence in block["sequences"]:
+                end = place + len(sequence)
+                input_ids[row, place:end] = torch.as_tensor(sequence)
+                sequence_ids[row, place:end] = number
+                number, place = number + 1, end
+        is_token = sequence_ids >= 0
+        content = is_token & ~torch.isin(input_ids, self.special_ids)
+        masked = [
+            self._mask(ids, is_content, block["key"])
+            for ids, is_content, block in zip(input_ids, content, blocks, strict=True)
+        ]
+        batch = {
+            "input_ids": torch.stack([ids for ids, _ in masked]),
+            "labels": torch.stack([labels for _, labels in masked]),
+            "sequence_ids": sequence_ids,
+            "content": content,
+        }
+        if self.attend_within_documents:
+            return batch | {"position_ids": restarting_positions(sequence_ids, find_sequence_starts(sequence_ids))}
+        return batch | {"attention_mask": is_token.long()}
+
+    def _mask(
+        self, ids: torch.Tensor, is_content: torch.Tensor, key: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        state = np.random.SeedSequence((self.seed, *key)).generate_state(1)
+        generator = self.masking.generator = torch.Generator().manual_seed(int(state[0]))
+        masked, labels = self.masking.torch_mask_tokens(ids.clone(), ~is_content)
+        places = is_content.nonzero().squeeze(-1)
+        if len(places) > 0 and bool((labels == -100).all()):
+            # The mean over no token at all is not a number.
+            place = places[torch.randint(len(places), (), generator=generator)]
+            labels[place], masked[place] = ids[place], self.mask_token_id
+        return masked, labels
+
+
+class ValidationSampler(BlockSampler):
+    """All blocks, on every process as many batches of as many blocks: empty ones fill up."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.rows += -self.rows % self.world_size
+
+    def blocks(self, epoch: int) -> list[Block]:
+        blocks = super().blocks(epoch)
+        return blocks + [Block((epoch, number), []) for number in range(len(blocks), self.rows)]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError
-from .fault_tolerance import whole_or_gone, write_manifest
+from .fault_tolerance import init_worker, whole_or_gone, write_manifest
 
 
 class NonFiniteLossError(RuntimeError):
@@ -86,6 +87,17 @@ class LayerPoolTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch(loss, rows)
         return loss
+
+    def worker_options(self) -> dict[str, Any]:
+        """What a data loader is told of its workers: the library's arguments, and to end after the step on SIGTERM."""
+        args = self.args
+        return {
+            "num_workers": args.dataloader_num_workers,
+            "pin_memory": args.dataloader_pin_memory,
+            "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "worker_init_fn": partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,7 +20,6 @@ from .arguments import ModelArguments
 from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler
 from .data import load_hub
-from .fault_tolerance import init_worker
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -632,11 +630,7 @@ class ClassificationTrainer(LayerPoolTrainer):
             _inputs_of(dataset, self.processing_class),
             batch_sampler=sampler,
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            **self.worker_options(),
         )
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:

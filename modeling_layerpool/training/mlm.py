@@ -10,7 +10,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from ..errors import InputError
 from ..rows import check_text, read_rows, require_columns
 from .batching import EpochDataLoader
 from .blocks import BLOCK_PACKINGS, BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
-from .fault_tolerance import init_worker
 from .own_tokenizer import DEFAULT_VOCAB_SIZE
 from .token_contrast import TokenContrastArguments, TokenContrastTrainer
 
@@ -473,19 +471,9 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
             dataset["length"][:], self.args.max_seq_length, self.args.block_packing, batch_size, **options
         )
 
-    def _workers(self) -> dict[str, Any]:
-        args = self.args
-        return {
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory,
-            "persistent_workers": args.dataloader_persistent_workers,
-            "prefetch_factor": args.dataloader_prefetch_factor,
-            "worker_init_fn": partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-        }
-
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
-        args, workers = self.args, self._workers()
+        args, workers = self.args, self.worker_options()
         place = {"rank": args.process_index, "world_size": args.world_size, "seed": self.data_collator.seed}
         batch_size = self._train_batch_size * args.world_size
         if isinstance(self.train_dataset, IterableDataset):
@@ -520,7 +508,7 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
         )
         collator = self._collator(args, self.processing_class, VALIDATION_SEED)
         return DataLoader(
-            BlockReader(dataset, sampler.rows), batch_sampler=sampler, collate_fn=collator, **self._workers()
+            BlockReader(dataset, sampler.rows), batch_sampler=sampler, collate_fn=collator, **self.worker_options()
         )
 
     def compute_loss(

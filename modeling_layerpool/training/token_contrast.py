@@ -8,7 +8,6 @@ places, `k` negatives, `h` width. A sequence is a document or a sentence: what t
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from ..errors import InputError
 from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .distributed import world_size
-from .fault_tolerance import init_worker
 from .losses import token_contrast
 
 
@@ -363,14 +361,7 @@ class TokenContrastTrainer(LayerPoolTrainer):
         the library's own order comes from the global random state, of which a resumed run has another.
         """
         args = self.args
-        workers = {
-            "collate_fn": self.data_collator,
-            "num_workers": args.dataloader_num_workers,
-            "pin_memory": args.dataloader_pin_memory,
-            "persistent_workers": args.dataloader_persistent_workers,
-            "prefetch_factor": args.dataloader_prefetch_factor,
-            "worker_init_fn": partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-        }
+        workers = {"collate_fn": self.data_collator, **self.worker_options()}
         place = {"rank": args.process_index, "world_size": args.world_size}
         batch_size = self._train_batch_size * args.world_size
         if isinstance(self.train_dataset, IterableDataset):

@@ -4,7 +4,6 @@ import copy
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from .batching import (
 )
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows, rows_of_all
-from .fault_tolerance import init_worker
 from .neighbours import NeighbourBatchSampler
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
@@ -201,15 +199,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
-        workers = {
-            "num_workers": self.args.dataloader_num_workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-            "worker_init_fn": partial(
-                init_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
-            ),
-        }
+        workers = self.worker_options()
         place = {"rank": self.args.process_index, "world_size": self.args.world_size}
         batch_size = self._train_batch_size * self.args.world_size
         if isinstance(self.train_dataset, IterableDataset):

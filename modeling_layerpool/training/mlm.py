@@ -511,21 +511,9 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
             BlockReader(dataset, sampler.rows), batch_sampler=sampler, collate_fn=collator, **self.worker_options()
         )
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ):
-        """That of [`TokenContrastTrainer`]; at evaluation the tokens that are predicted right are counted."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if not model.training:
-            labels = inputs["labels"]
-            predicted = labels != -100
-            right = (outputs["logits"].argmax(dim=-1) == labels) & predicted
-            self._predicted += torch.stack([right.sum(), predicted.sum()])
-        return (loss, outputs) if return_outputs else loss
+    def _count(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        right = (logits.argmax(dim=-1) == labels).sum()
+        self._predicted += torch.stack([right, torch.full_like(right, len(labels))])
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any

@@ -7,6 +7,7 @@ places, `k` negatives, `h` width. A sequence is a document or a sentence: what t
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .distributed import world_size
 from .losses import token_contrast
+from .mlm_head import head_only_at, predicted_places
 
 
 CITATION = """@inproceedings{fu2022contextual,
@@ -35,7 +37,7 @@ CITATION = """@inproceedings{fu2022contextual,
 }"""
 
 # What a batch holds beside the input of the model.
-NOT_OF_THE_MODEL = ("labels", "sequence_ids", "content", "row_numbers")
+NOT_OF_THE_MODEL = ("labels", "predicted_places", "sequence_ids", "content", "row_numbers")
 
 
 # --- positives and negatives ---
@@ -391,21 +393,31 @@ class TokenContrastTrainer(LayerPoolTrainer):
         labels, sequence_ids, content = (inputs[name] for name in ("labels", "sequence_ids", "content"))
         is_taco = self.args.objective == "taco"
         measured = self._evaluation is not None and self.args.measure_similarity
-        outputs = model(**self._model_inputs(inputs), output_hidden_states=is_taco or measured)
+        places = inputs["predicted_places"] if "predicted_places" in inputs else predicted_places(labels)
+        # A compiled model would keep to the places of its first batch.
+        only_there = nullcontext() if return_outputs or self.args.torch_compile else head_only_at(self.model, places)
+        model_inputs = self._model_inputs(inputs)
+        with only_there:
+            outputs = model(**model_inputs, output_hidden_states=is_taco or measured)
+        logits = outputs.logits.flatten(0, 1)
+        if len(logits) == labels.numel():
+            logits = logits[places]
+        predicted_labels = labels.flatten()[places]
         # Not by the model: its loss is NaN where a batch has nothing to predict, and not all of them take a divisor.
         mlm_loss = F.cross_entropy(
-            _at_least_float32(outputs.logits).flatten(0, 1),
-            labels.flatten(),
+            _at_least_float32(logits),
+            predicted_labels,
             reduction="sum",
             label_smoothing=self.args.label_smoothing_factor,
         )
-        predicted = (labels != -100).sum()
-        mlm_loss = mlm_loss / predicted.clamp(min=1)
+        predicted = torch.tensor(len(places), device=labels.device)
+        mlm_loss = mlm_loss / max(1, len(places))
         contrast, anchors = mlm_loss.new_zeros(()), predicted.new_zeros(())
         if is_taco or measured:
             states = self._semantics(outputs.hidden_states)
             contrast, anchors = self._token_contrast(states, labels, sequence_ids, content)
         if self._evaluation is not None:
+            self._count(logits, predicted_labels)
             similarity = _similarity_sums(states, sequence_ids, content) if measured else None
             self._evaluation.add(mlm_loss, predicted, contrast, anchors, similarity)
         elif model.training:
@@ -413,6 +425,13 @@ class TokenContrastTrainer(LayerPoolTrainer):
             self._logged += torch.stack([mlm_loss, contrast, torch.ones_like(mlm_loss)]).detach()
         loss = mlm_loss + self.args.token_contrast_weight * contrast if is_taco else mlm_loss
         return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def _count(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """What an evaluation counts of the predicted tokens of a batch: logits `(m, v)` and labels `(m,)`."""
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # While the batch is still on the CPU, so that no device is waited for.
+        return super()._prepare_inputs({**inputs, "predicted_places": predicted_places(inputs["labels"])})
 
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
@@ -469,6 +488,19 @@ class TokenContrastTrainer(LayerPoolTrainer):
         super().log(logs, start_time)
 
     # --- evaluation ---
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """The library's, which makes all logits even where only the loss is asked for."""
+        if not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """The library's, with the terms of the loss over all tokens of the data."""

@@ -359,6 +359,29 @@ def test_the_loss_is_the_models_own_and_the_contrast(make_trainer, name):
             torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_head_is_computed_for_predicted_tokens_only(make_trainer, name):
+    trainer = make_trainer(make_model(name))
+    batch = batch_of(trainer)
+    widths = []
+    decoder = trainer.model.get_output_embeddings()
+    decoder.register_forward_hook(lambda module, args, output: widths.append(output.shape.numel() // VOCABULARY))
+    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    predicted = (batch["labels"] != -100).sum().item()
+    assert widths == [predicted]
+    assert predicted < batch["labels"].numel() / 2
+
+
+def test_all_logits_are_returned_to_whom_they_are_needed(make_trainer):
+    trainer = make_trainer()
+    batch = batch_of(trainer)
+    torch.manual_seed(0)
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert outputs["logits"].shape == (*batch["labels"].shape, VOCABULARY)
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss, trainer.compute_loss(trainer.model, batch))
+
+
 @pytest.mark.parametrize(("state", "index"), [("none", None), ("1", 1), ("-3", 0)])
 def test_the_subtracted_state_is_an_option(make_trainer, state, index):
     model = make_model()

@@ -29,6 +29,7 @@ from modeling_layerpool.training import (
 )
 from modeling_layerpool.training.arguments import DataArguments, ModelArguments
 from modeling_layerpool.training.data import load_file, load_hub
+from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.script import (
     evaluate_when_saving,
     find_checkpoint,
@@ -95,6 +96,8 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, checkpoint: str |
         what += f" and a value from {low:g} to {high:g}, {trainer.objective.loss}"
         if trainer.objective.second_loss is not None:
             what += f", then {trainer.objective.second_loss}"
+    if args.mlm_weight > 0:
+        what += f"; masked language modelling, weight {args.mlm_weight:g}"
     plan = {
         "objective": what,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
@@ -143,10 +146,20 @@ def main() -> None:
         **model_args.config_overrides(),
     )
 
+    mlm_head = None
+    if training_args.do_train and training_args.mlm_weight > 0:
+        mlm_head = MaskedLanguageHead.of_encoder(
+            model,
+            model_args.model_name_or_path,
+            revision=model_args.revision,
+            allow_pickle=model_args.allow_pickle,
+        )
+
     # 4. Trainer
     trainer = ContrastiveTrainer(
         model,
         training_args,
+        mlm_head=mlm_head,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,

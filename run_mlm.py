@@ -29,8 +29,8 @@ from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
-from modeling_layerpool.training.blocks import check_special_tokens
 from modeling_layerpool.training.data import load_hub
+from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.mlm import (
     LanguageDataArguments,
     LanguageModelArguments,

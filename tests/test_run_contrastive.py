@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from .conftest import ROOT, launch
 from .training.conftest import triplets
@@ -146,6 +154,24 @@ def test_training_data_are_trained_on_unless_evaluation_alone_is_asked_for(tiny_
     assert done.returncode == 0, done.stderr[-3000:]
     assert os.path.exists(f"{files['out']}/model.safetensors") == trains
     assert os.path.exists(f"{files['out']}/eval_results.json")
+
+
+def test_masked_language_modelling_beside_it_leaves_an_ordinary_folder(files, tokenizer, tmp_path):
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
+    language_model = BertForMaskedLM(config)
+    language_model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    done = run(arguments(str(tmp_path / "bert"), files, mlm_weight=0.15, gradient_cache=64))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "masked language modelling, weight 0.15" in done.stdout
+    assert "no head" not in done.stderr
+    out = Path(files["out"])
+    assert "| weight 0.15, 15% of the tokens" in (out / "README.md").read_text()
+    head = load_file(out / "mlm_head.safetensors")["cls_predictions_transform_dense_weight"]
+    change = (head - language_model.cls.predictions.transform.dense.weight).abs().max()
+    assert 0 < change < 0.01  # it began as the checkpoint's
+    assert not any("predictions" in name for name in load_file(out / "model.safetensors"))
+    assert AutoModel.from_pretrained(out).encode(["a text"], tokenizer).shape == (1, 32)
 
 
 def test_a_streamed_file_trains(tiny_folder, files):

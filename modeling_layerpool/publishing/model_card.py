@@ -392,6 +392,8 @@ def _objective_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
         if hasattr(objective, option):
             settings[option.replace("_", " ")] = "yes" if getattr(objective, option) else "no"
     settings |= objective.settings()
+    if args.mlm_weight > 0:
+        settings["masked language modelling"] = f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
     compared = f": at most {negatives} negatives for an anchor" if objective.compares_batch else ""
     settings["rows in a batch"] = f"{batch}, all processes together{compared}"
     if args.shuffling != "random":

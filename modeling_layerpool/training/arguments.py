@@ -111,6 +111,14 @@ class ContrastiveTrainingArguments(RunArguments):
             "Default: once an epoch."
         },
     )
+    mlm_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a masked language modelling loss on the same texts, beside the objective; 0.15 in Oh "
+            "et al. 2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
+        },
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Of --mlm_weight: share of the tokens masked."})
     max_seq_length: int | None = field(
         default=None,
         metadata={
@@ -153,6 +161,10 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError(
                 f"refresh_steps={self.refresh_steps} must be positive, and needs shuffling=neighbours or clusters"
             )
+        if not self.mlm_weight >= 0:
+            raise InputError(f"mlm_weight={self.mlm_weight} must not be negative")
+        if not 0 < self.mlm_probability < 1:
+            raise InputError(f"mlm_probability={self.mlm_probability} must lie between 0 and 1")
         if self.temperature_learning_rate is not None and not self.learn_temperature:
             raise InputError("temperature_learning_rate does nothing without learn_temperature")
         for name in ("max_seq_length", "row_length"):

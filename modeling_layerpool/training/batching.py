@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..errors import InputError
 from ..modeling_layerpool_packing import pack_sentences
+from .masking import TokenMasking, predicted_places
 
 
 def text_id(token_ids: Sequence[int]) -> int:
@@ -185,7 +186,8 @@ def cut_into_groups(
     packed: dict[str, torch.Tensor], max_tokens: int
 ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
     """
-    Cut a packed batch into groups of rows of at most `max_tokens` tokens, each packed input of its own.
+    Cut a packed batch into groups of rows of at most `max_tokens` tokens, each packed input of its own; what the batch
+    holds beside, of the shape of `input_ids`, is cut with it.
 
     Returns:
         The groups, and `sentence_places (s,)`: the place of each sentence of the batch among those of all groups.
@@ -203,7 +205,7 @@ def cut_into_groups(
         numbers[members] = torch.arange(len(members))
         groups.append(
             {
-                "input_ids": packed["input_ids"][begin : begin + rows],
+                **{name: packed[name][begin : begin + rows] for name in packed if name != "sequence_starts"},
                 "sequence_ids": numbers[part],
                 "sequence_starts": packed["sequence_starts"][members] - begin * length,
             }
@@ -223,11 +225,13 @@ class PackingCollator:
         pad_token_id: what free places are filled with.
         row_length: tokens in a packed row; by default, for each batch, the length of the least work.
         group_tokens: cut the batch into groups of rows of at most so many tokens.
+        masking: mask the tokens, too, by the rows of the batch.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
     `row_numbers`, where the rows are from, and `values (b,)` if they have one. Sentence `i * c + j` is column j of row
     i. With `group_tokens` it holds `groups` and `sentence_places` (see [`cut_into_groups`]) in place of one packed
-    input.
+    input. With `masking` each packed input has `mlm_input_ids` beside its `input_ids`, and the tokens that were
+    masked: `mlm_places (m,)`, in the flattened input, and `mlm_labels (m,)`.
     """
 
     def __init__(
@@ -236,8 +240,10 @@ class PackingCollator:
         pad_token_id: int,
         row_length: int | None = None,
         group_tokens: int | None = None,
+        masking: TokenMasking | None = None,
     ):
         self.columns = list(columns)
+        self.masking = masking
         self.pad_token_id = pad_token_id
         self.row_length = row_length
         self.group_tokens = group_tokens
@@ -245,14 +251,22 @@ class PackingCollator:
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
         text_ids = torch.tensor([text_id(sentence) for sentence in sentences])
+        rows = [feature["row_number"] for feature in features]
         inputs: dict[str, Any] = pack_sentences(sentences, self.pad_token_id, self.row_length)
+        if self.masking is not None:
+            content = (inputs["sequence_ids"] >= 0) & self.masking.is_content(inputs["input_ids"])
+            inputs["mlm_input_ids"], inputs["mlm_labels"] = self.masking(inputs["input_ids"], content, key=rows)
         if self.group_tokens is not None:
             groups, places = cut_into_groups(inputs, self.group_tokens)
             inputs = {"groups": groups, "sentence_places": places}
+        if self.masking is not None:
+            for packed in inputs.get("groups", [inputs]):
+                packed["mlm_places"] = predicted_places(packed["mlm_labels"])
+                packed["mlm_labels"] = packed["mlm_labels"].flatten()[packed["mlm_places"]]
         if "value" in features[0]:
             inputs["values"] = torch.tensor([feature["value"] for feature in features])
         return {
             **inputs,
             "text_ids": text_ids.view(len(features), len(self.columns)),
-            "row_numbers": [feature["row_number"] for feature in features],
+            "row_numbers": rows,
         }

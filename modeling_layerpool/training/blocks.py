@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
 from .batching import GlobalBatchSampler, share_of
+from .masking import TokenMasking
 
 
 BLOCK_PACKINGS = ("pack", "concatenate")
@@ -207,13 +208,6 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         return [blocks[place] for place in generator.permutation(whole)], left_over
 
 
-def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str = "the tokenizer") -> None:
-    """Raise an `InputError` that begins with `name` if a tokenizer lacks a token that is needed here."""
-    for kind in ("mask", "pad"):
-        if getattr(tokenizer, f"{kind}_token_id") is None:
-            raise InputError(f"{name}: has no {kind} token, and cannot be used for masked language modelling")
-
-
 class BlockCollator:
     """
     Masks the tokens of blocks, and makes a batch of them.
@@ -221,8 +215,7 @@ class BlockCollator:
     Args:
         tokenizer: the one that made the tokens.
         block_length: tokens in a block.
-        mlm_probability: share of the content tokens that are masked; of these 80 % become the mask token, 10 % a
-            random one, and 10 % stay. At least one token of each block is masked.
+        mlm_probability: share of the content tokens that are masked; at least one token of each block is.
         attend_within_documents: give positions that restart from 0 with each sequence, in place of an attention mask.
         seed: with the key of a block it decides the block's masks, whatever batch or process the block is in.
 
@@ -244,14 +237,10 @@ class BlockCollator:
         attend_within_documents: bool = False,
         seed: int = 0,
     ):
-        check_special_tokens(tokenizer)
-        self.masking = DataCollatorForLanguageModeling(tokenizer, mlm_probability=mlm_probability)
-        self.special_ids = torch.tensor(tokenizer.all_special_ids)
+        self.masking = TokenMasking(tokenizer, mlm_probability, seed)
         self.pad_token_id = tokenizer.pad_token_id
-        self.mask_token_id = tokenizer.mask_token_id
         self.block_length = block_length
         self.attend_within_documents = attend_within_documents
-        self.seed = seed
 
     def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         input_ids = torch.full((len(blocks), self.block_length), self.pad_token_id)
@@ -265,9 +254,9 @@ class BlockCollator:
                 sequence_ids[row, place:end] = number
                 number, place = number + 1, end
         is_token = sequence_ids >= 0
-        content = is_token & ~torch.isin(input_ids, self.special_ids)
+        content = is_token & self.masking.is_content(input_ids)
         masked = [
-            self._mask(ids, is_content, block["key"])
+            self.masking(ids, is_content, block["key"])
             for ids, is_content, block in zip(input_ids, content, blocks, strict=True)
         ]
         batch = {
@@ -279,19 +268,6 @@ class BlockCollator:
         if self.attend_within_documents:
             return batch | {"position_ids": restarting_positions(sequence_ids, find_sequence_starts(sequence_ids))}
         return batch | {"attention_mask": is_token.long()}
-
-    def _mask(
-        self, ids: torch.Tensor, is_content: torch.Tensor, key: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        state = np.random.SeedSequence((self.seed, *key)).generate_state(1)
-        generator = self.masking.generator = torch.Generator().manual_seed(int(state[0]))
-        masked, labels = self.masking.torch_mask_tokens(ids.clone(), ~is_content)
-        places = is_content.nonzero().squeeze(-1)
-        if len(places) > 0 and bool((labels == -100).all()):
-            # The mean over no token at all is not a number.
-            place = places[torch.randint(len(places), (), generator=generator)]
-            labels[place], masked[place] = ids[place], self.mask_token_id
-        return masked, labels
 
 
 class ValidationSampler(BlockSampler):

@@ -474,7 +474,7 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
         args, workers = self.args, self.worker_options()
-        place = {"rank": args.process_index, "world_size": args.world_size, "seed": self.data_collator.seed}
+        place = {"rank": args.process_index, "world_size": args.world_size, "seed": self.data_collator.masking.seed}
         batch_size = self._train_batch_size * args.world_size
         if isinstance(self.train_dataset, IterableDataset):
             batches = StreamedBlocks(self.train_dataset, args.max_seq_length, args.block_packing, batch_size, **place)

@@ -26,7 +26,8 @@ from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .distributed import world_size
 from .losses import token_contrast
-from .mlm_head import head_only_at, predicted_places
+from .masking import predicted_places
+from .mlm_head import head_only_at
 
 
 CITATION = """@inproceedings{fu2022contextual,

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
@@ -29,6 +31,8 @@ from .batching import (
 )
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows, rows_of_all
+from .masking import TokenMasking
+from .mlm_head import MaskedLanguageHead
 from .neighbours import NeighbourBatchSampler
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
@@ -36,10 +40,11 @@ from .random_state import RandomState
 
 
 OBJECTIVE_FILE = "objective.safetensors"
+MLM_HEAD_FILE = "mlm_head.safetensors"
 # The order of the rows of the epoch under way, where the model decides it.
 PLAN_FILE = "batch_plan.safetensors"
 # What a batch holds beside the input of the model.
-NOT_OF_THE_MODEL = ("text_ids", "row_numbers", "values")
+NOT_OF_THE_MODEL = ("text_ids", "row_numbers", "values", "mlm_input_ids", "mlm_places", "mlm_labels")
 
 # Called with the model and its tokenizer; returns metrics by name.
 Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
@@ -63,6 +68,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
             Makes a batch of tokenised rows; defaults to a [`PackingCollator`].
         objective ([`Objective`], *optional*):
             Defaults to the one that `args` names.
+        mlm_head ([`MaskedLanguageHead`], *optional*):
+            What `args.mlm_weight` trains; defaults to a new one. Like an objective with parameters it is no part of
+            the model, and is saved beside it.
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
         write_model_card (`Callable`, *optional*):
@@ -91,6 +99,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         processing_class: PreTrainedTokenizerBase,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         objective: Objective | None = None,
+        mlm_head: MaskedLanguageHead | None = None,
         evaluator: Evaluator | None = None,
         write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
         **kwargs: Any,
@@ -103,6 +112,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if args.per_device_train_batch_size * args.world_size < 2:
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
+        self.mlm_head = None
+        if args.mlm_weight > 0:
+            self.mlm_head = mlm_head or MaskedLanguageHead.of_encoder(model)
+        self._logged = torch.zeros(2, device=args.device)  # the sum of the masked-LM losses, and batches
+        # What is trained beside the model, by the file that keeps it.
+        self._companions: dict[str, nn.Module] = {OBJECTIVE_FILE: self.objective}
+        if self.mlm_head is not None:
+            self._companions[MLM_HEAD_FILE] = self.mlm_head
         self.evaluator = evaluator
         self._neighbours: NeighbourBatchSampler | None = None
         self._saved_plan: tuple[list[int], int] | None = None
@@ -117,8 +134,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
             if len(train_dataset) < needed:
                 raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
         if data_collator is None:
+            masking = None
+            if self.mlm_head is not None:
+                seed = args.seed if args.data_seed is None else args.data_seed
+                masking = TokenMasking(processing_class, args.mlm_probability, seed)
             data_collator = PackingCollator(
-                self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache
+                self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
             )
         if evaluator is not None and eval_dataset is None:
             # The Trainer wants a dataset wherever it is to evaluate; `evaluate` below knows better.
@@ -138,8 +159,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         # copy takes its place where a whole model is evaluated or saved.
         needs_copy = self.is_fsdp_enabled and args.process_index == 0
         self._whole_model = copy.deepcopy(model) if needs_copy else None
-        self.objective.to(args.device)
-        self.add_callback(_ObjectiveCallback(self.objective))
+        for companion in self._companions.values():
+            companion.to(args.device)
+        self.add_callback(_CompanionsCallback(self.objective, list(self._companions.values())))
 
     def _check_engine(self) -> None:
         """Refuse what FSDP or DeepSpeed would do wrongly or not at all."""
@@ -159,10 +181,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 f"shuffling={self.args.shuffling} does not work under FSDP or DeepSpeed, where no process has all "
                 "weights to embed with; use DDP, or shuffling=words"
             )
-        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and list(self.objective.parameters()):
+        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and self._companion_parameters():
+            option = "learn_temperature" if self.mlm_head is None else "mlm_weight"
             raise InputError(
-                "learn_temperature does not work under FSDP or DeepSpeed, whose optimizers know the parameters of the "
-                "model only; use DDP, or give a fixed temperature"
+                f"{option} does not work under FSDP or DeepSpeed, whose optimizers know the parameters of the "
+                "model only; use DDP, or leave it out"
             )
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
@@ -256,6 +279,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
         """The objective over the embeddings of one packed batch, with the texts of all processes as columns."""
         embeddings = torch.cat([model(**group).pooler_output for group in self._groups(inputs)])
         loss = self._objective_loss(model, embeddings, inputs)
+        if self.mlm_head is not None and model.training:
+            groups = self._packed(inputs)
+            predicted = self._predicted(groups)
+            mlm_loss = sum(self._mlm_loss(model, group, predicted) for group in groups)
+            self._logged += torch.stack([mlm_loss.detach(), torch.ones_like(mlm_loss)])
+            loss = loss + self.args.mlm_weight * mlm_loss
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
     def training_step(
@@ -278,6 +307,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         """
         Gradient caching (Gao et al. 2021, arXiv 2101.06983): embed without graph, take the loss and its gradient at
         the embeddings, then embed each group again under the same random state and send its part of the gradient back.
+        A masked-LM loss adds up over the groups, and needs no caching.
         """
         model.train()
         groups, random_states, embedded = self._groups(inputs), [], []
@@ -288,18 +318,51 @@ class ContrastiveTrainer(LayerPoolTrainer):
         embeddings = torch.cat(embedded).requires_grad_()
         loss = self._objective_loss(model, embeddings, inputs) / self.current_gradient_accumulation_steps
         self.accelerator.backward(loss)
+        loss = loss.detach()
+        if self.mlm_head is not None:
+            packed = self._packed(inputs)
+            predicted, mlm_loss = self._predicted(packed), torch.zeros_like(loss)
+            for group in packed:
+                with self.accelerator.no_sync(model):
+                    part = self._mlm_loss(model, group, predicted) / self.current_gradient_accumulation_steps
+                    self.accelerator.backward(self.args.mlm_weight * part)
+                mlm_loss += part.detach()
+            self._logged += torch.stack([mlm_loss * self.current_gradient_accumulation_steps, torch.ones_like(loss)])
+            loss = loss + self.args.mlm_weight * mlm_loss
         gradients = embeddings.grad.split([len(part) for part in embedded])
         for number, (group, state, gradient) in enumerate(zip(groups, random_states, gradients, strict=True)):
             is_last = number == len(groups) - 1
             # Processes exchange their gradients once, with the last group.
             with nullcontext() if is_last else self.accelerator.no_sync(model), state.restored():
                 model(**group).pooler_output.backward(gradient)
-        return loss.detach()
+        return loss
 
     @staticmethod
-    def _groups(inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    def _packed(inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
         """The packed inputs of a batch: one, or the groups that it was cut into."""
-        return inputs.get("groups") or [{name: inputs[name] for name in inputs if name not in NOT_OF_THE_MODEL}]
+        return inputs.get("groups") or [inputs]
+
+    @classmethod
+    def _groups(cls, inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+        """Those, as the model takes them."""
+        return [
+            {name: packed[name] for name in packed if name not in NOT_OF_THE_MODEL} for packed in cls._packed(inputs)
+        ]
+
+    @staticmethod
+    def _predicted(groups: list[dict[str, torch.Tensor]]) -> float:
+        """The masked tokens of all processes, over their number: processes average their gradients."""
+        counts = rows_of_all(sum(len(group["mlm_places"]) for group in groups))
+        return max(1, sum(counts)) / len(counts)
+
+    def _mlm_loss(self, model: torch.nn.Module, group: dict[str, Any], predicted: float) -> torch.Tensor:
+        """The cross-entropy of the masked tokens of one packed input, summed, over `predicted`."""
+        [inputs] = self._groups(group | {"input_ids": group["mlm_input_ids"]})
+        states = model(**inputs).last_hidden_state.flatten(0, 1)[group["mlm_places"]]
+        with self.accelerator.autocast():
+            logits = self.mlm_head(states)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, group["mlm_labels"], reduction="sum") / predicted
 
     def _objective_loss(
         self, model: torch.nn.Module, embeddings: torch.Tensor, inputs: dict[str, Any]
@@ -327,6 +390,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
             logs["shuffling_percent"] = 100 * self._neighbours.seconds / logs["train_runtime"]
         if list(self.objective.parameters()) and "loss" in logs:
             logs["temperature"] = self.objective.temperature.item()
+        if self._logged[1] > 0 and "loss" in logs:
+            sums = self._logged.clone()
+            if self.args.world_size > 1:
+                dist.all_reduce(sums)
+            logs["mlm_loss"] = (sums[0] / sums[1]).item()
+            self._logged.zero_()
         super().log(logs, start_time)
 
     # --- evaluation ---
@@ -397,9 +466,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
     # --- the objective's own parameters, and the card ---
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The library's optimizer, with a group of its own, without decay, for the objective's parameters."""
+        """The library's optimizer, with groups of their own for what is trained beside the model."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        if is_new and self.mlm_head is not None:
+            decaying = set(self.get_decay_parameter_names(self.mlm_head.language_model))
+            for decays, weight_decay in ((True, self.args.weight_decay), (False, 0.0)):
+                own = [p for name, p in self.mlm_head.own_parameters() if (name in decaying) == decays]
+                optimizer.add_param_group({"params": own, "weight_decay": weight_decay})
         parameters = list(self.objective.parameters())
         if is_new and parameters:
             rate = self.args.temperature_learning_rate
@@ -421,13 +495,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             super()._save(output_dir, state_dict)
         finally:
             self.model = sharded
-        state = self.objective.state_dict()
-        if state and self.args.should_save:
-            save_file(state, os.path.join(output_dir or self.args.output_dir, OBJECTIVE_FILE))
+        for name, companion in self._companions.items():
+            state = companion.state_dict()
+            if state and self.args.should_save:
+                save_file(state, os.path.join(output_dir or self.args.output_dir, name))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_objective(resume_from_checkpoint)
+        self._load_companions(resume_from_checkpoint)
         path = os.path.join(resume_from_checkpoint, PLAN_FILE)
         if self.args.shuffling != "random":
             if not os.path.isfile(path):
@@ -437,30 +512,37 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_objective(self.state.best_model_checkpoint)
+        self._load_companions(self.state.best_model_checkpoint)
 
-    def _load_objective(self, checkpoint: str) -> None:
-        path = os.path.join(checkpoint, OBJECTIVE_FILE)
-        if self.objective.state_dict():
-            if not os.path.isfile(path):
-                raise InputError(f"{path}: no such file, but the objective has learned parameters to resume")
-            self.objective.load_state_dict(load_file(path))
+    def _companion_parameters(self) -> list[nn.Parameter]:
+        return [parameter for companion in self._companions.values() for parameter in companion.parameters()]
+
+    def _load_companions(self, checkpoint: str) -> None:
+        for name, companion in self._companions.items():
+            path = os.path.join(checkpoint, name)
+            if companion.state_dict():
+                if not os.path.isfile(path):
+                    what = "objective" if companion is self.objective else "head of masked language modelling"
+                    raise InputError(f"{path}: no such file, but the {what} has learned parameters to resume")
+                companion.load_state_dict(load_file(path))
 
 
-class _ObjectiveCallback(TrainerCallback):
-    """Does for the objective's parameters what the Trainer does for the model's."""
+class _CompanionsCallback(TrainerCallback):
+    """Does for the parameters of what is trained beside the model what the Trainer does for the model's."""
 
-    def __init__(self, objective: Objective):
+    def __init__(self, objective: Objective, companions: list[nn.Module]):
         self.objective = objective
+        self.companions = companions
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.objective.progress = state.global_step / state.max_steps
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        average_gradients(list(self.objective.parameters()))
+        average_gradients([parameter for companion in self.companions for parameter in companion.parameters()])
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.objective.zero_grad()
+        for companion in self.companions:
+            companion.zero_grad()
 
 
 def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> tuple[float, float]:

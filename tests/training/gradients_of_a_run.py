@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_layerpool.training.masking import TokenMasking
 from tests.training.conftest import triplets
 
 
@@ -21,12 +22,23 @@ class Recorder(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model, **kwargs):
         gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-        self.steps.append(gradients | {"alpha": trainer.objective.inverse_temperature.grad.clone()})
+        gradients["alpha"] = trainer.objective.inverse_temperature.grad.clone()
+        if trainer.mlm_head is not None:
+            gradients |= {name: p.grad.clone() for name, p in trainer.mlm_head.named_parameters()}
+        self.steps.append(gradients)
+
+
+class EveryFifthToken(TokenMasking):
+    """Masks by the tokens alone, so that it does not matter which rows share a process."""
+
+    def __call__(self, input_ids, content, key):
+        chosen = content & (input_ids % 5 == 0)
+        return input_ids.masked_fill(chosen, self.mask_token_id), input_ids.masked_fill(~chosen, -100)
 
 
 if __name__ == "__main__":
     folder, expected_world_size = sys.argv[1], int(sys.argv[2])
-    gradient_cache = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    gradient_cache, mlm_weight = int(sys.argv[3]) or None, float(sys.argv[4])
     torch.manual_seed(0)
     config = LayerPoolBertConfig(
         hidden_size=32,
@@ -47,6 +59,7 @@ if __name__ == "__main__":
         symmetric=True,
         hard_negative_weight=1.0,
         gradient_cache=gradient_cache,
+        mlm_weight=mlm_weight,
         row_length=32,
         save_strategy="no",
         logging_steps=1,
@@ -66,6 +79,9 @@ if __name__ == "__main__":
         processing_class=AutoTokenizer.from_pretrained(str(get_model_path())),
         callbacks=[recorder],
     )
+    if mlm_weight > 0:
+        trainer.mlm_head.double()
+        trainer.data_collator.masking = EveryFifthToken(trainer.processing_class)
     # Ahead of the callback that clears the gradient of the temperature.
     trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, Recorder))
     trainer.train()

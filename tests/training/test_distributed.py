@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 
 import pytest
 import torch
@@ -14,18 +15,21 @@ from tests.training.conftest import triplets
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     found = {}
-    for processes, *cache in ((1,), (2,), (2, 32)):
+    for run in product((1, 2, "2, cached"), (0, 0.5)):
+        kind, mlm_weight = run
+        processes, cache = (2, 32) if kind == "2, cached" else (kind, 0)
         folder = tmp_path_factory.mktemp("run")
         script = ROOT / "tests" / "training" / "gradients_of_a_run.py"
-        done = launch(script, folder, processes, *cache, processes=processes)
+        done = launch(script, folder, processes, cache, mlm_weight, processes=processes)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-        found[(processes, *cache)] = torch.load(folder / "result.pt")
+        found[run] = torch.load(folder / "result.pt")
     return found
 
 
-@pytest.mark.parametrize("run", [(2,), (2, 32)], ids=["two processes", "two processes, gradient caching"])
-def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, run):
-    whole, parts = results[(1,)]["gradients"], results[run]["gradients"]
+@pytest.mark.parametrize("mlm_weight", [0, 0.5])
+@pytest.mark.parametrize("kind", [2, "2, cached"])
+def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, kind, mlm_weight):
+    whole, parts = results[1, mlm_weight]["gradients"], results[kind, mlm_weight]["gradients"]
     assert len(whole) == len(parts) == 3
     for step, (one, two) in enumerate(zip(whole, parts, strict=True)):
         for name, gradient in one.items():
@@ -34,8 +38,9 @@ def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, ru
             )
 
 
-def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results):
-    assert results[(2,)]["losses"] == pytest.approx(results[(1,)]["losses"], abs=1e-5)
+@pytest.mark.parametrize("mlm_weight", [0, 0.5])
+def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results, mlm_weight):
+    assert results[2, mlm_weight]["losses"] == pytest.approx(results[1, mlm_weight]["losses"], abs=1e-5)
 
 
 def test_two_processes_resume_bit_identical(tiny_folder, tmp_path):

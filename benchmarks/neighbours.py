@@ -3,8 +3,8 @@ Grouping rows by their nearest neighbours, as `--shuffling neighbours` does: sec
 
     python benchmarks/neighbours.py --rows 10000 100000
 
-Random embeddings; each size in a process of its own. Embedding the rows is not in it. Figures and their machine:
-docs/performance.md.
+Random embeddings around random topics; each size and search in a process of its own. Embedding the rows is not in it.
+Figures and their machine: docs/performance.md.
 """
 
 import argparse
@@ -13,26 +13,40 @@ import resource
 import subprocess
 import sys
 import time
+from itertools import product
 
 import torch
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.training.neighbours import group_by_neighbours
+from modeling_layerpool.training.neighbours import NEIGHBOUR_SEARCHES, group_by_neighbours
 
 
-def measure(rows: int, width: int, group_size: int) -> tuple[float, float]:
-    """Seconds, and MiB by which the peak of this process grows over the embeddings."""
+HEADERS = ["rows", "search", "seconds", "growth of memory, MiB", "cosine in a group"]
+
+
+def measure(rows: int, width: int, group_size: int, search: str) -> tuple[float, float, float]:
+    """
+    Seconds, MiB by which the peak of this process grows over the embeddings, and the mean cosine of the members of a
+    group to the one that leads it.
+    """
     generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(rows, width, generator=generator)
-    group_by_neighbours(embeddings[:1000], group_size, generator)
+    # Texts have topics: about 20 of them are near each other.
+    topics = torch.randn(rows // 20 + 1, width, generator=generator)
+    embeddings = topics[torch.randint(len(topics), (rows,), generator=generator)]
+    embeddings += torch.randn(rows, width, generator=generator)
+    group_by_neighbours(embeddings[:1000], group_size, generator, search=search)
     scale = 2**20 if platform.system() == "Darwin" else 2**10
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
-    groups = group_by_neighbours(embeddings, group_size, generator)
+    groups = group_by_neighbours(embeddings, group_size, generator, search=search)
     seconds = time.perf_counter() - begin
     assert sorted(row for group in groups for row in group) == list(range(rows))
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale
+    whole = torch.tensor([group for group in groups if len(group) == group_size])
+    units = torch.nn.functional.normalize(embeddings, dim=-1)
+    cosines = [(units[whole[:, 0]] * units[whole[:, place]]).sum(dim=-1) for place in range(1, group_size)]
+    return seconds, growth, torch.stack(cosines).mean().item()
 
 
 def main() -> None:
@@ -40,19 +54,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--group_size", type=int, default=5)
+    parser.add_argument("--searches", nargs="+", choices=NEIGHBOUR_SEARCHES, default=list(NEIGHBOUR_SEARCHES))
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a single measurement: its rows
     options = parser.parse_args()
     if options.one:
-        print(*measure(options.one, options.width, options.group_size))
+        print(*measure(options.one, options.width, options.group_size, options.searches[0]))
         return
     table = []
-    for rows in tqdm(options.rows, desc="Sizes", leave=False):
-        done = subprocess.run(
-            [sys.executable, *sys.argv, "--one", str(rows)], capture_output=True, text=True, check=True
-        )
-        table.append([rows, *map(float, done.stdout.split())])
+    for rows, search in tqdm(list(product(options.rows, options.searches)), desc="Sizes", leave=False):
+        command = [sys.executable, *sys.argv, "--one", str(rows), "--searches", search]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        table.append([rows, search, *map(float, done.stdout.split())])
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, width {options.width}")
-    print(tabulate(table, headers=["rows", "seconds", "growth of memory, MiB"], floatfmt=".1f", intfmt=","))
+    print(tabulate(table, headers=HEADERS, floatfmt=("", "", ".1f", ".0f", ".4f"), intfmt=","))
 
 
 if __name__ == "__main__":

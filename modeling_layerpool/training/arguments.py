@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .base import RunArguments
-from .neighbours import SHUFFLINGS
+from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
 from .pairwise import PAIRWISE_LOSSES
 
@@ -104,6 +104,14 @@ class ContrastiveTrainingArguments(RunArguments):
     group_size: int = field(
         default=5, metadata={"help": "Of --shuffling: the number of different first texts that are put together."}
     )
+    neighbour_search: str = field(
+        default="exact",
+        metadata={
+            "help": "Of --shuffling neighbours: exact, or faiss, approximate and faster for 100,000 texts and more "
+            "(the extra 'faiss').",
+            "choices": sorted(NEIGHBOUR_SEARCHES),
+        },
+    )
     refresh_steps: int | None = field(
         default=None,
         metadata={
@@ -156,6 +164,13 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
         if self.group_size < 2:
             raise InputError(f"group_size={self.group_size} must be at least 2")
+        if self.neighbour_search not in NEIGHBOUR_SEARCHES:
+            known = " or ".join(sorted(NEIGHBOUR_SEARCHES))
+            raise InputError(f"neighbour_search={self.neighbour_search!r} is unknown; use {known}")
+        if self.neighbour_search == "faiss":
+            if self.shuffling != "neighbours":
+                raise InputError("neighbour_search=faiss does nothing without shuffling=neighbours")
+            require_faiss()
         embeds = self.shuffling in ("neighbours", "clusters")
         if self.refresh_steps is not None and not (embeds and self.refresh_steps >= 1):
             raise InputError(

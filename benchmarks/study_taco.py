@@ -13,23 +13,20 @@ last checkpoint. Tables: `output_dir/study.md`.
 import argparse
 import json
 import random
-import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
-from study_hire import TASKS, make_files, spread
+from studies import DATA_SEED, make_files, run_script, spread
+from study_hire import TASKS
 from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from modeling_layerpool.rows import read_rows
 from modeling_layerpool.training.classification import GLUE
-from modeling_layerpool.training.fault_tolerance import last_whole_checkpoint
 from modeling_layerpool.training.mlm import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
@@ -43,8 +40,6 @@ from modeling_layerpool.training.own_tokenizer import train_tokenizer
 
 OBJECTIVES = ("mlm", "taco")
 FINE_TUNING_TASKS = ("rte", "sst2", "stsb")
-SCRIPTS = Path(__file__).parent.parent
-DATA_SEED = 0  # of the split of the texts, whatever the seeds of the runs
 HELD_OUT_SHARE = 0.02
 # What a run records at each evaluation, and whether more is better.
 MEASURES = {
@@ -81,43 +76,6 @@ def make_tokenizer(options: argparse.Namespace) -> Path:
     return folder
 
 
-def run(script: str, name: str, flags: dict, switches: list[str], options: argparse.Namespace) -> tuple[dict, Path]:
-    """One run: what it recorded, with its command, from its file if it has been run before; and its folder."""
-    folder, result = options.output_dir / "runs" / name, options.output_dir / "results" / f"{name}.json"
-    words = [str(word) for flag, value in ({"output_dir": folder} | flags).items() for word in (f"--{flag}", value)]
-    words += ["--disable_tqdm", "true", *switches, *(["--bf16"] if options.bf16 else [])]
-    command = shlex.join(["python", script, *words])
-    if result.exists():
-        known = json.loads(result.read_text(encoding="utf-8"))
-        if known["command"] != command:
-            sys.exit(f"{result}: is of another command ({known['command']}); choose another --output_dir")
-        return known, folder
-    checkpoint = last_whole_checkpoint(folder) if folder.exists() else None
-    words += ["--overwrite_output_dir"] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
-    log = options.output_dir / "logs" / f"{name}.log"
-    for path in (log, result):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, str(SCRIPTS / script), *words], stdout=file, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode != 0:
-        sys.exit(f"{command}\nended with exit code {done.returncode}; see {log}")
-    measured = {
-        path.stem.removesuffix("_results"): json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*_results.json"))
-        if path.stem != "all_results"
-    }
-    history = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    partial = result.with_suffix(".part")
-    content = {"command": command, **measured, "log_history": history}
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.rename(result)
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
-    return json.loads(result.read_text(encoding="utf-8")), folder
-
-
 def pretrain(objective: str, seed: int, options: argparse.Namespace) -> tuple[dict, Path]:
     train, held_out = make_texts(options)
     flags = {
@@ -144,14 +102,16 @@ def pretrain(objective: str, seed: int, options: argparse.Namespace) -> tuple[di
         "logging_steps": options.eval_steps,
     }
     switches = ["--measure_similarity", *(["--attend_within_documents"] if options.attend_within_documents else [])]
-    return run("run_mlm.py", f"{objective}-{seed}", flags, switches, options)
+    flags["disable_tqdm"] = "true"
+    switches += ["--bf16"] if options.bf16 else []
+    return run_script("run_mlm.py", f"{objective}-{seed}", flags, switches, options.output_dir, resumable=True)
 
 
 def fine_tune(encoder: Path, name: str, task: str, rate: float, seed: int, options: argparse.Namespace) -> dict:
     flags = {
         "model_name_or_path": encoder,
         "pooler_type": options.pooler_type,
-        **{f"{part}_file": path for part, path in make_files(task, options).items()},
+        **{f"{part}_file": path for part, path in make_files(task, TASKS[task], options).items()},
         "seed": seed,
         "learning_rate": f"{rate:g}",
         "num_train_epochs": f"{options.epochs:g}",
@@ -162,7 +122,12 @@ def fine_tune(encoder: Path, name: str, task: str, rate: float, seed: int, optio
         "metric_for_best_model": GLUE[task],
         "save_total_limit": 1,
     }
-    result, folder = run("run_classification.py", f"{name}-{task}-{rate:g}", flags, [], options)
+    flags["disable_tqdm"] = "true"
+    result, folder = run_script(
+        *("run_classification.py", f"{name}-{task}-{rate:g}", flags, ["--bf16"] if options.bf16 else []),
+        options.output_dir,
+        resumable=True,
+    )
     if folder.exists():
         shutil.rmtree(folder)  # the weights of all runs would fill a disk
     return result

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import InputError
 from ..rows import read_rows
 from .encoders import LayerPoolEncoder
+from .pairs import evaluate_pairs, read_pairs_file
 from .retrieval import evaluate_retrieval, read_retrieval_folder
 from .sts import COLUMNS, evaluate_sts, read_sts_file
 
@@ -23,12 +24,13 @@ def development_evaluator(
 
     Args:
         path: a folder in BEIR's layout (see [`read_retrieval_folder`]), or a file whose columns hold `sentence1`,
-            `sentence2` and `score` (see [`read_sts_file`]). A file with other columns is not measured here.
+            `sentence2`, and `score` (see [`read_sts_file`]) or `label` (see [`read_pairs_file`]). A file with other
+            columns is not measured here.
         max_tokens_per_batch: tokens computed at a time.
 
     Returns:
-        `(evaluator, name of its headline metric)`: `spearman` or `ndcg@10`, in percent; `(None, None)` for a file with
-        other columns.
+        `(evaluator, name of its headline metric)`: `spearman`, `average_precision` or `ndcg@10`, in percent; `(None,
+        None)` for a file with other columns.
 
     Raises:
         InputError: the data is missing or broken.
@@ -39,9 +41,12 @@ def development_evaluator(
         _, first = next(read_rows(path), (0, None))
         if first is None:
             raise InputError(f"{path}: the file is empty")
-        if not set(COLUMNS) <= set(first):
+        if set(COLUMNS) <= set(first):
+            data, evaluate, headline = read_sts_file(path), evaluate_sts, "spearman"
+        elif {"sentence1", "sentence2", "label"} <= set(first):
+            data, evaluate, headline = (read_pairs_file(path),), evaluate_pairs, "average_precision"
+        else:
             return None, None
-        data, evaluate, headline = read_sts_file(path), evaluate_sts, "spearman"
 
     def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         return evaluate(LayerPoolEncoder(model, tokenizer, max_tokens_per_batch, show_progress_bar=False), *data)

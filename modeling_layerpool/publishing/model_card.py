@@ -40,6 +40,7 @@ PERCENT = {
     "mrr@10": ("information-retrieval", "MRR@10"),
     "map": ("information-retrieval", "MAP"),
     "recall@100": ("information-retrieval", "Recall@100"),
+    "average_precision": ("binary-classification", "Average precision"),
     "accuracy": ("text-classification", "Accuracy"),
     "f1": ("text-classification", "F1"),
     "micro_f1": ("text-classification", "Micro F1"),
@@ -51,6 +52,7 @@ TASK_NAMES = {
     "semantic-similarity": "Semantic Similarity",
     "information-retrieval": "Information Retrieval",
     "sentence-similarity": "Sentence Similarity",
+    "binary-classification": "Binary Classification",
     "text-classification": "Text Classification",
     "fill-mask": "Masked Language Modeling",
 }

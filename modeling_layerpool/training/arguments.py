@@ -267,7 +267,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "What to evaluate on, and to choose the checkpoint by. A file with sentence1, sentence2, score "
-            "gives Spearman and Pearson, a BEIR folder retrieval metrics, a file like the training data its loss."
+            "gives Spearman and Pearson, one with a label average precision, a BEIR folder retrieval metrics, another "
+            "file like the training data its loss."
         },
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})

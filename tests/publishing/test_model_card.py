@@ -216,6 +216,27 @@ def test_data_on_the_hub_are_named_with_configuration_and_split(train):
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("nyu-mll/glue", "stsb", "validation")
 
 
+def test_labelled_pairs_are_measured_by_average_precision(train, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    rows = [
+        {"sentence1": text, "sentence2": TEXTS[row - row % 2], "label": int(row % 2 == 0)}
+        for row, text in enumerate(TEXTS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    evaluator, headline = development_evaluator(path)
+    assert headline == "average_precision"
+    trainer = train(evaluator=evaluator, validation_data=str(path))
+    metrics = trainer.evaluate()
+    assert metrics["eval_average_precision"] == 100
+    written(trainer)
+    (result,) = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results
+    assert (result.task_type, result.metric_type, result.metric_value) == (
+        "binary-classification",
+        "average_precision",
+        100,
+    )
+
+
 def test_a_learned_temperature_is_given_as_it_ended(train):
     trainer = train(learn_temperature=True, temperature_learning_rate=0.5)
     final = trainer.objective.temperature.item()

@@ -1,0 +1,113 @@
+"""What the studies share: each run is a command of one of the scripts, run once, with a file of what it measured."""
+
+import argparse
+import json
+import random
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modeling_layerpool.rows import read_rows
+from modeling_layerpool.training.fault_tolerance import last_whole_checkpoint
+
+
+SCRIPTS = Path(__file__).parent.parent
+DATA_SEED = 0  # of every split and draw, whatever the seeds of the runs
+DEV_SHARE = 0.1
+
+
+class Task(NamedTuple):
+    """The files of a task, under `--data`; without a dev part one is split off the training rows."""
+
+    train: str
+    validation: str | None
+    test: str
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def make_files(name: str, source: Task, options: argparse.Namespace) -> dict[str, Path]:
+    """
+    The train, validation and test file of a task, made unless they are there: a tenth of the training rows is split
+    off where there is no dev part, and of more than `--max_train_rows` rows so many are drawn, always the same ones.
+    """
+    folder = options.output_dir / "data" / f"{name}-{options.max_train_rows}"
+    files = {part: folder / f"{part}.jsonl" for part in Task._fields}
+    if not all(path.exists() for path in files.values()):
+        parts = {
+            part: [row for _, row in read_rows(options.data / path)]
+            for part, path in source._asdict().items()
+            if path is not None
+        }
+        draw = random.Random(DATA_SEED)
+        draw.shuffle(parts["train"])
+        if source.validation is None:
+            size = round(DEV_SHARE * len(parts["train"]))
+            parts["validation"], parts["train"] = parts["train"][:size], parts["train"][size:]
+        parts["train"] = parts["train"][: options.max_train_rows]
+        for part, rows in parts.items():
+            write_rows(files[part], rows)
+    return files
+
+
+def run_script(
+    script: str, name: str, flags: dict[str, Any], switches: Sequence[str], output_dir: Path, resumable: bool = False
+) -> tuple[dict[str, Any], Path]:
+    """
+    One run of a script: what it recorded, with its command, from its file if it has been run before; and its folder.
+
+    Args:
+        flags: by name, beside `--output_dir`; a list is several values.
+        resumable: whether a run that was broken off goes on from its last checkpoint.
+    """
+    folder, result = output_dir / "runs" / name, output_dir / "results" / f"{name}.json"
+    words = []
+    for flag, value in ({"output_dir": folder} | flags).items():
+        words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    words += switches
+    command = shlex.join(["python", script, *words])
+    if result.exists():
+        known = json.loads(result.read_text(encoding="utf-8"))
+        if known["command"] != command:
+            sys.exit(f"{result}: is of another command ({known['command']}); choose another --output_dir")
+        return known, folder
+    if resumable:
+        checkpoint = last_whole_checkpoint(folder) if folder.exists() else None
+        words += ["--overwrite_output_dir"] if checkpoint is None else ["--resume_from_checkpoint", checkpoint]
+    log = output_dir / "logs" / f"{name}.log"
+    for path in (log, result):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as file:
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / script), *words], stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+    if done.returncode != 0:
+        sys.exit(f"{command}\nended with exit code {done.returncode}; see {log}")
+    measured = {
+        path.stem.removesuffix("_results"): json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted([*folder.glob("*_results.json"), *folder.glob("evaluation.json")])
+        if path.stem != "all_results"
+    }
+    state = folder / "trainer_state.json"
+    if state.exists():
+        measured["log_history"] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+    partial = result.with_suffix(".part")
+    partial.write_text(json.dumps({"command": command, **measured}, indent=2) + "\n", encoding="utf-8")
+    partial.rename(result)
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    return json.loads(result.read_text(encoding="utf-8")), folder
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation (of a sample, over the seeds)."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

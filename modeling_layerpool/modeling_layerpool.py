@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -94,11 +94,24 @@ class LayerPoolMixin:
 
     # What the auto classes open a saved folder with: every save names them all.
     auto_map: ClassVar[dict[str, str]] = {}
+    # Whether the encoder tells the two texts of a pair apart by embeddings. Others do not know `token_type_ids`.
+    has_token_types: ClassVar[bool] = True
 
-    def read_layers(self, embeddings: nn.Module, layers: nn.ModuleList) -> nn.ModuleList:
-        """Let the pooler see each hidden state as it passes. Returns the layers that it needs, the lowest ones."""
+    def read_layers(
+        self, embeddings: nn.Module, layers: nn.ModuleList, final_norm: nn.Module | None = None
+    ) -> nn.ModuleList:
+        """
+        Let the pooler see each hidden state as it passes. Returns the layers that it needs, the lowest ones.
+
+        Args:
+            embeddings: what makes hidden state 0.
+            layers: what makes the others.
+            final_norm: what the last layer's output goes through before it is the last hidden state, if anything.
+        """
         depth = self.pooler.states[-1]
         states = [embeddings, *layers[:depth]]
+        if final_norm is not None and depth == len(layers):
+            states[-1] = final_norm
         for index in self.pooler.states:
             states[index].register_forward_hook(partial(_read_state, index))
         if depth < len(layers):
@@ -106,7 +119,7 @@ class LayerPoolMixin:
             above = "|".join(str(index) for index in range(depth, len(layers)))
             self._keys_to_ignore_on_load_unexpected = [
                 *(self._keys_to_ignore_on_load_unexpected or []),
-                rf"\.layers?\.({above})\.",
+                rf"(^|\.)layers?\.({above})\.",
             ]
         return layers[:depth]
 
@@ -176,7 +189,7 @@ class LayerPoolMixin:
             sequence_ids, sequence_starts = sequences_from_lengths(flat["cu_seq_lens_q"], shape[1])
         inputs = {
             "input_ids": input_ids,
-            "token_type_ids": token_type_ids,
+            "token_type_ids": token_type_ids if self.has_token_types else None,
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
@@ -229,16 +242,20 @@ class LayerPoolMixin:
                 "max_length_q": length,
                 "max_length_k": length,
             }
-        # Only shape, dtype and device of the embeddings are looked at; and the mask is made by the library, as each
-        # attention implementation wants its own kind.
-        like = torch.empty((), dtype=self.dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1)
-        mask = create_bidirectional_mask(
+        return inputs | {"attention_mask": self.packed_mask(sequence_ids, create_bidirectional_mask)}
+
+    def packed_mask(self, sequence_ids: torch.Tensor, create_mask: Callable[..., Any]) -> Any:
+        """
+        The mask by which tokens of packed input see those of their own sentence only. It is made by a function of the
+        library, as each attention implementation wants its own kind.
+        """
+        return create_mask(
             config=self.config,
-            inputs_embeds=like,
+            # Only shape, dtype and device of the embeddings are looked at.
+            inputs_embeds=torch.empty((), dtype=self.dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
             attention_mask=None,
             and_mask_function=lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
         )
-        return inputs | {"attention_mask": mask}
 
     def packed_positions(
         self, input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
@@ -256,11 +273,47 @@ class LayerPoolMixin:
         """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
         return self.config.max_position_embeddings
 
+    @property
+    def classifier_dropout(self) -> float:
+        """Of the embedding, before a classifier: by the name that the encoder's own classifier has for it."""
+        names = ("classifier_dropout", "cls_dropout", "seq_classif_dropout", "hidden_dropout_prob")
+        return next(rate for name in names if (rate := getattr(self.config, name, None)) is not None)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as usual, with the code, and with all that the auto classes need to open it as any of our models."""
         self.config.projection_dim = self.embedding_dim  # where sentence-transformers looks for the width
         self.config.auto_map = dict(self.auto_map)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class PositionsBehindPaddingMixin:
+    """
+    Of an encoder that counts positions from behind a padding position, which is that of every padding token. Stands
+    before [`LayerPoolMixin`].
+    """
+
+    @property
+    def padding_position(self) -> int:
+        return self.config.pad_token_id
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
+        return self.config.max_position_embeddings - self.padding_position - 1
+
+    def packed_positions(
+        self, input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
+    ) -> torch.Tensor:
+        """Counted from behind the padding position."""
+        padding = self.padding_position
+        if input_ids is None:
+            return super().packed_positions(input_ids, sequence_ids, sequence_starts) + padding + 1
+        # A padding token that stands in a text is not counted: so the library has it in padded input.
+        counted = (input_ids != padding) & (sequence_ids >= 0)
+        count = counted.flatten().cumsum(dim=0)
+        before = count[sequence_starts] - counted.flatten()[sequence_starts].long()
+        inside = count.view_as(sequence_ids) - before[sequence_ids.clamp(min=0)]
+        return torch.where(counted, inside, 0) + padding
 
 
 class LayerPoolEmbeddingMixin:
@@ -423,8 +476,7 @@ class LayerPoolClassificationMixin:
 
     def __init__(self, config):
         super().__init__(config)
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(self.classifier_dropout)
         self.classifier = nn.Linear(self.embedding_dim, config.num_labels)
         self.post_init()
 
@@ -501,4 +553,10 @@ def _batches_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> I
         yield batch
 
 
-__all__ = ["LayerPoolClassificationMixin", "LayerPoolEmbeddingMixin", "LayerPoolMixin", "LayerPoolModelOutput"]
+__all__ = [
+    "LayerPoolClassificationMixin",
+    "LayerPoolEmbeddingMixin",
+    "LayerPoolMixin",
+    "LayerPoolModelOutput",
+    "PositionsBehindPaddingMixin",
+]

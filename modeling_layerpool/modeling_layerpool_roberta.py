@@ -2,15 +2,19 @@
 
 from typing import ClassVar
 
-import torch
 from transformers import RobertaModel, RobertaPreTrainedModel
 
 from .configuration_layerpool_roberta import LayerPoolRobertaConfig
-from .modeling_layerpool import LayerPoolClassificationMixin, LayerPoolEmbeddingMixin, LayerPoolMixin
+from .modeling_layerpool import (
+    LayerPoolClassificationMixin,
+    LayerPoolEmbeddingMixin,
+    LayerPoolMixin,
+    PositionsBehindPaddingMixin,
+)
 from .modeling_layerpool_poolers import build_pooler
 
 
-class LayerPoolRobertaPreTrainedModel(LayerPoolMixin, RobertaPreTrainedModel):
+class LayerPoolRobertaPreTrainedModel(PositionsBehindPaddingMixin, LayerPoolMixin, RobertaPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
     config: LayerPoolRobertaConfig
@@ -33,25 +37,6 @@ class LayerPoolRobertaPreTrainedModel(LayerPoolMixin, RobertaPreTrainedModel):
         self.roberta = RobertaModel(config, add_pooling_layer=False)
         self.pooler = build_pooler(config)
         self.roberta.encoder.layer = self.read_layers(self.roberta.embeddings, self.roberta.encoder.layer)
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
-        return self.config.max_position_embeddings - self.config.pad_token_id - 1
-
-    def packed_positions(
-        self, input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
-    ) -> torch.Tensor:
-        """RoBERTa counts from behind the padding index, which is the position of every padding token."""
-        padding = self.config.pad_token_id
-        if input_ids is None:
-            return super().packed_positions(input_ids, sequence_ids, sequence_starts) + padding + 1
-        # A padding token that stands in a text is not counted: so the library has it in padded input.
-        counted = (input_ids != padding) & (sequence_ids >= 0)
-        count = counted.flatten().cumsum(dim=0)
-        before = count[sequence_starts] - counted.flatten()[sequence_starts].long()
-        inside = count.view_as(sequence_ids) - before[sequence_ids.clamp(min=0)]
-        return torch.where(counted, inside, 0) + padding
 
 
 class LayerPoolRobertaModel(LayerPoolEmbeddingMixin, LayerPoolRobertaPreTrainedModel):

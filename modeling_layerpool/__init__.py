@@ -4,9 +4,19 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from .checkpoints import MODELS
 from .configuration_layerpool_bert import LayerPoolBertConfig
+from .configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
+from .configuration_layerpool_distilbert import LayerPoolDistilBertConfig
+from .configuration_layerpool_electra import LayerPoolElectraConfig
+from .configuration_layerpool_modernbert import LayerPoolModernBertConfig
+from .configuration_layerpool_mpnet import LayerPoolMPNetConfig
 from .configuration_layerpool_roberta import LayerPoolRobertaConfig
 from .modeling_layerpool import LayerPoolModelOutput
 from .modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
+from .modeling_layerpool_deberta_v2 import LayerPoolDebertaV2ForSequenceClassification, LayerPoolDebertaV2Model
+from .modeling_layerpool_distilbert import LayerPoolDistilBertForSequenceClassification, LayerPoolDistilBertModel
+from .modeling_layerpool_electra import LayerPoolElectraForSequenceClassification, LayerPoolElectraModel
+from .modeling_layerpool_modernbert import LayerPoolModernBertForSequenceClassification, LayerPoolModernBertModel
+from .modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
 from .modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 
 
@@ -28,7 +38,22 @@ __all__ = [
     "LayerPoolBertConfig",
     "LayerPoolBertForSequenceClassification",
     "LayerPoolBertModel",
+    "LayerPoolDebertaV2Config",
+    "LayerPoolDebertaV2ForSequenceClassification",
+    "LayerPoolDebertaV2Model",
+    "LayerPoolDistilBertConfig",
+    "LayerPoolDistilBertForSequenceClassification",
+    "LayerPoolDistilBertModel",
+    "LayerPoolElectraConfig",
+    "LayerPoolElectraForSequenceClassification",
+    "LayerPoolElectraModel",
+    "LayerPoolMPNetConfig",
+    "LayerPoolMPNetForSequenceClassification",
+    "LayerPoolMPNetModel",
     "LayerPoolModelOutput",
+    "LayerPoolModernBertConfig",
+    "LayerPoolModernBertForSequenceClassification",
+    "LayerPoolModernBertModel",
     "LayerPoolRobertaConfig",
     "LayerPoolRobertaForSequenceClassification",
     "LayerPoolRobertaModel",

@@ -9,9 +9,19 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import cached_file
 
 from .configuration_layerpool_bert import LayerPoolBertConfig
+from .configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
+from .configuration_layerpool_distilbert import LayerPoolDistilBertConfig
+from .configuration_layerpool_electra import LayerPoolElectraConfig
+from .configuration_layerpool_modernbert import LayerPoolModernBertConfig
+from .configuration_layerpool_mpnet import LayerPoolMPNetConfig
 from .configuration_layerpool_roberta import LayerPoolRobertaConfig
 from .errors import InputError
 from .modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
+from .modeling_layerpool_deberta_v2 import LayerPoolDebertaV2ForSequenceClassification, LayerPoolDebertaV2Model
+from .modeling_layerpool_distilbert import LayerPoolDistilBertForSequenceClassification, LayerPoolDistilBertModel
+from .modeling_layerpool_electra import LayerPoolElectraForSequenceClassification, LayerPoolElectraModel
+from .modeling_layerpool_modernbert import LayerPoolModernBertForSequenceClassification, LayerPoolModernBertModel
+from .modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
 from .modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 
 
@@ -31,6 +41,11 @@ class EncoderClasses(NamedTuple):
 MODELS = (
     EncoderClasses(LayerPoolBertConfig, LayerPoolBertModel, LayerPoolBertForSequenceClassification),
     EncoderClasses(LayerPoolRobertaConfig, LayerPoolRobertaModel, LayerPoolRobertaForSequenceClassification),
+    EncoderClasses(LayerPoolDistilBertConfig, LayerPoolDistilBertModel, LayerPoolDistilBertForSequenceClassification),
+    EncoderClasses(LayerPoolElectraConfig, LayerPoolElectraModel, LayerPoolElectraForSequenceClassification),
+    EncoderClasses(LayerPoolMPNetConfig, LayerPoolMPNetModel, LayerPoolMPNetForSequenceClassification),
+    EncoderClasses(LayerPoolDebertaV2Config, LayerPoolDebertaV2Model, LayerPoolDebertaV2ForSequenceClassification),
+    EncoderClasses(LayerPoolModernBertConfig, LayerPoolModernBertModel, LayerPoolModernBertForSequenceClassification),
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What the libraries raise for a model that is not there, is broken, or needs something that is not installed.

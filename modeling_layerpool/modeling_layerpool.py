@@ -88,12 +88,10 @@ def _read_with(reader) -> Iterator[None]:
 
 class LayerPoolMixin:
     """
-    All that layer-pooled models share. An encoder's class sets up `self.pooler` and the encoder, calls [`read_layers`]
-    on it, and names its configuration and models in `auto_map`.
+    All that layer-pooled models share. An encoder's class sets up `self.pooler` and the encoder, and calls
+    [`read_layers`] on it.
     """
 
-    # What the auto classes open a saved folder with: every save names them all.
-    auto_map: ClassVar[dict[str, str]] = {}
     # Whether the encoder tells the two texts of a pair apart by embeddings. Others do not know `token_type_ids`.
     has_token_types: ClassVar[bool] = True
 
@@ -274,6 +272,18 @@ class LayerPoolMixin:
         return self.config.max_position_embeddings
 
     @property
+    def auto_map(self) -> dict[str, str]:
+        """What the auto classes open a saved folder with: every save names all models of the encoder."""
+        stem = self.config_class.__name__.removesuffix("Config")
+        module = self.config_class.__module__.rpartition(".")[2]
+        models = module.replace("configuration", "modeling", 1)
+        return {
+            "AutoConfig": f"{module}.{stem}Config",
+            "AutoModel": f"{models}.{stem}Model",
+            "AutoModelForSequenceClassification": f"{models}.{stem}ForSequenceClassification",
+        }
+
+    @property
     def classifier_dropout(self) -> float:
         """Of the embedding, before a classifier: by the name that the encoder's own classifier has for it."""
         names = ("classifier_dropout", "cls_dropout", "seq_classif_dropout", "hidden_dropout_prob")
@@ -282,7 +292,7 @@ class LayerPoolMixin:
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save as usual, with the code, and with all that the auto classes need to open it as any of our models."""
         self.config.projection_dim = self.embedding_dim  # where sentence-transformers looks for the width
-        self.config.auto_map = dict(self.auto_map)
+        self.config.auto_map = self.auto_map
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -14,11 +14,6 @@ class LayerPoolBertPreTrainedModel(LayerPoolMixin, BertPreTrainedModel):
 
     config: LayerPoolBertConfig
     config_class = LayerPoolBertConfig
-    auto_map: ClassVar = {
-        "AutoConfig": "configuration_layerpool_bert.LayerPoolBertConfig",
-        "AutoModel": "modeling_layerpool_bert.LayerPoolBertModel",
-        "AutoModelForSequenceClassification": "modeling_layerpool_bert.LayerPoolBertForSequenceClassification",
-    }
     # Heads of plain BERT checkpoints, for which there is no place here, and of the other model below.
     _keys_to_ignore_on_load_unexpected: ClassVar = [
         r"^(bert\.)?pooler\.dense\.",

@@ -19,11 +19,6 @@ class LayerPoolRobertaPreTrainedModel(PositionsBehindPaddingMixin, LayerPoolMixi
 
     config: LayerPoolRobertaConfig
     config_class = LayerPoolRobertaConfig
-    auto_map: ClassVar = {
-        "AutoConfig": "configuration_layerpool_roberta.LayerPoolRobertaConfig",
-        "AutoModel": "modeling_layerpool_roberta.LayerPoolRobertaModel",
-        "AutoModelForSequenceClassification": "modeling_layerpool_roberta.LayerPoolRobertaForSequenceClassification",
-    }
     # Heads of plain RoBERTa checkpoints, for which there is no place here, and of the other model below.
     _keys_to_ignore_on_load_unexpected: ClassVar = [
         r"^(roberta\.)?pooler\.dense\.",

@@ -18,14 +18,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from modeling_layerpool import (
-    LayerPoolBertConfig,
-    LayerPoolBertForSequenceClassification,
-    LayerPoolBertModel,
-    LayerPoolRobertaConfig,
-    LayerPoolRobertaForSequenceClassification,
-    LayerPoolRobertaModel,
-)
+import modeling_layerpool
+from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 
 
 # A slow machine is no failure; and what CI tries does not change from run to run.
@@ -119,27 +113,48 @@ def roberta_tokenizer():
     )
 
 
+# The names of the encoders in file names and in class names, and what a small one of each is made of.
+ENCODERS = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "mpnet": "MPNet",
+    "deberta_v2": "DebertaV2",
+    "modernbert": "ModernBert",
+}
+OWN_SETTINGS = {
+    "distilbert": {"hidden_dim": 37},
+    "electra": {"embedding_size": 16},
+    "deberta_v2": {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+    },
+    "modernbert": {"pad_token_id": 0, "local_attention": 8},
+}
+
+
 @pytest.fixture
 def tiny(tiny_config):
-    """Makes a small model of an encoder (`bert`, `roberta`), or a classifier on it."""
-    classes = {
-        ("bert", False): (LayerPoolBertConfig, LayerPoolBertModel),
-        ("bert", True): (LayerPoolBertConfig, LayerPoolBertForSequenceClassification),
-        ("roberta", False): (LayerPoolRobertaConfig, LayerPoolRobertaModel),
-        ("roberta", True): (LayerPoolRobertaConfig, LayerPoolRobertaForSequenceClassification),
-    }
+    """Makes a small model of an encoder, or a classifier on it."""
 
     def make(encoder, classifier=False, **options):
         torch.manual_seed(0)
-        config_class, model_class = classes[encoder, classifier]
-        return model_class(config_class(**(tiny_config | options))).eval()
+        name = f"LayerPool{ENCODERS[encoder]}"
+        config_class = getattr(modeling_layerpool, f"{name}Config")
+        model_class = getattr(modeling_layerpool, f"{name}{'ForSequenceClassification' if classifier else 'Model'}")
+        return model_class(config_class(**(tiny_config | OWN_SETTINGS.get(encoder, {}) | options))).eval()
 
     return make
 
 
 @pytest.fixture
 def tokenizer_of(tokenizer, roberta_tokenizer):
-    return {"bert": tokenizer, "roberta": roberta_tokenizer}
+    return {name: roberta_tokenizer if name in ("roberta", "mpnet") else tokenizer for name in ENCODERS}
 
 
 @pytest.fixture

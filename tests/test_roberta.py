@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AlbertConfig,
     AutoConfig,
-    DistilBertConfig,
     RobertaConfig,
     RobertaForMaskedLM,
     RobertaForSequenceClassification,
@@ -204,10 +204,9 @@ def test_load_layerpool_opens_them(tmp_path, tiny_config, roberta_tokenizer, tas
 
 
 def test_an_encoder_that_is_not_known_is_refused_by_name(tmp_path):
-    DistilBertConfig().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="a model of type 'distilbert'; use one of bert, roberta, xlm-roberta, or of"):
+    AlbertConfig().save_pretrained(tmp_path)
+    known = "bert, roberta, xlm-roberta, distilbert, electra, mpnet, deberta-v2, modernbert"
+    with pytest.raises(InputError, match=f"a model of type 'albert'; use one of {known}, or of this package"):
         load_layerpool(str(tmp_path))
-    with pytest.raises(
-        ValueError, match=r"type 'distilbert', but .* opens 'roberta', 'xlm-roberta' and 'layerpool_rob"
-    ):
+    with pytest.raises(ValueError, match=r"type 'albert', but .* opens 'roberta', 'xlm-roberta' and 'layerpool_rob"):
         LayerPoolRobertaConfig.from_pretrained(tmp_path)

@@ -11,13 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AlbertConfig,
+    AlbertModel,
     AutoModel,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertModel,
-    DistilBertConfig,
-    DistilBertModel,
 )
 
 from .conftest import ROOT, launch
@@ -210,8 +210,8 @@ def test_two_processes_train_together(tiny_folder, files):
 
 def broken_folder(tmp_path, kind, tokenizer):
     folder = tmp_path / kind
-    if kind == "distilbert":
-        DistilBertModel(DistilBertConfig(dim=32, n_layers=1, n_heads=4, hidden_dim=37)).save_pretrained(folder)
+    if kind == "albert":
+        AlbertModel(AlbertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=37)).save_pretrained(folder)
     else:
         BertModel(
             BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
@@ -245,7 +245,7 @@ def refused(files, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("distilbert", "a model of type 'distilbert'; use one of bert, roberta"),
+        ("albert", "a model of type 'albert'; use one of bert, roberta"),
         ("without_weights", "has no weights (model.safetensors)"),
         ("pickled", "pytorch_model.bin: a pickle file"),
         ("other_weights", "the weights are not those of the encoder"),

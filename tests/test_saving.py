@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from modeling_layerpool import LayerPoolBertModel
 
-from .conftest import POOLER_TYPES, SENTENCES
+from .conftest import ENCODERS, POOLER_TYPES, SENTENCES
 
 
 def code_files(encoder):
@@ -171,9 +171,9 @@ def test_sentence_transformers_opens_it_without_the_package(real_folder, tmp_pat
     run_without_the_package(code, folder, json.dumps(SENTENCES), cwd=tmp_path)
 
 
-@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_every_save_names_all_classes_and_carries_its_encoders_code_only(tiny, tmp_path, encoder):
-    name = {"bert": "Bert", "roberta": "Roberta"}[encoder]
+    name = ENCODERS[encoder]
     for classifier in (False, True):
         folder = tmp_path / str(classifier)
         tiny(encoder, classifier=classifier).save_pretrained(folder)

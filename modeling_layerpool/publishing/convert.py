@@ -27,6 +27,8 @@ from ..errors import InputError, usage_errors
 
 
 KINDS = ("layer-attention", "simcse")
+# The encoders of the authors' code.
+ENCODER_TYPES = ("bert", "roberta", "xlm-roberta")
 MLP_CHOICES = ("keep", "drop")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -193,12 +195,13 @@ def encoder_classes(folder: Path) -> EncoderClasses:
         raise InputError(f"{folder}: has no config.json" if config is None else f"{folder}: config.json is no object")
     model_type = config.get("model_type", "bert")
     for classes in MODELS:
-        if model_type in classes.config.encoder_model_types:
+        if model_type in ENCODER_TYPES and model_type in classes.config.encoder_model_types:
             return classes
         if model_type == classes.config.model_type:
             raise InputError(f"{folder}: is a model of this package already")
-    known = ", ".join(name for classes in MODELS for name in classes.config.encoder_model_types)
-    raise InputError(f"{folder}: a model of type {model_type!r}; those that are converted are {known}")
+    raise InputError(
+        f"{folder}: a model of type {model_type!r}; those that are converted are {', '.join(ENCODER_TYPES)}"
+    )
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

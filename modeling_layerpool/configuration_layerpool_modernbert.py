@@ -1,0 +1,24 @@
+"""Configuration of layer-pooled ModernBERT."""
+
+from transformers import ModernBertConfig
+
+from .configuration_layerpool import LayerPoolConfigMixin
+
+
+class LayerPoolModernBertConfig(LayerPoolConfigMixin, ModernBertConfig):
+    r"""
+    Configuration of a [`LayerPoolModernBertModel`] or [`LayerPoolModernBertForSequenceClassification`]: the fields of
+    `ModernBertConfig`, and those of [`LayerPoolConfigMixin`].
+
+    ```python
+    >>> from modeling_layerpool import LayerPoolModernBertConfig, LayerPoolModernBertModel
+
+    >>> config = LayerPoolModernBertConfig(pooler_layers=[0, 11, -1])
+    >>> model = LayerPoolModernBertModel(config)
+    ```"""
+
+    model_type = "layerpool_modernbert"
+    encoder_model_types = ("modernbert",)
+
+
+__all__ = ["LayerPoolModernBertConfig"]

@@ -90,6 +90,15 @@ def test_packed_equals_padded(tiny, encoder, sentences, pooler_type):
     torch.testing.assert_close(got, alone, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
 
 
+def test_packed_input_is_right_under_eager_attention_too(tiny, encoder, sentences):
+    model = tiny(encoder)
+    model.set_attn_implementation("eager")
+    packed = pack_sentences(sentences, pad_token_id=model.config.pad_token_id, row_length=48)
+    with torch.no_grad():
+        expected = model(**padded(model, sentences)).pooler_output
+        torch.testing.assert_close(model(**packed).pooler_output, expected, atol=2e-6, rtol=0)
+
+
 def test_every_parameter_gets_a_gradient_from_packed_input(tiny, encoder, sentences):
     model = tiny(encoder).train()
     packed = pack_sentences(sentences, pad_token_id=model.config.pad_token_id)

@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test clean
+.PHONY: help demo test test-slow clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a sentence encoder on this machine's Python documentation, and search it"
-	@echo "make test   lint and run all tests"
+	@echo "make test   lint and run the tests"
+	@echo "make test-slow   run the tests that take minutes, too"
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/stdlib_search/demo.py
@@ -16,6 +17,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+test-slow: .venv/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 clean:
 	rm -rf .venv demo

@@ -216,9 +216,18 @@ def _projection(config) -> nn.Module:
     return nn.Linear(config.pooled_width, config.projection_dim)
 
 
+class _RReLU(nn.RReLU):
+    """
+    torch's, whose defaults are those of Oh et al.: slopes uniform in (1/8, 1/3) in training, their mean 11/48
+    otherwise, by an operator that exporters know.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if self.training else functional.leaky_relu(x, (self.lower + self.upper) / 2)
+
+
 def _activation(name: str) -> nn.Module:
-    # torch's defaults are those of Oh et al.: slopes uniform in (1/8, 1/3) in training, their mean 11/48 otherwise.
-    return nn.RReLU() if name == "rrelu" else ACT2FN[name]
+    return _RReLU() if name == "rrelu" else ACT2FN[name]
 
 
 def _activate(activation: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,10 @@ with the authors' formula before it is there. See docs/converting.md.
 """
 
 import argparse
-import contextlib
 import os
 import pickle
 import re
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import LOADING_ERRORS, MODELS, EncoderClasses, check_tokenizer, loading_error, read_checkpoint_json
 from ..errors import InputError, usage_errors
+from .folders import check_output, written_in_one_step
 
 
 KINDS = ("layer-attention", "simcse")
@@ -175,17 +174,6 @@ def find_weights(source: Path) -> Path:
     if path is None:
         raise InputError(f"{source}: has no weights ({' or '.join(WEIGHTS)}, in one file)")
     return path
-
-
-def check_output(output: Path) -> None:
-    """Raise an `InputError` if the folder is there with something in it, or cannot be made."""
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"{output}: {existing} is a file, not a folder")
-    if existing == output and any(output.iterdir()):
-        raise InputError(f"{output}: is not empty; name a new folder")
-    if not os.access(output.absolute().parent if existing == output else existing, os.W_OK | os.X_OK):
-        raise InputError(f"{output}: cannot be written there, no permission")
 
 
 def encoder_classes(folder: Path) -> EncoderClasses:
@@ -374,22 +362,6 @@ def compare(
         embeddings.append(original_embedding([state[0] for state in states], head))
     expected = torch.stack(embeddings)
     return (model.encode_token_ids(token_ids) - expected).abs().max().item(), expected.abs().max().item()
-
-
-@contextlib.contextmanager
-def written_in_one_step(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into: it takes that one's place at the end, and is removed on an error."""
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    part.mkdir()
-    try:
-        yield part
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _count(names: list[str]) -> str:

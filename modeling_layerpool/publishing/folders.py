@@ -1,0 +1,36 @@
+"""Output folders that are complete or not there."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def check_output(output: Path) -> None:
+    """Raise an `InputError` if the folder is there with something in it, or cannot be made."""
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{output}: {existing} is a file, not a folder")
+    if existing == output and any(output.iterdir()):
+        raise InputError(f"{output}: is not empty; name a new folder")
+    if not os.access(output.absolute().parent if existing == output else existing, os.W_OK | os.X_OK):
+        raise InputError(f"{output}: cannot be written there, no permission")
+
+
+@contextlib.contextmanager
+def written_in_one_step(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write into: it takes that one's place at the end, and is removed on an error."""
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    part.mkdir()
+    try:
+        yield part
+        if folder.exists():
+            folder.rmdir()
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

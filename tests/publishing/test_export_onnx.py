@@ -1,0 +1,156 @@
+"""Exported files give what the model gives, in ONNX Runtime, for any number and length of texts."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.publishing import export_onnx as exporting
+from modeling_layerpool.publishing.export_onnx import export_onnx, main
+from tests.conftest import ENCODERS, ROOT, SENTENCES
+
+
+def run(path, tokenizer, texts):
+    inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="np", return_token_type_ids=False)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(["pooler_output"], {name: value.astype(np.int64) for name, value in inputs.items()})[0]
+
+
+@pytest.fixture(scope="module")
+def exported(minilm, tmp_path_factory):
+    """The real weights, with a pooler over all layers, as a folder of this package and as ONNX."""
+    folder = tmp_path_factory.mktemp("onnx")
+    torch.manual_seed(0)
+    model, tokenizer = load_layerpool(minilm, pooler_type="layer_attention")
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    done = export_onnx(str(folder / "model"), folder / "onnx", int8=True)
+    return model.eval(), folder / "onnx", done
+
+
+def test_real_weights_agree_to_1e4_up_to_512_tokens_and_64_texts(exported):
+    model, folder, done = exported
+    assert done.max_difference < 1e-4
+    assert (64, 16) in exporting.SHAPES
+    assert (1, 512) in exporting.SHAPES
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [*SENTENCES, "", "word " * 600]
+    expected = model.encode(texts, tokenizer)
+    np.testing.assert_allclose(run(folder / "model.onnx", tokenizer, texts), expected, atol=1e-4)
+    # Padding does not matter.
+    alone = np.concatenate([run(folder / "model.onnx", tokenizer, [text]) for text in texts])
+    np.testing.assert_allclose(alone, expected, atol=1e-4)
+
+
+def test_the_file_says_what_it_takes_and_gives(exported):
+    _, folder, done = exported
+    file = onnx.load(folder / "model.onnx")
+    assert [entry.version for entry in file.opset_import if entry.domain in ("", "ai.onnx")] == [done.opset]
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert {entry.name: entry.type for entry in session.get_inputs()} == {
+        "input_ids": "tensor(int64)",
+        "attention_mask": "tensor(int64)",
+    }
+    assert all(isinstance(axis, str) for entry in session.get_inputs() for axis in entry.shape)
+    (output,) = session.get_outputs()
+    assert (output.name, output.shape[1]) == ("pooler_output", 384)
+
+
+def test_eight_bits_are_smaller_and_near(exported):
+    model, folder, done = exported
+    assert done.int8_mib < 0.35 * done.mib
+    assert done.int8_cosine > 0.95
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = model.encode(list(SENTENCES), tokenizer)
+    got = run(folder / "model_int8.onnx", tokenizer, list(SENTENCES))
+    cosines = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_can_be_exported(tiny, tokenizer, encoder, tmp_path):
+    model = tiny(encoder)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    done = export_onnx(str(tmp_path / "model"), tmp_path / "onnx")
+    assert done.max_difference < 1e-5
+
+
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers", "mean_first_last"])
+def test_torch_export_keeps_batch_and_length_free(tiny_model, pooler_type):
+    model = tiny_model(pooler_type=pooler_type)
+    dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", max=512)}
+    inputs = exporting._inputs(model, 2, 7)
+    program = torch.export.export(
+        exporting._Embedding(model),
+        inputs,
+        dynamic_shapes={"input_ids": dimensions, "attention_mask": dimensions},
+    )
+    for batch, length in ((1, 1), (5, 33), (2, 512)):
+        ids, mask = exporting._inputs(model, batch, length)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(ids, mask), model(ids, mask).pooler_output)
+
+
+def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(tiny_model, tokenizer, tmp_path, capsys):
+    tiny_model(pooler_type="hire").save_pretrained(tmp_path / "hire")
+    tokenizer.save_pretrained(tmp_path / "hire")
+    with pytest.raises(InputError, match="pooler_type='hire' cannot be exported: its GRUs read packed sequences"):
+        export_onnx(str(tmp_path / "hire"), tmp_path / "out")
+    with pytest.raises(InputError, match="opset=9 is too old"):
+        export_onnx(str(tmp_path / "hire"), tmp_path / "out", opset=9)
+    with pytest.raises(InputError, match="is not empty; name a new folder"):
+        export_onnx(str(tmp_path / "hire"), tmp_path / "hire")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hire"]
+
+
+def test_a_file_that_differs_does_not_stay(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "_export", lambda model, path, opset: path.write_bytes(b"nothing"))
+    monkeypatch.setattr(exporting, "_compare", lambda model, path: (0.5, 1.0))
+    with pytest.raises(InputError, match=r"embeddings differ from the model's by 5\.0e-01"):
+        export_onnx(tiny_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exporter_that_fails_is_one_sentence(tiny_folder, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no such operator.\nA long story follows.")
+
+    monkeypatch.setattr(exporting, "_export", fail)
+    with pytest.raises(InputError, match=r"LayerPoolBertModel could not be exported \(no such operator\)"):
+        export_onnx(tiny_folder, tmp_path / "out")
+
+
+def test_a_package_that_is_not_there_is_named(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"exporting needs onnx, onnxscript, onnxruntime: pip install"):
+        export_onnx(tiny_folder, tmp_path / "out")
+
+
+def test_a_mistake_on_the_command_line_is_exit_code_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["export_onnx", str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/nowhere: no such folder")
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_folder_and_says_how_near_it_is(tiny_folder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", exporting.__name__, tiny_folder, str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "largest difference from the model" in done.stdout
+    assert {"model.onnx", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}

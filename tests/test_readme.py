@@ -7,7 +7,7 @@ import pytest
 from .conftest import ROOT
 
 
-PAGES = ("README.md", "docs/quick-tour.md", "docs/configuration.md", "docs/encoders.md")
+PAGES = ("README.md", "docs/quick-tour.md", "docs/configuration.md", "docs/encoders.md", "docs/extending.md")
 NEEDS_A_DOWNLOAD = "<!-- needs a download -->"
 
 

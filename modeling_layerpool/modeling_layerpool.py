@@ -468,14 +468,28 @@ class LayerPoolEmbeddingMixin:
             verbose=False,
         )["input_ids"]
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
         """Save as usual, and beside it the two small files with which sentence-transformers opens the folder."""
+        # The library would upload before they are there; `push_to_hub` comes back here, and uploads what is saved.
+        names = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+        hub = {name: kwargs.pop(name) for name in names if push_to_hub and name in kwargs}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            for name, content in _SENTENCE_TRANSFORMERS_FILES.items():
-                with open(os.path.join(save_directory, name), "w", encoding="utf-8") as file:
-                    json.dump(content, file, indent=2)
-                    file.write("\n")
+        if not is_main_process:
+            return
+        for name, content in _SENTENCE_TRANSFORMERS_FILES.items():
+            with open(os.path.join(save_directory, name), "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=2)
+                file.write("\n")
+        if push_to_hub:
+            hub.setdefault("repo_id", os.path.basename(os.path.normpath(save_directory)))
+            self.push_to_hub(**hub, token=kwargs.get("token"))
 
 
 class LayerPoolClassificationMixin:

@@ -113,7 +113,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.mlm_head = None
-        if args.mlm_weight > 0:
+        if args.mlm_weight > 0 and train_dataset is not None:
             self.mlm_head = mlm_head or MaskedLanguageHead.of_encoder(model)
         self._logged = torch.zeros(2, device=args.device)  # the sum of the masked-LM losses, and batches
         # What is trained beside the model, by the file that keeps it.

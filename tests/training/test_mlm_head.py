@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForM
 
 from modeling_layerpool import LayerPoolBertModel, LayerPoolRobertaModel
 from modeling_layerpool.errors import InputError
+from modeling_layerpool.training import ContrastiveTrainer
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from tests.training.conftest import triplets
 from tests.training.test_trainer import Recorder, assert_identical, gradients_of, weights
@@ -90,6 +91,13 @@ def test_evaluation_is_of_the_objective_alone(make_trainer):
     model = trainer.model.eval()
     loss = trainer.compute_loss(model, batch_of(trainer))
     torch.testing.assert_close(loss, make_trainer(name="plain", model=model).compute_loss(model, batch_of(trainer)))
+
+
+def test_what_is_not_trained_gets_no_head(make_trainer):
+    trainer = make_trainer(mlm_weight=0.5)
+    measuring = ContrastiveTrainer(trainer.model, trainer.args, processing_class=trainer.processing_class)
+    assert trainer.mlm_head is not None
+    assert measuring.mlm_head is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import RobertaProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AttentionInterface, AttentionMaskInterface, AutoTokenizer, PreTrainedTokenizerFast
 
 import modeling_layerpool
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
@@ -89,6 +89,37 @@ def tiny_model(tiny_config):
         return LayerPoolBertModel(LayerPoolBertConfig(**(tiny_config | options))).eval()
 
     return make
+
+
+def variable_length_attention(
+    module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, sliding_window=None, **kwargs
+):
+    """
+    What a flash kernel computes on a flat row: attention inside each piece that `cu_seq_lens_q` cuts, to all of it or
+    to the tokens nearer than `sliding_window`.
+    """
+    assert attention_mask is None
+    assert query.shape[0] == 1
+    borders, pieces = cu_seq_lens_q.tolist(), []
+    for begin, end in zip(borders, borders[1:], strict=False):
+        if end > begin:
+            place = torch.arange(end - begin)
+            near = (place - place.unsqueeze(1)).abs() < (sliding_window or end - begin)
+            parts = (states[:, :, begin:end] for states in (query, key, value))
+            pieces.append(torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=near, scale=scaling))
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+@pytest.fixture
+def flash():
+    """Sets the emulated kernel on a model. The library's own setter would look for a real one of that name."""
+    AttentionInterface.register("flash_emulation", variable_length_attention)
+    AttentionMaskInterface.register("flash_emulation", lambda *args, **kwargs: None)
+
+    def set_on(model):
+        model.config._attn_implementation = "flash_emulation"
+
+    return set_on
 
 
 @pytest.fixture(scope="session")

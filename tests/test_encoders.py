@@ -99,6 +99,22 @@ def test_packed_input_is_right_under_eager_attention_too(tiny, encoder, sentence
         torch.testing.assert_close(model(**packed).pooler_output, expected, atol=2e-6, rtol=0)
 
 
+def test_packed_input_goes_to_flash_attention_as_one_flat_row(tiny, encoder, sentences, flash):
+    model = tiny(encoder)
+    if not model._supports_flash_attn:
+        pytest.skip(f"the library's {ENCODERS[encoder]} has no flash attention")
+    packed = pack_sentences(sentences, pad_token_id=model.config.pad_token_id, row_length=48)
+    assert len(packed["input_ids"]) > 1
+    lengths = torch.tensor([0, *map(len, sentences)]).cumsum(0).int()
+    flat = torch.tensor([[token for sentence in sentences for token in sentence]])
+    with torch.no_grad():
+        expected = model(**padded(model, sentences)).pooler_output
+        flash(model)
+        rows, row = model(**packed), model(flat, cu_seq_lens_q=lengths)
+    torch.testing.assert_close(rows.pooler_output, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(row.pooler_output, expected, atol=2e-6, rtol=0)
+
+
 def test_every_parameter_gets_a_gradient_from_packed_input(tiny, encoder, sentences):
     model = tiny(encoder).train()
     packed = pack_sentences(sentences, pad_token_id=model.config.pad_token_id)

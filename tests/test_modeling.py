@@ -10,8 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
@@ -176,32 +174,6 @@ def test_packed_gradients_equal_padded_ones(tiny_model, tokenizer):
     ]
     for padded_gradient, packed_gradient in zip(*gradients, strict=True):
         torch.testing.assert_close(packed_gradient, padded_gradient, atol=1e-12, rtol=1e-9)
-
-
-def variable_length_attention(module, query, key, value, attention_mask, scaling=None, cu_seq_lens_q=None, **kwargs):
-    """What a flash kernel computes on a flat row: full attention inside each piece that `cu_seq_lens_q` cuts."""
-    assert attention_mask is None
-    assert query.shape[0] == 1
-    pieces = [
-        torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, begin:end], key[:, :, begin:end], value[:, :, begin:end], scale=scaling
-        )
-        for begin, end in zip(cu_seq_lens_q.tolist(), cu_seq_lens_q.tolist()[1:], strict=False)
-        if end > begin
-    ]
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
-
-
-@pytest.fixture
-def flash():
-    """Sets the emulated kernel on a model. The library's own setter would look for a real one of that name."""
-    AttentionInterface.register("flash_emulation", variable_length_attention)
-    AttentionMaskInterface.register("flash_emulation", lambda *args, **kwargs: None)
-
-    def set_on(model):
-        model.config._attn_implementation = "flash_emulation"
-
-    return set_on
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "flash"])

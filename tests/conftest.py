@@ -1,3 +1,4 @@
+import itertools
 import os
 
 
@@ -101,7 +102,7 @@ def variable_length_attention(
     assert attention_mask is None
     assert query.shape[0] == 1
     borders, pieces = cu_seq_lens_q.tolist(), []
-    for begin, end in zip(borders, borders[1:], strict=False):
+    for begin, end in itertools.pairwise(borders):
         if end > begin:
             place = torch.arange(end - begin)
             near = (place - place.unsqueeze(1)).abs() < (sliding_window or end - begin)

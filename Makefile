@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow clean
+.PHONY: help demo test test-slow docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a sentence encoder on this machine's Python documentation, and search it"
 	@echo "make test   lint and run the tests"
 	@echo "make test-slow   run the tests that take minutes, too"
+	@echo "make docs   build the documentation into site/, and refuse any warning"
 
 demo: .venv/installed-demo
 	$(BIN)/python examples/stdlib_search/demo.py
@@ -21,8 +22,12 @@ test: .venv/installed-dev
 test-slow: .venv/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Read site/index.html; its search needs a server: $(BIN)/python -m http.server --directory site"
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
 
 .venv/installed-%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing into .venv; the first time this takes some minutes."

@@ -1,35 +1,92 @@
-"""The Python of README.md and docs/ runs as it stands, in a folder of its own and without network."""
+"""What README.md and docs/ show holds: Python runs as it stands, commands have these flags, links lead somewhere."""
 
+import json
 import re
+import runpy
+import shlex
+import sys
+from argparse import ArgumentParser
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from transformers import HfArgumentParser
 
 from .conftest import ROOT
+from .hub_server import running_hub
+from .publishing.test_hub import run as run_beside_hub
 
 
-PAGES = ("README.md", "docs/quick-tour.md", "docs/configuration.md", "docs/encoders.md", "docs/extending.md")
+PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 NEEDS_A_DOWNLOAD = "<!-- needs a download -->"
+HUB_PAGE = "docs/hub.md"  # publishes; here to a Hub on this machine
+SLOW_PAGES = ["docs/onnx.md"]
+OTHERS = re.compile(r"(pip|hf|pytest) ")
+# What `...` stands for in a command.
+AND_SO_ON = "--model_name_or_path model --train_file train.jsonl --output_dir out"
 
 
-def python_blocks(page: str) -> list[str]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(rf"^({NEEDS_A_DOWNLOAD}\n)?```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a page, but for what is marked as in need of a download."""
+    found = re.finditer(rf"^({NEEDS_A_DOWNLOAD}\n)?```{language}\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
     return [match[2] for match in found if match[1] is None]
+
+
+def spans_of(page: str) -> list[str]:
+    """The code in the text of a page."""
+    return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE))
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page that start one of our programs, in blocks and in the text."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines += [" ".join(span.split()) for span in spans_of(page)]
+    ours = re.compile(r"python (-m modeling_layerpool\.|(benchmarks/)?\w+\.py)|accelerate launch .*\.py")
+    return [re.sub(r"[][]", "", line) for line in lines if ours.match(line)]
+
+
+def pages_with(language: str) -> list[str]:
+    return [page for page in PAGES if blocks(page, language)]
 
 
 def run(page: str) -> dict:
     """Run the blocks of a page from top to bottom, and return the variables that they leave."""
     variables = {"__name__": page}
-    for number, block in enumerate(python_blocks(page), 1):
+    for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{page}, Python block {number}", "exec"), variables)
     return variables
 
 
-@pytest.mark.parametrize("page", PAGES)
+# --- Python ---
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page in SLOW_PAGES else [])
+        for page in pages_with("python")
+        if page != HUB_PAGE
+    ],
+)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert python_blocks(page)
     run(page)
+
+
+def test_the_python_of_the_page_on_the_hub_publishes_and_opens(tiny_folder, tmp_path):
+    code = "\n".join(blocks(HUB_PAGE, "python"))
+    assert "get_model_path()" in code
+    # Another folder in its place, as all weights go there and back.
+    (tmp_path / "page.py").write_text(code.replace("get_model_path()", repr(tiny_folder)), encoding="utf-8")
+    with running_hub() as (hub, address):
+        run_beside_hub(["page.py"], address, tmp_path)
+    assert {"model.safetensors", "modeling_layerpool_bert.py", "tokenizer.json"} <= set(hub.files("me/my-encoder")[1])
 
 
 def test_the_readme_gives_the_cosines_that_its_code_prints(tmp_path, monkeypatch):
@@ -37,11 +94,117 @@ def test_the_readme_gives_the_cosines_that_its_code_prints(tmp_path, monkeypatch
     embeddings = run("README.md")["embeddings"]
     cosines = embeddings @ embeddings.T
     expected = f"# cosines: {cosines[0, 1]:.2f} for the first two, {cosines[0, 2]:.2f} for the first and the last"
-    assert expected in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert expected in text_of("README.md")
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/data-formats.md"])
+# --- commands ---
+
+
+# Programs whose flags the pages name.
+PROGRAMS = [
+    *sorted(path.name for path in ROOT.glob("run_*.py")),
+    *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "studies"),
+    "-m modeling_layerpool.publishing.convert",
+    "-m modeling_layerpool.publishing.export_onnx",
+]
+
+
+class Parsed(Exception):  # noqa: N818
+    """A program has parsed its arguments, and is to go no further."""
+
+
+def stopping_after(parse):
+    def parse_and_stop(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise Parsed
+
+    return parse_and_stop
+
+
+def parse(command: str, monkeypatch) -> None:
+    """Let the program of a command parse and check its arguments. A wrong one ends in a `SystemExit` or an error."""
+    words = shlex.split(command.replace("...", AND_SO_ON), comments=True)
+    if words[:2] == ["accelerate", "launch"]:
+        script = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        launcher = launch_command_parser().parse_args(words[2:])
+        assert launcher.config_file is None or (ROOT / launcher.config_file).is_file()
+        words = ["python", *words[script:]]
+    monkeypatch.setattr(sys, "argv", words[3:] if words[1] == "-m" else words[1:])
+    if words[1] == "-m":
+        sys.argv.insert(0, words[2])
+        program = import_module(words[2]).main
+    else:
+        monkeypatch.syspath_prepend(ROOT / Path(words[1]).parent)
+        names = runpy.run_path(str(ROOT / words[1]))
+        if "parse_arguments" in names:
+            names["parse_arguments"]()
+            return
+        program = names["main"]
+    monkeypatch.setattr(
+        HfArgumentParser,
+        "parse_args_into_dataclasses",
+        stopping_after(HfArgumentParser.parse_args_into_dataclasses),
+    )
+    monkeypatch.setattr(ArgumentParser, "parse_args", stopping_after(ArgumentParser.parse_args))
+    with pytest.raises(Parsed):
+        program()
+
+
+# The commands under docs/results/ are those of runs that were made, as a program printed them.
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and "/results/" not in page])
+def test_the_commands_of_a_page_have_flags_that_their_programs_take(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "yaml"):
+        Path("arguments.yaml").write_text(block, encoding="utf-8")
+    for command in commands(page):
+        if command.endswith("--help") or ("arguments.yaml" in command and not blocks(page, "yaml")):
+            continue
+        print(command)  # which one it was, if it fails
+        with monkeypatch.context() as patch:
+            parse(command, patch)
+
+
+def test_a_wrong_flag_in_a_command_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, error in (
+        ("python run_contrastive.py ... --poler_type mean", Exception),
+        ("python run_evaluation.py --model_name_or_path m --output_dir o --stss a=b", Exception),
+        ("python -m modeling_layerpool.publishing.convert a b --mlp perhaps", SystemExit),
+        ("accelerate launch --num_machins 2 run_contrastive.py ...", SystemExit),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(error):
+            parse(command, patch)
+
+
+def test_every_flag_that_a_page_names_is_one_of_a_program(monkeypatch, capsys):
+    known = set(launch_command_parser()._option_string_actions)  # its help leaves most of them out
+    for program in PROGRAMS:
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            parse(f"python {program} --help", patch)
+        known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    for page in PAGES:
+        spans = " ".join(span for span in spans_of(page) if not OTHERS.match(span))
+        flags = set(re.findall(r"(?<![\w-])--\w[\w-]*+(?!\.\.\.)", spans))
+        assert not flags - known, page
+
+
+# --- the rest ---
+
+
+@pytest.mark.parametrize("page", [*pages_with("json"), *pages_with("yaml")])
+def test_the_json_and_yaml_of_a_page_can_be_read(page):
+    for block in blocks(page, "json"):
+        try:
+            json.loads(block)
+        except ValueError:
+            for line in block.splitlines():
+                json.loads(line)
+    for block in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     path = ROOT / page
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text_of(page)):
         assert (path.parent / target).is_file(), target

@@ -101,7 +101,8 @@ def search(
     """Exact search by cosine, in float64 and in blocks: at most `query_block x (corpus_block + k)` scores are held.
 
     Args:
-        queries: (q, d) and corpus: (c, d), float, not necessarily normalised; c below 2^32.
+        queries: (q, d), float, not necessarily normalised.
+        corpus: (c, d), likewise; c below 2^32.
         k: how many documents to return for each query, at most c.
         device: where to multiply, by default the GPU if there is one.
 

@@ -58,8 +58,10 @@ def info_nce(
             Identity of each column's text, positives first, then the negatives row by row. Columns with the text of
             the row's anchor or of its positive, other than the target, are no negatives and are left out. Of shape
             `(B,)`: of the positives alone.
-        anchor_columns (`torch.Tensor` of shape `(B, h)`, *optional*), anchor_column_text_ids (*optional*):
-            `symmetric` with `B > b` only: the anchors of all processes, and their texts.
+        anchor_columns (`torch.Tensor` of shape `(B, h)`, *optional*):
+            `symmetric` with `B > b` only: the anchors of all processes.
+        anchor_column_text_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+            Identity of the texts of `anchor_columns`.
 
     Returns:
         `torch.Tensor`: a scalar, the mean over the b rows.
@@ -154,8 +156,12 @@ def batch_softmax_contrastive(
             The place of each pair's answer among all. Defaults to the pair's own number, which needs `B = b`.
         query_columns (`torch.Tensor` of shape `(B, h)`, *optional*):
             With `B > b` only: the first texts of all processes.
-        query_text_ids `(b,)`, answer_text_ids `(B + extra,)`, query_column_text_ids `(B,)` (`torch.LongTensor`,
-            *optional*): identities of the texts. A text that is also one of the pair's own is no negative of it.
+        query_text_ids (`torch.LongTensor` of shape `(b,)`, *optional*):
+            Identity of each query's text. A text that is also one of the pair's own is no negative of it.
+        answer_text_ids (`torch.LongTensor` of shape `(B + extra,)`, *optional*):
+            Identity of each answer's text, then of each of the `negatives`. Of shape `(B,)`: of the answers alone.
+        query_column_text_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
+            Identity of the texts of `query_columns`.
 
     Returns:
         `torch.Tensor`: a scalar.

@@ -1,0 +1,66 @@
+"""The documentation builds without a warning, and is whole."""
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import modeling_layerpool
+import modeling_layerpool.evaluation
+import modeling_layerpool.publishing
+import modeling_layerpool.training
+
+from .conftest import ROOT
+
+
+pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'modeling-layerpool[docs]'")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def anchors(site) -> set[str]:
+    """What the pages of the API reference have a place for."""
+    pages = (site / "api").glob("*.html")
+    return {anchor for page in pages for anchor in re.findall(r'id="([\w.]+)"', page.read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("name", ["", ".training", ".evaluation", ".publishing"])
+def test_the_reference_has_every_public_name(site, name):
+    module = importlib.import_module(f"modeling_layerpool{name}")
+    assert {f"{module.__name__}.{public}" for public in module.__all__} <= anchors(site)
+
+
+def test_docstrings_become_descriptions_of_arguments_and_fields(site):
+    models = (site / "api" / "models.html").read_text(encoding="utf-8")
+    for name in ("sequence_ids", "max_tokens_per_batch", "pooler_gru_size"):
+        assert re.search(rf"<code>{name}</code>\s*</td>\s*<td[^>]*>\s*<div[^>]*>\s*<p>(<code>)?\w", models), name
+    training = (site / "api" / "training.html").read_text(encoding="utf-8")
+    for field in modeling_layerpool.training.ContrastiveTrainingArguments.__annotations__:
+        assert f'id="modeling_layerpool.training.ContrastiveTrainingArguments.{field}"' in training, field
+    assert "What cosines are divided by; above 0." in training  # help texts are the fields' descriptions
+    assert "Shape <code>(B, h)</code>" in training
+    assert "Batch-softmax contrastive loss for labelled pairs" in training
+    for page in (site / "api").glob("*.html"):  # what was not understood would stand there as it is
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"\*optional\*|(Args|Raises|Returns|Keyword Args):|\[<code>", text), page
+
+
+def test_the_site_fetches_nothing(site):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r'<(?:script|img|iframe)[^>]*\ssrc="(?:https?:)?//[^"]*"', text), page
+        assert not re.findall(r'<link[^>]*rel="(?:stylesheet|preconnect|icon)"[^>]*href="(?:https?:)?//', text), page

@@ -1,12 +1,16 @@
 import itertools
+import json
 import os
+import tempfile
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["MTEB_CACHE"] = os.path.join(tempfile.gettempdir(), "mteb-of-tests")  # made as it is imported
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import AttentionInterface, AttentionMaskInterface, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import modeling_layerpool
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
@@ -32,6 +37,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
+# In releases such as 5.17 the library's checkpoints would enclose the reading of hidden states; ours refuse them there.
+needs_gradient_checkpointing = pytest.mark.skipif(
+    "__call__" in vars(GradientCheckpointingLayer), reason="refused with this release of transformers"
+)
 POOLER_TYPES = ("layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
 SENTENCES = (
     "A man is playing a guitar.",
@@ -58,6 +67,19 @@ def launch(script, *arguments, processes=1, cwd=ROOT):
         timeout=600,
         check=False,
     )
+
+
+@pytest.fixture
+def record_difference(record_property):
+    """
+    Notes what a tool made of our models, as the largest difference to the models themselves. `--junitxml` writes the
+    notes down, and `benchmarks/compatibility.py` makes a table of them.
+    """
+
+    def record(package, what, difference):
+        record_property("compatibility", json.dumps([package, version(package), what, float(difference)]))
+
+    return record
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
 
-from .conftest import POOLER_TYPES, SENTENCES
+from .conftest import POOLER_TYPES, SENTENCES, needs_gradient_checkpointing
 
 
 def token_ids(tokenizer, sentences=SENTENCES):
@@ -74,7 +74,7 @@ def test_golden_values_on_real_weights(minilm, tokenizer, pooler_type):
     torch.testing.assert_close(embeddings[:, :4], torch.tensor(GOLDEN[pooler_type]), atol=1e-5, rtol=0)
 
 
-def test_the_encoder_computes_what_bert_computes(minilm, tokenizer):
+def test_the_encoder_computes_what_bert_computes(minilm, tokenizer, record_difference):
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = BertModel.from_pretrained(minilm).eval()(**batch, output_hidden_states=True)
@@ -83,6 +83,7 @@ def test_the_encoder_computes_what_bert_computes(minilm, tokenizer):
     assert len(output.hidden_states) == 7
     for got, state in zip(output.hidden_states, expected.hidden_states, strict=True):
         assert torch.equal(got, state)
+    record_difference("transformers", "hidden states, against the library's `BertModel`", 0)
 
 
 def test_layers_above_the_highest_state_read_are_neither_built_nor_computed(minilm, tokenizer, caplog):
@@ -147,7 +148,7 @@ def test_a_masked_language_model_is_a_start_too(tmp_path):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
 @pytest.mark.parametrize("training", [False, True])
-def test_packed_equals_padded(minilm, tokenizer, pooler_type, attention, training):
+def test_packed_equals_padded(minilm, tokenizer, pooler_type, attention, training, record_difference):
     torch.manual_seed(0)
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=pooler_type, attn_implementation=attention)
     model = without_dropout(model) if training else model.eval()
@@ -161,6 +162,7 @@ def test_packed_equals_padded(minilm, tokenizer, pooler_type, attention, trainin
         derived = model(packed["input_ids"], sequence_ids=packed["sequence_ids"]).pooler_output
     torch.testing.assert_close(got, expected, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
     assert torch.equal(derived, got)
+    record_difference("torch", f"packed input against padded, {attention}", (got - expected).abs().max())
 
 
 def test_packed_gradients_equal_padded_ones(tiny_model, tokenizer):
@@ -292,6 +294,7 @@ def test_every_parameter_gets_a_gradient_from_the_embedding(tiny_model, tokenize
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+@needs_gradient_checkpointing
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients_on_packed_input(tiny_model, tokenizer, use_reentrant):
     model = without_dropout(tiny_model()).double()

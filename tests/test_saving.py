@@ -108,7 +108,7 @@ def test_the_travelling_code_imports_torch_and_transformers_only(real_folder):
 @pytest.mark.parametrize(
     "options", [{"pooler_type": "layer_attention"}, {"pooler_type": "weighted_layers", "pooler_layers": [0, 3]}]
 )
-def test_it_opens_embeds_and_saves_again_without_the_package(real_folder, tmp_path, options):
+def test_it_opens_embeds_and_saves_again_without_the_package(real_folder, tmp_path, options, record_difference):
     model, folder = real_folder(**options)
     texts = [*SENTENCES, "", "word " * 600]
     from transformers import AutoTokenizer
@@ -136,13 +136,16 @@ def test_it_opens_embeds_and_saves_again_without_the_package(real_folder, tmp_pa
             if path == folder:
                 model.save_pretrained(again)
                 tokenizer.save_pretrained(again)
+        print(max(abs(got - expected).max(), abs(padded - expected).max()))
     """
-    run_without_the_package(code, folder, cwd=tmp_path)
+    done = run_without_the_package(code, folder, cwd=tmp_path)
+    what = "`AutoModel` with the saved folder's code, saved again, without this package"
+    record_difference("transformers", what, done.stdout.split()[-1])
     assert {path.name for path in (tmp_path / "layerpool-v1.0-again").glob("*.py")} == CODE_FILES
 
 
 @pytest.mark.parametrize("options", [*({"pooler_type": name} for name in POOLER_TYPES), {"projection_dim": 48}])
-def test_sentence_transformers_gives_the_same_embeddings(real_folder, options):
+def test_sentence_transformers_gives_the_same_embeddings(real_folder, options, record_difference):
     from sentence_transformers import SentenceTransformer
     from transformers import AutoTokenizer
 
@@ -153,6 +156,7 @@ def test_sentence_transformers_gives_the_same_embeddings(real_folder, options):
     got = other.encode(texts)
     assert abs(got - expected).max() < 1e-6
     assert other.get_embedding_dimension() == model.embedding_dim
+    record_difference("sentence-transformers", "`encode` of a saved folder, every pooler", abs(got - expected).max())
 
 
 def test_sentence_transformers_opens_it_without_the_package(real_folder, tmp_path):

@@ -59,7 +59,9 @@ OPEN = textwrap.dedent("""
 """)
 
 
-def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offline(hub, tiny_folder, tmp_path):
+def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offline(
+    hub, tiny_folder, tmp_path, record_difference
+):
     server, address = hub
     train = tmp_path / "train.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in triplets(8)))
@@ -92,6 +94,8 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
     cache.mkdir()
     run(arguments, address, cache, with_package=False)
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-6)
+    difference = abs(np.load(tmp_path / "found.npy") - expected).max()
+    record_difference("huggingface_hub", "published, and opened by its commit (a server on the machine)", difference)
     (tmp_path / "found.npy").unlink()
     asked = len(server.requests)
     run(arguments, address, cache, with_package=False, offline=True)

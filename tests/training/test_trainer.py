@@ -9,6 +9,7 @@ from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer, NonFiniteLossError, info_nce
 from modeling_layerpool.training.contrastive import UnsupervisedObjective
+from tests.conftest import needs_gradient_checkpointing
 
 from .conftest import triplets
 
@@ -357,7 +358,9 @@ def test_data_workers_change_nothing(make_trainer):
     assert_identical(weights(alone), weights(helped))
 
 
-@pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize(
+    "options", [{"bf16": True}, pytest.param({"gradient_checkpointing": True}, marks=needs_gradient_checkpointing)]
+)
 def test_it_learns_in_bf16_and_with_gradient_checkpointing(make_trainer, tiny_model, options):
     model = tiny_model(pooler_type="weighted_layers")
     trainer = make_trainer(rows=8, model=model, max_steps=40, learning_rate=3e-3, **options)

@@ -37,7 +37,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
-# In releases such as 5.17 the library's checkpoints would enclose the reading of hidden states; ours refuse them there.
+# In releases such as 5.17 the checkpoints would enclose the reading of hidden states, and are refused there.
 needs_gradient_checkpointing = pytest.mark.skipif(
     "__call__" in vars(GradientCheckpointingLayer), reason="refused with this release of transformers"
 )

@@ -205,7 +205,7 @@ class LayerPoolMixin:
             if sequence_starts is None:
                 sequence_starts = find_sequence_starts(sequence_ids)
             sentences = PackedSentences(sequence_ids, sequence_starts)
-            inputs.update(self._packed_inputs(inputs, sequence_ids, sequence_starts))
+            inputs |= self._packed_inputs(inputs, sequence_ids, sequence_starts)
         reduced = {}
 
         def read(index: int, state: torch.Tensor) -> None:
@@ -229,7 +229,7 @@ class LayerPoolMixin:
         """Restarting positions, and attention that stays inside each sentence, for the attention that is set."""
         if inputs["position_ids"] is None:
             positions = self.packed_positions(inputs["input_ids"], sequence_ids, sequence_starts)
-            inputs = {**inputs, "position_ids": positions}  # `|` stops the compiler of torch 2.7
+            inputs = inputs | {"position_ids": positions}
         if "flash" in self.config._attn_implementation:
             borders = cumulative_lengths(sequence_ids, sequence_starts)
             flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
@@ -240,7 +240,7 @@ class LayerPoolMixin:
                 "max_length_q": length,
                 "max_length_k": length,
             }
-        return {**inputs, "attention_mask": self.packed_mask(sequence_ids, create_bidirectional_mask)}
+        return inputs | {"attention_mask": self.packed_mask(sequence_ids, create_bidirectional_mask)}
 
     def packed_mask(self, sequence_ids: torch.Tensor, create_mask: Callable[..., Any]) -> Any:
         """

@@ -27,8 +27,9 @@ from modeling_layerpool.training import (
     ContrastiveTrainingArguments,
     Objective,
 )
-from modeling_layerpool.training.arguments import DataArguments, ModelArguments
+from modeling_layerpool.training.arguments import DataArguments, LoraArguments, ModelArguments
 from modeling_layerpool.training.data import load_file, load_hub
+from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.script import (
     evaluate_when_saving,
@@ -41,10 +42,12 @@ from modeling_layerpool.training.script import (
 )
 
 
-def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainingArguments]:
+def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments]:
     """Flags, or the one file that holds them, checked against each other."""
-    arguments = read_arguments(ModelArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__)
-    _, data, training = arguments
+    arguments = read_arguments(
+        ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__
+    )
+    _, lora, data, training = arguments
     if not training.do_eval or training.eval_strategy != "no":  # the library takes --eval_strategy for --do_eval
         training.do_train = training.do_train or data.train_file is not None or data.dataset_name is not None
     training.do_eval = training.do_eval or data.validation_file is not None
@@ -56,6 +59,11 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, ContrastiveTrainin
         raise InputError("--do_eval needs a --validation_file")
     if data.streaming and training.max_steps <= 0:
         raise InputError("--streaming needs --max_steps, as a stream has no length")
+    if lora.use_lora and not training.do_train:
+        raise InputError("--use_lora does nothing without training")
+    if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
+        # What the library pushes earlier is the adapter, which would lie in the same folder as the merged model.
+        raise InputError("--use_lora pushes to the Hub at the end only; give --hub_strategy end")
     evaluate_when_saving(training)
     return arguments
 
@@ -73,7 +81,7 @@ def load_train_dataset(data: DataArguments, args: ContrastiveTrainingArguments, 
     return dataset
 
 
-def describe(trainer: ContrastiveTrainer, data: DataArguments, checkpoint: str | None) -> str:
+def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str, str], checkpoint: str | None) -> str:
     """What the run will do, as a table."""
     args, model = trainer.args, trainer.model
     dataset = trainer.train_dataset
@@ -107,6 +115,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, checkpoint: str |
         "steps": f"{steps:,}",
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{trainable:,}",
+        **adapter,
         "pooler": f"{model.config.pooler_type} over the hidden states {', '.join(map(str, model.pooler.states))}",
         "evaluates on": measured,
         "resumes from": checkpoint or "nothing",
@@ -116,7 +125,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, checkpoint: str |
 
 def main() -> None:
     # 1. Arguments
-    model_args, data_args, training_args = parse_arguments()
+    model_args, lora_args, data_args, training_args = parse_arguments()
     set_up_logging(training_args)
     checkpoint = find_checkpoint(training_args)
     set_seed(training_args.seed)
@@ -145,6 +154,10 @@ def main() -> None:
         attn_implementation=model_args.attn_implementation,
         **model_args.config_overrides(),
     )
+    adapter = {}
+    if lora_args.use_lora:
+        model = add_lora(model, **lora_args.options())
+        adapter = lora_settings(model)
 
     mlm_head = None
     if training_args.do_train and training_args.mlm_weight > 0:
@@ -170,6 +183,7 @@ def main() -> None:
             base_model=model_args.model_name_or_path,
             train_data=data_args.train_file or data_args.dataset_name,
             validation_data=data_args.validation_file if training_args.do_eval else None,
+            adapter=adapter,
             command=shlex.join(["python", *sys.argv]),
         ),
     )
@@ -177,7 +191,7 @@ def main() -> None:
     # 5. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
-            print(describe(trainer, data_args, checkpoint), flush=True)
+            print(describe(trainer, data_args, adapter, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
     # 6. Evaluation

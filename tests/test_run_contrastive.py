@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
@@ -19,6 +20,8 @@ from transformers import (
     BertForMaskedLM,
     BertModel,
 )
+
+from modeling_layerpool import LayerPoolBertModel
 
 from .conftest import ROOT, launch
 from .training.conftest import triplets
@@ -319,3 +322,84 @@ def test_a_folder_that_is_not_empty_is_not_written_into_unasked(refused, tiny_fo
     open(f"{files['out']}/mine.txt", "w").close()
     assert "is not empty" in refused(*flags(arguments(tiny_folder, files)), writes_nothing=False)
     assert os.listdir(files["out"]) == ["mine.txt"]
+
+
+# --- LoRA ---
+
+
+@pytest.fixture
+def train(monkeypatch, capsys):
+    """Runs the script in this process (starting one takes seconds) and returns what it prints."""
+
+    def run_to_its_end(options):
+        monkeypatch.setattr("sys.argv", [str(SCRIPT), *flags(options)])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_to_its_end
+
+
+def test_lora_leaves_an_ordinary_folder_with_the_adapter_beside_it(train, tiny_folder, files, tokenizer):
+    options = arguments(tiny_folder, files, do_eval=True, validation_file=files["sts"], pooler_type="layer_attention")
+    printed = train(options | {"use_lora": True, "lora_r": 4, "learning_rate": 1e-2})
+    out = Path(files["out"])
+    model = AutoModel.from_pretrained(out)
+    base = LayerPoolBertModel.from_pretrained(tiny_folder, pooler_type="layer_attention")
+    total = sum(parameter.numel() for parameter in base.parameters())
+    alone = PeftModel.from_pretrained(base, out / "adapter", is_trainable=True)
+    count = sum(parameter.numel() for parameter in alone.parameters() if parameter.requires_grad)
+    share = f"{count:,}, which is {count / total:.2%} of the model's {total:,}"
+    assert f"trainable parameters  {share}\n" in printed
+    assert "LoRA                  rank 4, alpha 32, dropout 0, on dense, key, query, value, pooler in full" in printed
+    texts = ["a text", "another one"]
+    np.testing.assert_allclose(alone.encode(texts, tokenizer), model.encode(texts, tokenizer), atol=1e-5)
+    assert not (out / "adapter_config.json").exists()  # else transformers would add the adapter once more
+    best = read_json(out / "trainer_state.json")["best_metric"]
+    assert read_json(out / "eval_results.json")["eval_spearman"] == pytest.approx(best, abs=1e-3)
+    card = (out / "README.md").read_text()
+    assert "| LoRA " in card
+    assert f"| {share}" in card
+    assert "The encoder was trained by LoRA" in card
+    assert "peft " in card
+    assert "hu2022lora" in card
+
+
+def test_a_run_with_lora_resumes_bit_identical(train, tiny_folder, files, tmp_path):
+    options = arguments(tiny_folder, files, max_steps=4, use_lora=True, lora_dropout=0.1, learning_rate=1e-2)
+    train(options)
+    expected = load_file(f"{files['out']}/model.safetensors")
+    for step in (3, 4):
+        os.rename(f"{files['out']}/checkpoint-{step}", tmp_path / f"gone-{step}")
+    assert "checkpoint-2" in train(options | {"resume_from_checkpoint": "true"})
+    found = load_file(f"{files['out']}/model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert weight.equal(found[name]), name
+
+
+def test_a_run_without_lora_takes_the_adapter_of_the_one_that_it_overwrites_away(train, tiny_folder, files):
+    options = arguments(tiny_folder, files, max_steps=1)
+    train(options | {"use_lora": True})
+    assert os.path.exists(f"{files['out']}/adapter")
+    train(options | {"overwrite_output_dir": True})
+    assert not os.path.exists(f"{files['out']}/adapter")
+    assert "LoRA" not in Path(files["out"], "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora_r": 4}, "lora_r does nothing without use_lora"),
+        ({"use_lora": True, "lora_r": 0}, "lora_r=0 must be positive"),
+        ({"use_lora": True, "lora_target_modules": ["q_proj"]}, "no linear layer 'q_proj' to adapt; use dense, key"),
+        ({"use_lora": True, "push_to_hub": True}, "give --hub_strategy end"),
+        (
+            {"use_lora": True, "do_train": None, "train_file": None, "do_eval": True, "validation_file": "sts.jsonl"},
+            "--use_lora does nothing without training",
+        ),
+    ],
+)
+def test_a_wrong_argument_of_lora_is_one_sentence(refused, tiny_folder, files, options, message):
+    sentence = refused(*flags(arguments(tiny_folder, files) | options))
+    assert sentence.startswith("error: ")
+    assert message in sentence

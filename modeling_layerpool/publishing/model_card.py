@@ -74,6 +74,13 @@ HIRE_CITATION = """@article{yang2019deepening,
   journal = {arXiv preprint arXiv:1911.01940},
   year = {2019}
 }"""
+LORA_CITATION = """@inproceedings{hu2022lora,
+  title = {{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author = {Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean
+            and Wang, Lu and Chen, Weizhu},
+  booktitle = {ICLR},
+  year = {2022}
+}"""
 POOLER_CITATIONS = {"layer_attention": LAYER_ATTENTION_CITATION, "hire": HIRE_CITATION}
 
 Evaluations = dict[int, dict[str, float]]
@@ -88,6 +95,7 @@ def write_model_card(
     test_data: str | None = None,
     hub_parts: Mapping[str, str] | None = None,
     text_columns: Sequence[str] = (),
+    adapter: Mapping[str, str] | None = None,
     command: str,
 ) -> Path:
     """
@@ -104,6 +112,7 @@ def write_model_card(
         hub_parts: of data on the Hub, the configuration (`"config"`, if any) and the splits (`"train"`,
             `"validation"`, `"test"`) that were used.
         text_columns: of a classifier, the columns of the one or two texts of a row.
+        adapter: of a run with LoRA, whose adapter is merged, what `lora_settings` says of it.
         command: the command line of the run. Paths outside the working folder and tokens are taken out of it.
     """
     trained = trainer.model
@@ -136,11 +145,13 @@ def write_model_card(
         train_rows=_rows(trainer.train_dataset),
         settings_table=_table(
             (_objective_settings(trainer) if labels is None else _classifier_settings(trainer, text_columns))
+            | dict(adapter or {})
             | _training_settings(trainer)
         ),
+        is_adapted=bool(adapter),
         command=clean_command,
         command_was_changed=clean_command != command,
-        versions=_versions(),
+        versions=_versions(("peft",) if adapter else ()),
         validation_data=_data_source(validation_data, "validation", parts) if validation_data else "not named",
         validation_size=_size(evaluations.get(kept_step) or next(iter(evaluations.values()), {})),
         percent=_percent_metrics([*evaluations.values(), test_scores]),
@@ -151,7 +162,7 @@ def write_model_card(
         test_table=_score_table(test_scores),
         selection=_selection(trainer, evaluations, kept_step),
         limits=_limits(trainer, labels, evaluations, test_scores),
-        citations=_citations(trainer),
+        citations=[*_citations(trainer), *([LORA_CITATION] if adapter else [])],
     )
     return _write(trainer, card)
 
@@ -529,9 +540,9 @@ def _rows(dataset: Any) -> str:
     return f"{len(dataset):,} rows" if isinstance(dataset, Sized) else "streamed, so that the rows were not counted"
 
 
-def _versions() -> str:
+def _versions(further: Sequence[str] = ()) -> str:
     versions = [f"python {platform.python_version()}"]
-    for package in PACKAGES:
+    for package in (*PACKAGES, *further):
         try:
             versions.append(f"{package} {version(package)}")
         except PackageNotFoundError:  # run from a copy that is not installed

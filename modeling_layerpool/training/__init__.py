@@ -2,6 +2,7 @@
 
 from .arguments import ContrastiveTrainingArguments
 from .base import NonFiniteLossError
+from .lora import add_lora
 from .losses import info_nce
 from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
@@ -18,6 +19,7 @@ __all__ = [
     "Objective",
     "TokenContrastArguments",
     "TokenContrastTrainer",
+    "add_lora",
     "info_nce",
     "sample_token_pairs",
     "semantic_similarity",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .base import RunArguments
+from .lora import require_peft
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
 from .pairwise import PAIRWISE_LOSSES
@@ -246,6 +247,53 @@ class ModelArguments:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
         names = ("type", "layers", "activation", "scaling", "gru_size", "gru_layers")
         fields = {name: getattr(self, name) for name in (*(f"pooler_{name}" for name in names), "projection_dim")}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass
+class LoraArguments:
+    """Whether to train an adapter in place of the encoder's weights, and which; what they mean says `add_lora`."""
+
+    use_lora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train low-rank matrices beside the linear layers of the encoder (LoRA), and the pooler in full. "
+            "Needs the extra 'peft'."
+        },
+    )
+    lora_r: int | None = field(default=None, metadata={"help": "Rank of the matrices. Default: 16."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "What they add is multiplied by lora_alpha / lora_r. Default: 32."}
+    )
+    lora_dropout: float | None = field(default=None, metadata={"help": "Of what they read. Default: 0."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Linear layers of the encoder by the end of their names, e.g. query value. Default: all."},
+    )
+
+    def __post_init__(self):
+        given = self.options()
+        if not self.use_lora:
+            if given:
+                name = next(iter(given)).removeprefix("lora_")
+                raise InputError(f"lora_{name} does nothing without use_lora")
+            return
+        require_peft()
+        for name in ("lora_r", "lora_alpha"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} must be positive")
+        if self.lora_dropout is not None and not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
+
+    def options(self) -> dict:
+        """The arguments of `add_lora` that were given; those that were not keep its defaults."""
+        fields = {
+            "r": self.lora_r,
+            "lora_alpha": self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "target_modules": self.lora_target_modules,
+        }
         return {name: value for name, value in fields.items() if value is not None}
 
 

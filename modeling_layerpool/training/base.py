@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..errors import InputError
 from .fault_tolerance import init_worker, whole_or_gone, write_manifest
+from .lora import check_checkpoint
 
 
 class NonFiniteLossError(RuntimeError):
@@ -115,6 +116,10 @@ class LayerPoolTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        check_checkpoint(resume_from_checkpoint, self.model)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
         epochs_trained, steps_trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)

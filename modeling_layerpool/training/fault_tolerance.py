@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import seed_worker, sort_checkpoints
 
 from .distributed import cpu_group, world_size
+from .lora import has_adapter
 
 
 MANIFEST = "complete.json"
@@ -135,8 +136,10 @@ def write_errors(trainer: Trainer, folder: str) -> Iterator[None]:
 
 
 def _needed(trainer: Trainer) -> int:
-    """Bytes of the weights and of the optimizer's state."""
+    """Bytes of the weights that are saved, and of the optimizer's state."""
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
+    if has_adapter(trainer.model):
+        tensors = [parameter for parameter in tensors if parameter.requires_grad]
     if trainer.optimizer is not None:
         tensors += [value for state in trainer.optimizer.state.values() for value in state.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if torch.is_tensor(tensor))

@@ -22,6 +22,7 @@ from .fault_tolerance import (
     save_on_sigterm,
     write_errors,
 )
+from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 
 
 def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
@@ -91,15 +92,22 @@ def find_checkpoint(args: RunArguments) -> str | None:
 
 
 def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
-    """Train from a checkpoint or from the start; save the model, the metrics and the state in `args.output_dir`."""
+    """
+    Train from a checkpoint or from the start; save the model, the metrics and the state in `args.output_dir`.
+
+    An adapter is saved alone, then merged: the trainer's model is an ordinary one afterwards.
+    """
     args = trainer.args
     if args.overwrite_output_dir and checkpoint is None and args.process_index == 0:
         # A run of its own must not find, or resume from, the checkpoints of the one that it overwrites.
-        for folder in Path(args.output_dir).glob("checkpoint-*"):
-            shutil.rmtree(folder)
+        for pattern in ("checkpoint-*", ADAPTER_FOLDER):
+            for folder in Path(args.output_dir).glob(pattern):
+                shutil.rmtree(folder)
     with save_on_sigterm(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
     with write_errors(trainer, args.output_dir):
+        if has_adapter(trainer.model):
+            save_and_merge(trainer)
         trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)

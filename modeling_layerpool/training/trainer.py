@@ -31,6 +31,7 @@ from .batching import (
 )
 from .data import is_tokenized, tokenize_dataset
 from .distributed import average_gradients, gather_rows, rows_of_all
+from .lora import check_adapter, has_adapter
 from .masking import TokenMasking
 from .mlm_head import MaskedLanguageHead
 from .neighbours import NeighbourBatchSampler
@@ -56,7 +57,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A layer-pooled encoder.
+            A layer-pooled encoder, or a `peft.PeftModel` of one.
         args ([`ContrastiveTrainingArguments`]):
             The options of the run and of its objective.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
@@ -80,7 +81,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     Raises:
         InputError: several devices without `accelerate launch`, a batch of one row, a needed column is missing, a text
-            is empty, `max_seq_length` is beyond the positions of the model, or FSDP or DeepSpeed cannot do an option.
+            is empty, `max_seq_length` is beyond the positions of the model, an adapter stands where the pooler cannot
+            read it, or FSDP or DeepSpeed cannot do an option.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
         CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
     """
@@ -111,6 +113,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             )
         if args.per_device_train_batch_size * args.world_size < 2:
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
+        if has_adapter(model):
+            check_adapter(model)
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.mlm_head = None
         if args.mlm_weight > 0 and train_dataset is not None:
@@ -165,6 +169,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     def _check_engine(self) -> None:
         """Refuse what FSDP or DeepSpeed would do wrongly or not at all."""
+        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and has_adapter(self.model):
+            raise InputError(
+                "use_lora does not work under FSDP or DeepSpeed, where adapters were not tried; use DDP, or leave it "
+                "out"
+            )
         if self.is_deepspeed_enabled and self.args.gradient_cache is not None:
             raise InputError(
                 "gradient_cache does not work under DeepSpeed, whose engine has to see every backward pass; leave it "

@@ -1,0 +1,164 @@
+"""
+LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) by PEFT: the encoder's weights stay as they are, low-rank matrices beside
+its linear layers and the pooler are trained.
+"""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from ..errors import InputError
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+# In the output folder, beside the merged model: the adapter alone.
+ADAPTER_FOLDER = "adapter"
+ADAPTER_CONFIG = "adapter_config.json"
+# What a checkpoint's adapter has to share with the model's, by its name here and in PEFT.
+SHARED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules"}
+
+
+def require_peft() -> None:
+    """Raise an `InputError` if PEFT is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise InputError("use_lora needs PEFT: pip install 'modeling-layerpool[peft]'")
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether this is a model of PEFT, by [`add_lora`] or by PEFT's own `get_peft_model`."""
+    if importlib.util.find_spec("peft") is None:
+        return False
+    from peft import PeftModel  # an extra
+
+    return isinstance(model, PeftModel)
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int = 16,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+) -> "PeftModel":
+    r"""
+    Freeze a layer-pooled model and put LoRA beside linear layers of its encoder. What stands on the encoder (the
+    pooler, a classifier) is trained in full.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A layer-pooled model. It is changed in place.
+        r (`int`, *optional*, defaults to 16):
+            The rank of the added matrices.
+        lora_alpha (`int`, *optional*, defaults to 32):
+            What they add is multiplied by `lora_alpha / r`.
+        lora_dropout (`float`, *optional*, defaults to 0.0):
+            Of what they read, in training.
+        target_modules (sequence of `str`, *optional*):
+            The linear layers of the encoder, by the end of their names, such as `query`. Defaults to all of them.
+
+    Returns:
+        `peft.PeftModel`: which passes `encode`, `config` and all else on to `model`.
+
+    Raises:
+        InputError: PEFT is not installed, or the encoder has no such linear layer.
+    """
+    require_peft()
+    from peft import LoraConfig, get_peft_model  # an extra
+
+    linear = linear_layers(model)
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    for target in target_modules or ():
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            raise InputError(
+                f"lora_target_modules: the encoder has no linear layer {target!r} to adapt; use {', '.join(known)}"
+            )
+    children = model.named_children()
+    heads = [name for name, child in children if child is not model.base_model and list(child.parameters())]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=list(target_modules or known),
+        modules_to_save=heads or None,  # a pooler without parameters has nothing to save; no head is ever a target
+    )
+    return get_peft_model(model, config)
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """
+    Names, inside the encoder, of the linear layers that may be adapted.
+
+    One that the pooler reads by a hook (`embeddings_project` of a narrow ELECTRA) is left out: PEFT puts a layer of
+    its own around it, and the hook would read it without what LoRA adds.
+    """
+    modules = model.base_model.named_modules()
+    return [name for name, module in modules if isinstance(module, nn.Linear) and not module._forward_hooks]
+
+
+def check_adapter(model: "PeftModel") -> None:
+    """Raise an `InputError` if an adapter stands around a layer that the pooler reads; see [`linear_layers`]."""
+    for name, module in model.named_modules():
+        if getattr(getattr(module, "base_layer", None), "_forward_hooks", None):
+            target = name.rpartition(".")[2]
+            raise InputError(f"the pooler reads {target!r} without its adapter; take it out of the target modules")
+
+
+def lora_settings(model: "PeftModel") -> dict[str, str]:
+    """What a table of the run and a model card have to say of the adapter of [`add_lora`], by name."""
+    config = model.peft_config[model.active_adapter]
+    trained, all_parameters = model.get_nb_trainable_parameters()
+    total = all_parameters - trained  # what is trained stands beside the model's own weights, which stay
+    in_full = "".join(f", {name} in full" for name in sorted(config.modules_to_save or ()))
+    return {
+        "LoRA": f"rank {config.r}, alpha {config.lora_alpha}, dropout {config.lora_dropout:g}, on "
+        f"{', '.join(sorted(config.target_modules))}{in_full}",
+        "trainable parameters": f"{trained:,}, which is {trained / total:.2%} of the model's {total:,}",
+    }
+
+
+def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
+    """
+    Raise an `InputError` unless a checkpoint holds an adapter like the model's, or none for a model without one.
+
+    The library would load nothing, or what fits, and go on.
+    """
+    if not Path(checkpoint).is_dir():
+        return  # the library says so
+    path = Path(checkpoint, ADAPTER_CONFIG)
+    if not has_adapter(model):
+        if path.is_file():
+            raise InputError(f"{checkpoint}: holds an adapter; resume it with --use_lora")
+        return
+    adapter = model.active_adapter
+    if adapter != "default":
+        path = Path(checkpoint, adapter, ADAPTER_CONFIG)  # where PEFT saves one with a name
+    if not path.is_file():
+        raise InputError(f"{checkpoint}: holds no adapter; resume it without --use_lora")
+    saved, own = json.loads(path.read_text(encoding="utf-8")), model.peft_config[adapter].to_dict()
+    for option, name in SHARED.items():
+        first, second = (
+            sorted(value) if isinstance(value, (list, set)) else value for value in (saved.get(name), own.get(name))
+        )
+        if first != second:
+            raise InputError(f"{checkpoint}: was trained with {option}={first}, which cannot become {second}")
+
+
+def save_and_merge(trainer: Trainer) -> None:
+    """
+    Save the adapter as `adapter/` in `args.output_dir`, then make the trainer's model the ordinary one that it began
+    as, with the adapter in its weights. All processes must call this.
+    """
+    if trainer.args.should_save:
+        folder = Path(trainer.args.output_dir, ADAPTER_FOLDER)
+        trainer.model.save_pretrained(folder)
+        (folder / "README.md").unlink()  # PEFT's empty form; the run writes a card of its own
+    trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()

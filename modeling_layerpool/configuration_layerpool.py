@@ -8,6 +8,7 @@ from transformers.activations import ACT2FN
 
 POOLER_TYPES = ("layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
 POOLER_SCALINGS = ("num_states", "sqrt_hidden_size")
+POOLER_RESIDUALS = ("mean", "cls")
 
 
 @dataclass(kw_only=True)
@@ -32,6 +33,16 @@ class LayerPoolConfigMixin:
         pooler_scaling (`str`, *optional*, defaults to `"num_states"`):
             `layer_attention` only: what the scores are divided by. `"num_states"`, the number of hidden states read,
             is the paper's; `"sqrt_hidden_size"` is the usual one of dot-product attention.
+        pooler_residual (`str`, *optional*):
+            `layer_attention` and `weighted_layers` only: what the pooler adds to, `"mean"` (the token mean of the
+            highest state read) or `"cls"` (its first token). What is added starts at zero, so that a new pooler starts
+            as that plain one. Not the papers'. Defaults to nothing.
+        pooler_normalize_inputs (`bool`, *optional*, defaults to `False`):
+            `layer_attention` and `weighted_layers` only: whether to bring each state's pooled vector to mean 0 and
+            variance 1 before it is read, so that no state weighs more because its values are larger. Not the papers'.
+        pooler_output_activation (`str`, *optional*):
+            `layer_attention` only: behind the last map, a name of `transformers.activations.ACT2FN`. Defaults to the
+            paper's `"tanh"`, and to `"linear"` with `pooler_residual`.
         pooler_gru_size (`int`, *optional*):
             `hire` only: width of its GRUs in each direction. Defaults to the encoder's width.
         pooler_gru_layers (`int`, *optional*, defaults to 2):
@@ -46,6 +57,9 @@ class LayerPoolConfigMixin:
     pooler_layers: list[int] | None = None
     pooler_activation: str | None = None
     pooler_scaling: str = "num_states"
+    pooler_residual: str | None = None
+    pooler_normalize_inputs: bool = False
+    pooler_output_activation: str | None = None
     pooler_gru_size: int | None = None
     pooler_gru_layers: int = 2
     projection_dim: int | None = None
@@ -66,6 +80,10 @@ class LayerPoolConfigMixin:
             raise ValueError(
                 f"pooler_activation={self.pooler_activation!r} is unknown; use 'rrelu' or one of {', '.join(ACT2FN)}."
             )
+        if self.pooler_output_activation is not None:
+            _check_choice("pooler_output_activation", self.pooler_output_activation, tuple(ACT2FN))
+        if self.pooler_residual is not None:
+            self._check_residual()
         for field in ("projection_dim", "pooler_gru_size"):
             value = getattr(self, field)
             if value is not None and not (_is_int(value) and value > 0):
@@ -76,6 +94,20 @@ class LayerPoolConfigMixin:
         if self.pooler_type == "mean_last_two" and last == 0:
             raise ValueError(
                 "pooler_type='mean_last_two' needs a layer: pooler_layers names the embedding output only."
+            )
+
+    def _check_residual(self) -> None:
+        _check_choice("pooler_residual", self.pooler_residual, POOLER_RESIDUALS)
+        if self.pooler_type == "hire":
+            raise ValueError(
+                f"pooler_residual={self.pooler_residual!r} is for layer_attention and weighted_layers, not for hire."
+            )
+        if self.pooler_type in ("layer_attention", "weighted_layers") and (
+            self.projection_dim not in (None, self.hidden_size)
+        ):
+            raise ValueError(
+                f"pooler_residual={self.pooler_residual!r} needs an embedding as wide as the encoder, "
+                f"{self.hidden_size}, not projection_dim={self.projection_dim}."
             )
 
     @property

@@ -38,7 +38,7 @@ from .modeling_layerpool_packing import (
     restarting_positions,
     sequences_from_lengths,
 )
-from .modeling_layerpool_poolers import HirePooler, WeightedLayersPooler
+from .modeling_layerpool_poolers import HirePooler, LayerAttentionPooler, WeightedLayersPooler
 
 
 @dataclass
@@ -131,12 +131,20 @@ class LayerPoolMixin:
             )
         super().gradient_checkpointing_enable(*args, **kwargs)
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # In code that is not its own the library passes over modules that have no parameters but their children's,
+        # such as poolers, lest loaded weights be overwritten. What is below leaves those alone by itself.
+        super()._initialize_weights(module)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, WeightedLayersPooler):
             init.zeros_(module.layer_weights)
-            init.ones_(module.scale)
+            init.constant_(module.scale, 1 if module.residual is None else 0)
+        elif isinstance(module, LayerAttentionPooler) and module.residual is not None:
+            init.zeros_(module.projection.weight)
+            init.zeros_(module.projection.bias)
         elif isinstance(module, HirePooler):
             # The paper's ReLU starts open: if it were shut for all states, no gradient would ever open it.
             init.ones_(module.importance.bias)

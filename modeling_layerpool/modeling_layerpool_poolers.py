@@ -56,23 +56,33 @@ class WeightedLayersPooler(nn.Module):
 
     `layer_weights (n,)` start at 0 and `scale` at 1, so that the start is the plain mean over the states. With
     another width in `projection_dim` a linear map `projection (d, h)` follows.
+
+    With `pooler_residual` this is added to the last state's token mean or [CLS], and `scale` starts at 0.
     """
 
     def __init__(self, config):
         super().__init__()
         self.states = config.pooled_states
+        self.residual, self.normalizes_inputs = config.pooler_residual, config.pooler_normalize_inputs
         self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
         self.scale = nn.Parameter(torch.ones(1))
         self.projection = _projection(config)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
-        return sentences.mean(state)
+        mean = sentences.mean(state)
+        return torch.stack([sentences.first(state), mean], dim=1) if self.residual == "cls" else mean
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        last = reduced[-1]
+        if self.residual == "cls":
+            last = last[:, 0]
+            reduced = [both[:, 1] for both in reduced]
         pooled = torch.stack(reduced, dim=1)  # (b, n, h)
+        if self.normalizes_inputs:
+            pooled = _normalize(pooled)
         weights = self.layer_weights.softmax(dim=0)
-        mixed = self.scale * torch.einsum("n,bnh->bh", weights, pooled)
-        return self.projection(mixed), weights.expand(pooled.shape[0], -1)
+        mixed = self.projection(self.scale * torch.einsum("n,bnh->bh", weights, pooled))
+        return mixed if self.residual is None else last + mixed, weights.expand(pooled.shape[0], -1)
 
 
 class LayerAttentionPooler(nn.Module):
@@ -83,6 +93,10 @@ class LayerAttentionPooler(nn.Module):
     `Q_i = f(W_q c_i)`, `K_j = f(W_k a_j)`, `V_j = f(W_v a_j)`, `alpha_ij = softmax_j(Q_i . K_j / n)`,
     `u = 1/n sum_i sum_j alpha_ij V_j`, and the embedding `tanh(W_p [c_last ; u] + b_p)`. The maps `query`, `key` and
     `value` are `(h, h)` without bias, shared by all states; `projection` is `(d, 2h)`.
+
+    Not the paper's: with `pooler_residual` the embedding is `a_last` or `c_last` plus `W_p [c_last ; u] + b_p`,
+    without the tanh, and `W_p` and `b_p` start at zero; with `pooler_normalize_inputs` all `c_i` and `a_j` that are
+    read are brought to mean 0 and variance 1.
     """
 
     def __init__(self, config):
@@ -94,6 +108,8 @@ class LayerAttentionPooler(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
         self.projection = nn.Linear(2 * width, config.projection_dim or width)
         self.activation = _activation(config.pooler_activation or "rrelu")
+        self.residual, self.normalizes_inputs = config.pooler_residual, config.pooler_normalize_inputs
+        self.output_activation = ACT2FN[config.pooler_output_activation or ("linear" if self.residual else "tanh")]
         self.divisor = len(self.states) if config.pooler_scaling == "num_states" else math.sqrt(width)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
@@ -101,13 +117,16 @@ class LayerAttentionPooler(nn.Module):
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         first, mean = torch.stack(reduced, dim=2).unbind(dim=1)  # (b, n, h) each
+        last = {None: None, "mean": mean[:, -1], "cls": first[:, -1]}[self.residual]
+        if self.normalizes_inputs:
+            first, mean = _normalize(first), _normalize(mean)
         query, key, value = self._activate(self.query(first), self.key(mean), self.value(mean))
         attention = torch.softmax(query @ key.transpose(1, 2) / self.divisor, dim=-1)  # (b, n, n)
         # The mean over the queries commutes with the sum over the values: one weight for each state is enough.
         weights = attention.mean(dim=1)  # (b, n)
         mixed = (weights.unsqueeze(1) @ value).squeeze(1)
-        embedding = torch.tanh(self.projection(torch.cat([first[:, -1], mixed.to(first.dtype)], dim=-1)))
-        return embedding, weights
+        embedding = self.output_activation(self.projection(torch.cat([first[:, -1], mixed.to(first.dtype)], dim=-1)))
+        return embedding if last is None else last + embedding, weights
 
     def _activate(self, *maps: torch.Tensor) -> list[torch.Tensor]:
         return [_activate(self.activation, x) for x in maps]
@@ -214,6 +233,10 @@ def _projection(config) -> nn.Module:
     if config.projection_dim in (None, config.pooled_width):
         return nn.Identity()
     return nn.Linear(config.pooled_width, config.projection_dim)
+
+
+def _normalize(pooled: torch.Tensor) -> torch.Tensor:
+    return functional.layer_norm(pooled, pooled.shape[-1:])
 
 
 class _RReLU(nn.RReLU):

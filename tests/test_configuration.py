@@ -10,6 +10,11 @@ def test_defaults_are_the_papers():
     assert config.pooler_activation is None  # the paper's, whichever the pooler
     assert config.pooler_gru_layers == 2
     assert config.pooler_scaling == "num_states"
+    assert (config.pooler_residual, config.pooler_normalize_inputs, config.pooler_output_activation) == (
+        None,
+        False,
+        None,
+    )
     assert config.pooled_states == list(range(13))
 
 
@@ -36,6 +41,10 @@ def test_pooler_layers_count_from_both_ends():
         ({"pooler_scaling": "none"}, "pooler_scaling='none' is unknown"),
         ({"projection_dim": 0}, "projection_dim=0 must be a positive integer"),
         ({"pooler_gru_size": -1}, "pooler_gru_size=-1 must be a positive integer"),
+        ({"pooler_residual": "max"}, "pooler_residual='max' is unknown; use one of mean, cls"),
+        ({"pooler_residual": "mean", "pooler_type": "hire"}, "for layer_attention and weighted_layers, not for hire"),
+        ({"pooler_residual": "mean", "projection_dim": 64}, "as wide as the encoder, 768, not projection_dim=64"),
+        ({"pooler_output_activation": "swoosh"}, "pooler_output_activation='swoosh' is unknown"),
         ({"pooler_gru_layers": 0}, "pooler_gru_layers=0 must be a positive integer"),
         ({"pooler_type": "mean_last_two", "pooler_layers": [0]}, "mean_last_two"),
     ],

@@ -99,6 +99,12 @@ def test_hire_equals_the_formulas(hire_model, tokenizer, options, states, width)
     torch.testing.assert_close(output.layer_attentions.double(), weights, atol=1e-6, rtol=0)
 
 
+def test_the_importance_of_all_states_starts_open(hire_model, minilm):
+    # Here, and from a checkpoint: a shut ReLU would let no gradient through to the first GRU.
+    assert LayerPoolBertModel(hire_model().config).pooler.importance.bias.item() == 1
+    assert LayerPoolBertModel.from_pretrained(minilm, pooler_type="hire").pooler.importance.bias.item() == 1
+
+
 def test_hire_and_its_gradients_equal_the_formulas_in_float64(hire_model):
     pooler = hire_model(pooler_gru_size=6).pooler.double()
     states = torch.randn(4, 3, 5, 32, dtype=torch.float64, requires_grad=True)  # (n, b, t, h)

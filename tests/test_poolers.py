@@ -12,7 +12,15 @@ from .conftest import POOLER_TYPES, SENTENCES
 RRELU_SLOPE = 11 / 48
 
 
-def reference_layer_attention(hidden_states, mask, state_dict, divisor, slope=RRELU_SLOPE):
+def normalized(x):
+    """Mean 0 and variance 1 over the coordinates."""
+    centred = x - x.mean()
+    return centred / (centred.square().mean() + 1e-5).sqrt()
+
+
+def reference_layer_attention(
+    hidden_states, mask, state_dict, divisor, slope=RRELU_SLOPE, residual=None, normalize=False, output=torch.tanh
+):
     """methods of Oh et al. 2022, one sentence, one query and one key at a time, in float64."""
     weights = {name: value.double() for name, value in state_dict.items()}
 
@@ -24,6 +32,9 @@ def reference_layer_attention(hidden_states, mask, state_dict, divisor, slope=RR
         tokens = int(mask[sentence].sum())
         first = [state[sentence, 0].double() for state in hidden_states]
         mean = [state[sentence, :tokens].double().sum(dim=0) / tokens for state in hidden_states]
+        start = {None: 0, "mean": mean[-1], "cls": first[-1]}[residual]
+        if normalize:
+            first, mean = [normalized(c) for c in first], [normalized(a) for a in mean]
         total = torch.zeros_like(first[0])
         for c in first:
             query = rrelu(weights["query.weight"] @ c)
@@ -33,7 +44,7 @@ def reference_layer_attention(hidden_states, mask, state_dict, divisor, slope=RR
                 total += math.exp(score) / normaliser * rrelu(weights["value.weight"] @ a)
         mixed = total / len(hidden_states)
         joined = torch.cat([first[-1], mixed])
-        embeddings.append(torch.tanh(weights["projection.weight"] @ joined + weights["projection.bias"]))
+        embeddings.append(start + output(weights["projection.weight"] @ joined + weights["projection.bias"]))
     return torch.stack(embeddings)
 
 
@@ -59,6 +70,81 @@ def test_layer_attention_equals_the_formula(tiny_model, tokenizer, options, stat
         [output.hidden_states[state] for state in states], batch["attention_mask"], model.pooler.state_dict(), divisor
     )
     torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("residual", ["mean", "cls", None])
+@pytest.mark.parametrize(
+    ("options", "output"),
+    [
+        ({}, None),
+        ({"pooler_normalize_inputs": True}, None),
+        ({"pooler_output_activation": "sigmoid"}, torch.sigmoid),
+    ],
+)
+def test_layer_attention_with_a_residual_equals_its_formula(tiny_model, tokenizer, residual, options, output):
+    model = tiny_model(pooler_residual=residual, **options)
+    for weight in model.pooler.parameters():
+        nn.init.normal_(weight, std=0.3)
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        got = model(**batch, output_hidden_states=True)
+    expected = reference_layer_attention(
+        got.hidden_states,
+        batch["attention_mask"],
+        model.pooler.state_dict(),
+        divisor=4,
+        residual=residual,
+        normalize="pooler_normalize_inputs" in options,
+        output=output or (torch.tanh if residual is None else lambda x: x),
+    )
+    torch.testing.assert_close(got.pooler_output.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("residual", ["mean", "cls", None])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokenizer, residual, normalize):
+    model = tiny_model(pooler_type="weighted_layers", pooler_residual=residual, pooler_normalize_inputs=normalize)
+    nn.init.normal_(model.pooler.layer_weights)
+    nn.init.constant_(model.pooler.scale, 1.7)
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        got = model(**batch, output_hidden_states=True, output_layer_attentions=True)
+    scores = model.pooler.layer_weights.detach().double().exp()
+    for sentence, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+        states = [state[sentence, :tokens].double() for state in got.hidden_states]
+        mean = [state.mean(dim=0) for state in states]
+        expected = {None: 0, "mean": mean[-1], "cls": states[-1][0]}[residual]
+        for score, x in zip(scores, mean, strict=True):
+            expected = expected + 1.7 * score / scores.sum() * (normalized(x) if normalize else x)
+        torch.testing.assert_close(got.pooler_output[sentence].double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(got.layer_attentions[0].double(), scores / scores.sum())
+
+
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
+@pytest.mark.parametrize("residual", ["mean", "cls"])
+@pytest.mark.parametrize("options", [{}, {"pooler_normalize_inputs": True}])
+def test_a_new_residual_pooler_is_the_plain_one_exactly(minilm, tokenizer, pooler_type, residual, options):
+    from modeling_layerpool import LayerPoolBertModel
+
+    plain = LayerPoolBertModel.from_pretrained(minilm, pooler_type=residual)
+    model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=pooler_type, pooler_residual=residual, **options)
+    expected = plain.encode(list(SENTENCES), tokenizer)
+    assert (model.encode(list(SENTENCES), tokenizer) == expected).all()
+    # ... and learns from the first step on.
+    model.train()(
+        **tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    ).pooler_output.square().sum().backward()
+    moving = {name for name, weight in model.pooler.named_parameters() if weight.grad.abs().sum() > 0}
+    assert moving == ({"projection.weight", "projection.bias"} if pooler_type == "layer_attention" else {"scale"})
+
+
+def test_a_trained_residual_pooler_comes_back_from_its_folder(tiny_model, tmp_path):
+    model = tiny_model(pooler_residual="mean")
+    nn.init.normal_(model.pooler.projection.weight)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again.pooler.projection.weight, model.pooler.projection.weight)
+    assert again.config.pooler_residual == "mean"
 
 
 def test_layer_attention_equals_the_formula_on_real_weights(minilm, tokenizer):

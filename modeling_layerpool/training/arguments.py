@@ -128,6 +128,13 @@ class ContrastiveTrainingArguments(RunArguments):
         },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Of --mlm_weight: share of the tokens masked."})
+    freeze_encoder: bool = field(
+        default=False, metadata={"help": "Train the pooler only, and leave the encoder as it is."}
+    )
+    pooler_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the pooler, on the same schedule. Default: --learning_rate."},
+    )
     max_seq_length: int | None = field(
         default=None,
         metadata={
@@ -183,6 +190,10 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError(f"mlm_probability={self.mlm_probability} must lie between 0 and 1")
         if self.temperature_learning_rate is not None and not self.learn_temperature:
             raise InputError("temperature_learning_rate does nothing without learn_temperature")
+        if self.pooler_learning_rate is not None and not self.pooler_learning_rate >= 0:
+            raise InputError(f"pooler_learning_rate={self.pooler_learning_rate} must not be negative")
+        if self.freeze_encoder and self.mlm_weight > 0:
+            raise InputError("mlm_weight trains the encoder, which freeze_encoder leaves as it is; drop one of them")
         for name in ("max_seq_length", "row_length"):
             value = getattr(self, name)
             if value is not None and value < 3:
@@ -230,6 +241,25 @@ class ModelArguments:
     pooler_scaling: str | None = field(
         default=None, metadata={"help": "Of layer_attention: num_states or sqrt_hidden_size."}
     )
+    pooler_residual: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of layer_attention and weighted_layers: what they add to, beginning with nothing: mean or cls of "
+            "the last state."
+        },
+    )
+    pooler_normalize_inputs: bool | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",  # so that a bare flag means true
+            "const": True,
+            "help": "Of layer_attention and weighted_layers: bring each state to mean 0 and variance 1.",
+        },
+    )
+    pooler_output_activation: str | None = field(
+        default=None,
+        metadata={"help": "Of layer_attention: behind its last map. Default: tanh; linear with a residual."},
+    )
     pooler_gru_size: int | None = field(
         default=None, metadata={"help": "Of hire: width of its GRUs in each direction."}
     )
@@ -245,8 +275,7 @@ class ModelArguments:
 
     def config_overrides(self) -> dict:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
-        names = ("type", "layers", "activation", "scaling", "gru_size", "gru_layers")
-        fields = {name: getattr(self, name) for name in (*(f"pooler_{name}" for name in names), "projection_dim")}
+        fields = {name: value for name, value in vars(self).items() if name.startswith(("pooler_", "projection_"))}
         return {name: value for name, value in fields.items() if value is not None}
 
 

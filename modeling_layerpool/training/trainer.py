@@ -115,6 +115,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         if has_adapter(model):
             check_adapter(model)
+        if args.freeze_encoder:
+            _freeze_encoder(model)
+        if args.pooler_learning_rate is not None and not list(model.pooler.parameters()):
+            raise InputError(
+                f"pooler_learning_rate does nothing: pooler_type={model.config.pooler_type} has no weights of its own"
+            )
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.mlm_head = None
         if args.mlm_weight > 0 and train_dataset is not None:
@@ -173,6 +179,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError(
                 "use_lora does not work under FSDP or DeepSpeed, where adapters were not tried; use DDP, or leave it "
                 "out"
+            )
+        if self.is_deepspeed_enabled and self.args.pooler_learning_rate is not None:
+            raise InputError(
+                "pooler_learning_rate does not work under DeepSpeed, whose own optimizer has one rate for all; use "
+                "DDP, or leave it out"
             )
         if self.is_deepspeed_enabled and self.args.gradient_cache is not None:
             raise InputError(
@@ -479,6 +490,13 @@ class ContrastiveTrainer(LayerPoolTrainer):
         """The library's optimizer, with groups of their own for what is trained beside the model."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
+        if is_new and self.args.pooler_learning_rate is not None:
+            pooler = {id(parameter) for parameter in self.model.pooler.parameters()}
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if id(parameter) in pooler]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in pooler]
+                rate = {"params": own, "weight_decay": group["weight_decay"], "lr": self.args.pooler_learning_rate}
+                optimizer.add_param_group(rate)
         if is_new and self.mlm_head is not None:
             decaying = set(self.get_decay_parameter_names(self.mlm_head.language_model))
             for decays, weight_decay in ((True, self.args.weight_decay), (False, 0.0)):
@@ -568,6 +586,16 @@ def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> t
 
 
 _NO_ROWS = Dataset.from_dict({})
+
+
+def _freeze_encoder(model: PreTrainedModel) -> None:
+    if has_adapter(model):
+        raise InputError("freeze_encoder leaves the adapter of use_lora nothing to do; drop one of them")
+    if not list(model.pooler.parameters()):
+        raise InputError(
+            f"freeze_encoder leaves nothing to train: pooler_type={model.config.pooler_type} has no weights of its own"
+        )
+    model.base_model.requires_grad_(False)
 
 
 def set_max_seq_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> None:

@@ -137,6 +137,42 @@ def test_a_learned_temperature_moves_without_weight_decay_at_its_own_rate(make_t
     assert trainer.objective.inverse_temperature.grad is None
 
 
+def test_the_pooler_learns_at_its_own_rate_on_the_same_schedule(make_trainer):
+    options = {
+        "max_steps": 4,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.1,
+        "warmup_steps": 2,
+        "lr_scheduler_type": "linear",
+    }
+    trainer = make_trainer(pooler_learning_rate=1e-2, **options)
+    trainer.create_optimizer()
+    rate_of = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    decay_of = {id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert rate_of[id(parameter)] == (1e-2 if name.startswith("pooler.") else 1e-4), name
+        assert decay_of[id(parameter)] == (0.0 if name.endswith("bias") or "LayerNorm" in name else 0.1), name
+    assert len(rate_of) == len(list(trainer.model.parameters()))
+    trainer.create_scheduler(4)
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5e-2, 0.5e-4}
+
+
+def test_a_frozen_encoder_stays_and_the_pooler_moves(make_trainer):
+    trainer = make_trainer(max_steps=2, freeze_encoder=True, learning_rate=1e-2)
+    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
+    trainer.train()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, before[name]) == name.startswith("bert."), name
+
+
+@pytest.mark.parametrize("options", [{"freeze_encoder": True}, {"pooler_learning_rate": 1e-3}])
+def test_a_pooler_without_weights_cannot_be_trained_alone(make_trainer, tiny_model, options):
+    with pytest.raises(InputError, match="pooler_type=mean has no weights of its own"):
+        make_trainer(model=tiny_model(pooler_type="mean"), **options)
+
+
 def test_without_a_learned_temperature_the_objective_has_nothing_to_save(make_trainer):
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
@@ -405,6 +441,8 @@ def test_several_devices_in_one_process_are_refused(make_trainer, monkeypatch):
         ({"temperature": -1.0}, "must be above 0"),
         ({"temperature_learning_rate": 0.1}, "does nothing without learn_temperature"),
         ({"max_seq_length": 2}, "leaves no room"),
+        ({"pooler_learning_rate": -0.1}, "must not be negative"),
+        ({"freeze_encoder": True, "mlm_weight": 0.1}, "drop one of them"),
         ({"remove_unused_columns": True}, "must stay off"),
     ],
 )

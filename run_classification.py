@@ -39,6 +39,7 @@ from modeling_layerpool.training.classification import (
     tokenize_part,
 )
 from modeling_layerpool.training.script import (
+    describe_pooler,
     evaluate_when_saving,
     find_checkpoint,
     one_sentence_errors,
@@ -197,7 +198,7 @@ def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkp
         "steps": f"{steps:,}",
         "tokens a row": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
-        "pooler": f"{model.config.pooler_type} over the hidden states {', '.join(map(str, model.pooler.states))}",
+        "pooler": describe_pooler(model),
         "evaluates on": measured,
         "resumes from": checkpoint or "nothing",
     }

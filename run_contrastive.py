@@ -32,6 +32,7 @@ from modeling_layerpool.training.data import load_file, load_hub
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.script import (
+    describe_pooler,
     evaluate_when_saving,
     find_checkpoint,
     one_sentence_errors,
@@ -116,7 +117,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{trainable:,}",
         **adapter,
-        "pooler": f"{model.config.pooler_type} over the hidden states {', '.join(map(str, model.pooler.states))}",
+        "pooler": describe_pooler(model),
         "evaluates on": measured,
         "resumes from": checkpoint or "nothing",
     }

@@ -79,8 +79,7 @@ def load_layerpool(
     """
     config = read_checkpoint_json(model_name_or_path, "config.json", revision)
     if config is None:
-        reason = "has no config.json" if Path(model_name_or_path).is_dir() else "no such folder, nor a model to reach"
-        raise InputError(f"{model_name_or_path}: {reason}")
+        raise no_model(model_name_or_path)
     model_type = config.get("model_type", "bert")
     classes = next((classes for classes in MODELS if model_type in classes.model_types), None)
     if classes is None:
@@ -122,6 +121,14 @@ def load_layerpool(
         raise loading_error(model_name_or_path, error, "has no tokenizer that could be opened") from error
     check_tokenizer(model_name_or_path, tokenizer)
     return model, tokenizer
+
+
+def no_model(name: str) -> InputError:
+    """Why a name without a `config.json` is no model."""
+    if Path(name, "adapter_config.json").is_file():
+        return InputError(f"{name}: an adapter, which is no model of its own; give the folder that it was merged into")
+    reason = "has no config.json" if Path(name).is_dir() else "no such folder, nor a model to reach"
+    return InputError(f"{name}: {reason}")
 
 
 def read_checkpoint_json(name: str, filename: str, revision: str = "main") -> Any:

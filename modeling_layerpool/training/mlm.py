@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, read_checkpoint_json
+from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, no_model, read_checkpoint_json
 from ..errors import InputError
 from ..rows import check_text, read_rows, require_columns
 from .batching import EpochDataLoader
@@ -341,8 +341,7 @@ def load_masked_language_model(
     """
     config = read_checkpoint_json(name, "config.json", revision)
     if config is None:
-        reason = "has no config.json" if Path(name).is_dir() else "no such folder, nor a model to reach"
-        raise InputError(f"{name}: {reason}")
+        raise no_model(name)
     if config.get("model_type") not in {known.model_type for known in MODEL_FOR_MASKED_LM_MAPPING}:
         raise InputError(f"{name}: there is no masked language model of type {config.get('model_type')!r}")
     if Path(name).is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import transformers
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
 
 from ..errors import InputError, usage_errors
 from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments
@@ -112,6 +112,13 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
+
+
+def describe_pooler(model: PreTrainedModel) -> str:
+    """What the pooler of a model is and which hidden states it reads, in words."""
+    base = getattr(model.pooler, "residual", None)
+    name = model.config.pooler_type if base is None else f"{base} + {model.config.pooler_type}"
+    return f"{name} over the hidden states {', '.join(map(str, model.pooler.states))}"
 
 
 def publish(trainer: LayerPoolTrainer) -> None:

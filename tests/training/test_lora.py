@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
+from modeling_layerpool.checkpoints import load_layerpool
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments, add_lora
 from modeling_layerpool.training.arguments import LoraArguments
@@ -254,6 +255,8 @@ def test_the_final_folder_is_that_of_a_run_without_lora(make_trainer, tiny_model
     plain, lora = folders
     assert set(os.listdir(lora)) == set(os.listdir(plain)) | {"adapter"}
     assert {path.name for path in (lora / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    with pytest.raises(InputError, match="an adapter, which is no model of its own"):
+        load_layerpool(str(lora / "adapter"))
     assert load_file(lora / "model.safetensors").keys() == load_file(plain / "model.safetensors").keys()
     assert json.loads((lora / "config.json").read_text()) == json.loads((plain / "config.json").read_text())
 

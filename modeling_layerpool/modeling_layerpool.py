@@ -141,7 +141,8 @@ class LayerPoolMixin:
         super()._init_weights(module)
         if isinstance(module, WeightedLayersPooler):
             init.zeros_(module.layer_weights)
-            init.constant_(module.scale, 1 if module.residual is None else 0)
+            if module.residual is None:
+                init.ones_(module.scale)
         elif isinstance(module, LayerAttentionPooler) and module.residual is not None:
             init.zeros_(module.projection.weight)
             init.zeros_(module.projection.bias)

@@ -57,7 +57,8 @@ class WeightedLayersPooler(nn.Module):
     `layer_weights (n,)` start at 0 and `scale` at 1, so that the start is the plain mean over the states. With
     another width in `projection_dim` a linear map `projection (d, h)` follows.
 
-    With `pooler_residual` this is added to the last state's token mean or [CLS], and `scale` starts at 0.
+    With `pooler_residual` the embedding is the last state's token mean or [CLS] plus `sum_j layer_weights_j x_j`: any
+    weights, without softmax and scale, which start at 0 and can be negative.
     """
 
     def __init__(self, config):
@@ -65,7 +66,8 @@ class WeightedLayersPooler(nn.Module):
         self.states = config.pooled_states
         self.residual, self.normalizes_inputs = config.pooler_residual, config.pooler_normalize_inputs
         self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
-        self.scale = nn.Parameter(torch.ones(1))
+        if self.residual is None:
+            self.scale = nn.Parameter(torch.ones(1))
         self.projection = _projection(config)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
@@ -80,9 +82,14 @@ class WeightedLayersPooler(nn.Module):
         pooled = torch.stack(reduced, dim=1)  # (b, n, h)
         if self.normalizes_inputs:
             pooled = _normalize(pooled)
-        weights = self.layer_weights.softmax(dim=0)
-        mixed = self.projection(self.scale * torch.einsum("n,bnh->bh", weights, pooled))
-        return mixed if self.residual is None else last + mixed, weights.expand(pooled.shape[0], -1)
+        if self.residual is None:
+            weights = self.layer_weights.softmax(dim=0)
+            embedding = self.projection(self.scale * torch.einsum("n,bnh->bh", weights, pooled))
+        else:
+            embedding = last + torch.einsum("n,bnh->bh", self.layer_weights, pooled)
+            coefficients = torch.cat([self.layer_weights[:-1], self.layer_weights[-1:] + 1]).abs()
+            weights = coefficients / coefficients.sum()
+        return embedding, weights.expand(pooled.shape[0], -1)
 
 
 class LayerAttentionPooler(nn.Module):

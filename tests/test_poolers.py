@@ -105,19 +105,23 @@ def test_layer_attention_with_a_residual_equals_its_formula(tiny_model, tokenize
 def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokenizer, residual, normalize):
     model = tiny_model(pooler_type="weighted_layers", pooler_residual=residual, pooler_normalize_inputs=normalize)
     nn.init.normal_(model.pooler.layer_weights)
-    nn.init.constant_(model.pooler.scale, 1.7)
+    weights = model.pooler.layer_weights.detach().double()
+    if residual is None:
+        nn.init.constant_(model.pooler.scale, 1.7)
+        weights = 1.7 * weights.exp() / weights.exp().sum()
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         got = model(**batch, output_hidden_states=True, output_layer_attentions=True)
-    scores = model.pooler.layer_weights.detach().double().exp()
     for sentence, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
         states = [state[sentence, :tokens].double() for state in got.hidden_states]
         mean = [state.mean(dim=0) for state in states]
         expected = {None: 0, "mean": mean[-1], "cls": states[-1][0]}[residual]
-        for score, x in zip(scores, mean, strict=True):
-            expected = expected + 1.7 * score / scores.sum() * (normalized(x) if normalize else x)
+        for weight, x in zip(weights, mean, strict=True):
+            expected = expected + weight * (normalized(x) if normalize else x)
         torch.testing.assert_close(got.pooler_output[sentence].double(), expected, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(got.layer_attentions[0].double(), scores / scores.sum())
+    if residual is not None:
+        weights[-1] += 1
+    torch.testing.assert_close(got.layer_attentions[0].double(), weights.abs() / weights.abs().sum())
 
 
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
@@ -135,7 +139,9 @@ def test_a_new_residual_pooler_is_the_plain_one_exactly(minilm, tokenizer, poole
         **tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     ).pooler_output.square().sum().backward()
     moving = {name for name, weight in model.pooler.named_parameters() if weight.grad.abs().sum() > 0}
-    assert moving == ({"projection.weight", "projection.bias"} if pooler_type == "layer_attention" else {"scale"})
+    assert moving == (
+        {"projection.weight", "projection.bias"} if pooler_type == "layer_attention" else {"layer_weights"}
+    )
 
 
 def test_a_trained_residual_pooler_comes_back_from_its_folder(tiny_model, tmp_path):

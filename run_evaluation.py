@@ -3,12 +3,16 @@
 
     python run_evaluation.py --model_name_or_path M --sts stsb=test.jsonl --retrieval scifact=folder --output_dir D
 
-prints a table and writes `D/evaluation.json`. M is a model of this package, of sentence-transformers, or any other
-encoder of transformers. See docs/evaluation.md.
+prints a table and writes `D/evaluation.json`; with --plots, pictures in `D/plots`, too. M is a model of this package,
+of sentence-transformers, or any other encoder of transformers. See docs/evaluation.md and docs/plots.md.
 """
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -17,11 +21,14 @@ from modeling_layerpool.errors import InputError, usage_errors
 from modeling_layerpool.evaluation import (
     STS_DATASETS,
     CachingEncoder,
+    ShardedEncoder,
     evaluate_geometry,
     evaluate_pairs,
     evaluate_retrieval,
     evaluate_sts,
     format_results,
+    is_main_process,
+    join_processes,
     load_encoder,
     load_sts,
     positive_pairs,
@@ -35,18 +42,29 @@ from modeling_layerpool.evaluation import (
 from modeling_layerpool.evaluation.report import check_output_dir
 
 
+SUBSET_COLUMN = "subset"
+
+
 @dataclass
 class EvaluationArguments:
     """What to measure, and where the results go."""
 
     model_name_or_path: str = field(metadata={"help": "A folder or a model of the Hub."})
     output_dir: str = field(metadata={"help": "Folder for evaluation.json; created if it is not there."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model of the Hub."})
     sts: list[str] = field(
         default_factory=list,
         metadata={
             "action": "extend",
             "help": "NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, score; or the name alone "
             f"of a built-in set from the Hub ({', '.join(STS_DATASETS)}).",
+        },
+    )
+    sts_subset_column: str = field(
+        default=SUBSET_COLUMN,
+        metadata={
+            "help": "Column of the --sts sets that names the subset of a pair: where it is there, the mean over the "
+            "subsets is told too. Empty: none."
         },
     )
     pairs: list[str] = field(
@@ -86,6 +104,16 @@ class EvaluationArguments:
     allow_pickle: bool = field(
         default=False, metadata={"help": "Also load weights from pickle files, which can run code."}
     )
+    plots: bool = field(
+        default=False, metadata={"help": "Write pictures into plots/ of the --output_dir (the extra 'plots')."}
+    )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={
+            "action": "extend",
+            "help": "NAME=FILE ...: the evaluation.json of other models, for the --plots of alignment and uniformity.",
+        },
+    )
 
 
 def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable | None = None) -> dict[str, Any]:
@@ -101,6 +129,20 @@ def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable |
     return sets
 
 
+def read_geometry(path: str) -> dict[str, float]:
+    """Alignment and uniformity of the model whose `evaluation.json` this is."""
+    try:
+        geometry = json.loads(Path(path).read_text(encoding="utf-8"))["geometry"]
+        geometry = {name: float(geometry[name]) for name in ("alignment", "uniformity")}
+        if all(map(math.isfinite, geometry.values())):
+            return geometry
+    except OSError as error:
+        raise InputError(f"--compare {path}: {error.strerror}") from error
+    except (ValueError, TypeError, LookupError):
+        pass
+    raise InputError(f"--compare {path}: no evaluation.json with alignment and uniformity")
+
+
 def run(arguments: EvaluationArguments) -> dict[str, Any]:
     """Evaluate, write `evaluation.json` and return its content. All data is read before the model is loaded."""
     if not (arguments.sts or arguments.pairs or arguments.retrieval):
@@ -108,7 +150,19 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
     if arguments.max_tokens_per_batch < 1:
         raise InputError(f"--max_tokens_per_batch {arguments.max_tokens_per_batch}: must be at least 1")
     check_output_dir(arguments.output_dir)
-    sts = read_sets("--sts", arguments.sts, read_sts_file, load_sts)
+    if arguments.compare and not arguments.plots:
+        raise InputError("--compare does nothing without --plots")
+    plots = None
+    if arguments.plots:
+        from modeling_layerpool.publishing.plots import EvaluationPlots  # slow, as publishing knows all the rest
+
+        plots = EvaluationPlots(read_sets("--compare", arguments.compare, read_geometry))
+    join_processes()
+    column = arguments.sts_subset_column
+    readers = (partial(read, subset_column=column) for read in (read_sts_file, load_sts))
+    sts = read_sets("--sts", arguments.sts, *readers)
+    if column not in ("", SUBSET_COLUMN) and all(subsets is None for *_, subsets in sts.values()):
+        raise InputError(f"--sts_subset_column {column}: no --sts set has this column")
     pairs = read_sets("--pairs", arguments.pairs, read_pairs_file)
     pairs_dev = read_sets("--pairs_dev", arguments.pairs_dev, read_pairs_file)
     for name, dev in pairs_dev.items():
@@ -118,8 +172,9 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
             raise InputError(f"--pairs_dev {name}: a threshold is chosen on labels, for labels; one file has scores")
     retrieval = read_sets("--retrieval", arguments.retrieval, read_retrieval_folder)
 
-    encoder = load_encoder(
+    loaded = load_encoder(
         arguments.model_name_or_path,
+        revision=arguments.revision,
         max_seq_length=arguments.max_seq_length,
         pooling=arguments.pooling,
         max_tokens_per_batch=arguments.max_tokens_per_batch,
@@ -127,30 +182,43 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
         trust_remote_code=arguments.trust_remote_code,
         allow_pickle=arguments.allow_pickle,
     )
+    encoder = ShardedEncoder(loaded)
     results: dict[str, Any] = {"sts": {}, "retrieval": {}, "geometry": {}}
-    for name, (sentences1, sentences2, scores) in sts.items():
+    for name, (sentences1, sentences2, scores, subsets) in sts.items():
         remembered = CachingEncoder(encoder)
-        results["sts"][name] = evaluate_sts(remembered, sentences1, sentences2, scores)
+        results["sts"][name] = evaluate_sts(remembered, sentences1, sentences2, scores, subsets)
+        if plots:
+            plots.note_similarities(name, remembered, sentences1, sentences2, scores)
+            plots.note_texts(name, [*sentences1, *sentences2], remembered)
         if not results["geometry"]:
             positives = positive_pairs(sentences1, sentences2, scores)
             results["geometry"] = evaluate_geometry(remembered, *positives, [*sentences1, *sentences2])
     for name, labelled in pairs.items():
         results.setdefault("pairs", {})[name] = evaluate_pairs(encoder, labelled, pairs_dev.get(name))
+        if plots:
+            plots.note_texts(name, [*labelled.sentences1, *labelled.sentences2])
     for name, (corpus, queries, qrels) in retrieval.items():
         remembered = CachingEncoder(encoder)
         results["retrieval"][name] = evaluate_retrieval(remembered, corpus, queries, qrels)
+        if plots:
+            plots.note_texts(name, list(corpus.values()), remembered)
         if not results["geometry"]:
             positives = relevant_pairs(corpus, queries, qrels)
             results["geometry"] = evaluate_geometry(remembered, *positives, list(corpus.values()))
-    results |= run_metadata(arguments.model_name_or_path)
-    write_results(results, arguments.output_dir)
+    results |= run_metadata(arguments.model_name_or_path, arguments.revision)
+    if is_main_process():
+        write_results(results, arguments.output_dir)
+        if plots:
+            plots.write(Path(arguments.output_dir, "plots"), loaded, results["geometry"])
     return results
 
 
 def main() -> None:
     (arguments,) = HfArgumentParser(EvaluationArguments, description=__doc__).parse_args_into_dataclasses()
     with usage_errors():
-        print(format_results(run(arguments)))
+        results = run(arguments)
+        if is_main_process():
+            print(format_results(results))
 
 
 if __name__ == "__main__":

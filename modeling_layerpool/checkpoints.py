@@ -79,7 +79,7 @@ def load_layerpool(
     """
     config = read_checkpoint_json(model_name_or_path, "config.json", revision)
     if config is None:
-        raise no_model(model_name_or_path)
+        raise no_model(model_name_or_path, revision)
     model_type = config.get("model_type", "bert")
     classes = next((classes for classes in MODELS if model_type in classes.model_types), None)
     if classes is None:
@@ -123,12 +123,14 @@ def load_layerpool(
     return model, tokenizer
 
 
-def no_model(name: str) -> InputError:
+def no_model(name: str, revision: str = "main") -> InputError:
     """Why a name without a `config.json` is no model."""
     if Path(name, "adapter_config.json").is_file():
         return InputError(f"{name}: an adapter, which is no model of its own; give the folder that it was merged into")
-    reason = "has no config.json" if Path(name).is_dir() else "no such folder, nor a model to reach"
-    return InputError(f"{name}: {reason}")
+    if Path(name).is_dir():
+        return InputError(f"{name}: has no config.json")
+    of_revision = "" if revision == "main" else f" at the revision {revision}"
+    return InputError(f"{name}: no such folder, nor a model to reach{of_revision}")
 
 
 def read_checkpoint_json(name: str, filename: str, revision: str = "main") -> Any:

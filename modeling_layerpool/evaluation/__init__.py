@@ -3,8 +3,19 @@
 An *encoder* is anything with `encode(list[str]) -> numpy array (len, d)`. Nothing here knows how a model was trained.
 """
 
+from .distributed import ShardedEncoder, is_main_process, join_processes
 from .encoders import CachingEncoder, Encoder, load_encoder
-from .geometry import alignment, evaluate_geometry, mean_cosine, uniformity
+from .geometry import (
+    alignment,
+    effective_rank,
+    evaluate_geometry,
+    isotropy,
+    mean_cosine,
+    spectrum,
+    top_direction_share,
+    uniformity,
+)
+from .layers import average_by_length, layer_weights, weighs_layers
 from .metrics import RetrievalMetric, SentenceSimilarityMetric, ranking_scores, similarity_scores
 from .pairs import Pairs, evaluate_pairs, read_pairs_file
 from .report import format_results, run_metadata, write_results
@@ -19,12 +30,19 @@ __all__ = [
     "Pairs",
     "RetrievalMetric",
     "SentenceSimilarityMetric",
+    "ShardedEncoder",
     "alignment",
+    "average_by_length",
+    "effective_rank",
     "evaluate_geometry",
     "evaluate_pairs",
     "evaluate_retrieval",
     "evaluate_sts",
     "format_results",
+    "is_main_process",
+    "isotropy",
+    "join_processes",
+    "layer_weights",
     "load_encoder",
     "load_sts",
     "mean_cosine",
@@ -37,6 +55,9 @@ __all__ = [
     "run_metadata",
     "search",
     "similarity_scores",
+    "spectrum",
+    "top_direction_share",
     "uniformity",
+    "weighs_layers",
     "write_results",
 ]

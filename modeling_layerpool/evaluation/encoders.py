@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, read_checkpoint_json
+from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, no_model, read_checkpoint_json
 from ..errors import InputError
 
 
@@ -138,7 +138,7 @@ def _encode_by_length(
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = []
     start = 0
-    with tqdm(total=len(order), desc="Encoding", unit="text") as progress:
+    with logging.tqdm(total=len(order), desc="Encoding", unit="text") as progress:
         while start < len(order):
             longest = max(1, lengths[order[start]])
             batch = order[start : start + max(1, max_tokens_per_batch // longest)]
@@ -152,6 +152,7 @@ def _encode_by_length(
 def load_encoder(
     model_name_or_path: str | Path,
     *,
+    revision: str = "main",
     max_seq_length: int | None = None,
     pooling: str | None = None,
     max_tokens_per_batch: int = 8192,
@@ -166,6 +167,7 @@ def load_encoder(
 
     Args:
         model_name_or_path: a folder, or a name on the Hub.
+        revision: branch, tag or commit on the Hub.
         max_seq_length: tokens at which a text is cut, special tokens included. By default what the saved model
             says: the tokenizer's `model_max_length`, or a sentence-transformers model's own `max_seq_length`, but
             never more than the model has positions.
@@ -186,11 +188,12 @@ def load_encoder(
     name = str(model_name_or_path)
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"--pooling {pooling}: use one of {', '.join(POOLINGS)}")
-    config = read_checkpoint_json(name, "config.json")
-    modules = read_checkpoint_json(name, "modules.json")
+    if Path(name).is_dir() and revision != "main":
+        raise InputError(f"--revision {revision}: {name} is a folder, and only a model of the Hub has revisions")
+    config = read_checkpoint_json(name, "config.json", revision)
+    modules = read_checkpoint_json(name, "modules.json", revision)
     if config is None and modules is None:
-        reason = "has no config.json" if Path(name).is_dir() else "no such folder, and no such model could be reached"
-        raise InputError(f"{name}: {reason}")
+        raise no_model(name, revision)
     is_layerpool = str((config or {}).get("model_type", "")).startswith("layerpool_")
     is_sentence_transformers = modules is not None and not is_layerpool and pooling is None
     if is_layerpool and pooling is not None:
@@ -200,7 +203,11 @@ def load_encoder(
         check_weights(*(Path(name, place) for place in places), allow_pickle=allow_pickle)
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    loading = {"trust_remote_code": trust_remote_code, "use_safetensors": None if allow_pickle else True}
+    loading = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": None if allow_pickle else True,
+    }
     if is_sentence_transformers:
         model = _load_sentence_transformer(name, device, **loading)
         if isinstance(model.tokenizer, PreTrainedTokenizerBase):
@@ -218,7 +225,9 @@ def load_encoder(
     return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
 
 
-def _load_sentence_transformer(name: str, device: torch.device, trust_remote_code: bool, use_safetensors: bool | None):
+def _load_sentence_transformer(
+    name: str, device: torch.device, revision: str, trust_remote_code: bool, use_safetensors: bool | None
+):
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -230,6 +239,7 @@ def _load_sentence_transformer(name: str, device: torch.device, trust_remote_cod
         return SentenceTransformer(
             name,
             device=str(device),
+            revision=revision,
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": use_safetensors},
         )
@@ -238,11 +248,12 @@ def _load_sentence_transformer(name: str, device: torch.device, trust_remote_cod
 
 
 def _load_transformers(
-    name: str, is_layerpool: bool, trust_remote_code: bool, use_safetensors: bool | None
+    name: str, is_layerpool: bool, revision: str, trust_remote_code: bool, use_safetensors: bool | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model, report = AutoModel.from_pretrained(
             name,
+            revision=revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=use_safetensors,
             output_loading_info=True,
@@ -251,7 +262,7 @@ def _load_transformers(
     except LOADING_ERRORS as error:
         raise loading_error(name, error) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
         raise loading_error(name, error, "has no tokenizer that could be opened") from error
     # A pooler over the first token is not used here; anything else that was not loaded would be random.

@@ -1,6 +1,7 @@
-"""The geometry of an embedding space: alignment and uniformity (Wang and Isola, arXiv 2005.10242), mean cosine.
+"""The geometry of an embedding space: alignment and uniformity (Wang and Isola, arXiv 2005.10242), mean cosine,
+and the spectrum.
 
-b: pairs, n: texts, d: width. Arrays of embeddings need not be normalised; every function here normalises them.
+b: pairs, n: texts, d: width. Arrays of embeddings need not be normalised; the functions of embeddings normalise them.
 """
 
 import math
@@ -16,6 +17,8 @@ from .encoders import CachingEncoder, Encoder
 
 
 BLOCK = 512
+# A spread below this, on the unit sphere, is the rounding of float32.
+ROUNDING = 1e-6
 
 
 def alignment(embeddings1: np.ndarray, embeddings2: np.ndarray) -> float:
@@ -54,6 +57,55 @@ def mean_cosine(embeddings: np.ndarray) -> float:
     return ((normalized.sum(0).square().sum() - normalized.square().sum()) / (n * (n - 1))).item()
 
 
+def spectrum(embeddings: np.ndarray) -> np.ndarray:
+    """Singular values of the normalised, then centred rows of (n, d): (d,) in float64, falling, zeros beyond the rank.
+
+    `spectrum(x) ** 2 / n` is the variance along each principal direction; the share of it that a direction explains is
+    its part of the sum. A direction whose standard deviation is below 1e-6 (rounding) counts as 0: all values are 0
+    for a collapsed encoder and for one text.
+    """
+    normalized = _normalize(embeddings)
+    n, d = normalized.shape
+    values = np.zeros(d)
+    if n > 1:
+        found = torch.linalg.svdvals(normalized - normalized.mean(0)).numpy()
+        values[: len(found)] = np.where(found < ROUNDING * math.sqrt(n), 0, found)
+    return values
+
+
+def effective_rank(singular_values: np.ndarray) -> float:
+    """How many directions are in use: the exponential of the entropy of the values over their sum, 1 to d.
+
+    Roy and Vetterli, EUSIPCO 2007. `singular_values` is (d,), see [`spectrum`]. nan if all are 0.
+    """
+    shares = _shares(singular_values)
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else math.nan
+
+
+def top_direction_share(singular_values: np.ndarray) -> float:
+    """Share of the variance along the first principal direction, 1/d to 1. nan if all (d,) values are 0."""
+    return float(_shares(singular_values**2).max(initial=0)) or math.nan
+
+
+def isotropy(singular_values: np.ndarray) -> float:
+    """IsoScore: 1 if all d directions have the same variance, 0 if one has it all.
+
+    Rudman et al., Findings of ACL 2022, arXiv 2108.07344; with v the shares of the variance their steps come down to
+    `(1 / sum(v ** 2) - 1) / (d - 1)`. `singular_values` is (d,), see [`spectrum`]; n texts have at most n - 1
+    directions, and so at most `(n - 2) / (d - 1)`. nan if all values are 0, or for d = 1.
+    """
+    shares = _shares(singular_values**2)
+    if len(shares) < 2 or not shares.any():
+        return math.nan
+    return float((1 / np.square(shares).sum() - 1) / (len(shares) - 1))
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    total = values.sum()
+    return values / total if total > 0 else np.zeros_like(values)
+
+
 def _normalize(embeddings: np.ndarray) -> torch.Tensor:
     return F.normalize(torch.as_tensor(embeddings).double(), dim=1)
 
@@ -67,7 +119,7 @@ def evaluate_geometry(
     max_texts: int = 10_000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Alignment of positive pairs, uniformity and mean cosine of texts.
+    """Alignment of positive pairs; uniformity, mean cosine and spectrum of texts.
 
     Args:
         encoder: called once, with each distinct text once.
@@ -77,8 +129,9 @@ def evaluate_geometry(
         seed: of that sample.
 
     Returns:
-        `{"alignment", "uniformity", "mean_cosine"}`, plain numbers, not percent. A value that is not defined (no
-        positive pair, fewer than two texts) is nan.
+        `{"alignment", "uniformity", "mean_cosine", "effective_rank", "top_direction_share", "isotropy"}`, plain
+        numbers, not percent. A value that is not defined is nan: without a positive pair, with fewer than two texts,
+        and the last three if all texts have the same embedding.
 
     Raises:
         InputError: the two sides differ in length.
@@ -91,8 +144,12 @@ def evaluate_geometry(
         texts = random.Random(seed).sample(texts, max_texts)
     embeddings = CachingEncoder(encoder).encode([*texts, *positives1, *positives2])
     of_texts, first, second = np.split(embeddings, [len(texts), len(texts) + len(positives1)])
+    singular_values = spectrum(of_texts)
     return {
         "alignment": alignment(first, second),
         "uniformity": uniformity(of_texts),
         "mean_cosine": mean_cosine(of_texts),
+        "effective_rank": effective_rank(singular_values),
+        "top_direction_share": top_direction_share(singular_values),
+        "isotropy": isotropy(singular_values),
     }

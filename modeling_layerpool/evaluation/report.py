@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+from transformers.utils import cached_file, extract_commit_hash
 
 from ..errors import InputError
 
 
 RESULTS_FILE = "evaluation.json"
-PACKAGES = ("modeling-layerpool", "torch", "transformers", "sentence-transformers")
+PACKAGES = ("modeling-layerpool", "torch", "transformers", "accelerate", "sentence-transformers")
 
 
 def format_results(results: Mapping[str, Any]) -> str:
@@ -25,15 +26,21 @@ def format_results(results: Mapping[str, Any]) -> str:
     tables = []
     for group in ("sts", "pairs", "retrieval"):
         if sets := results.get(group):
-            rows = [{group: name, **scores} for name, scores in sets.items()]
+            # a score that another set has, and this one not, stays empty
+            absent = dict.fromkeys((column for scores in sets.values() for column in scores), "")
+            rows = [{group: name, **absent, **scores} for name, scores in sets.items()]
             tables.append(tabulate(rows, headers="keys", floatfmt=".2f", missingval="undefined"))
     if geometry := results.get("geometry"):
         tables.append(tabulate([geometry], headers="keys", floatfmt=".4f", missingval="undefined"))
     return "\n\n".join(tables)
 
 
-def run_metadata(model_name_or_path: str) -> dict[str, Any]:
-    """`{"model", "versions", "date"}`: what was measured, with which library versions, when (UTC, ISO 8601)."""
+def run_metadata(model_name_or_path: str, revision: str = "main") -> dict[str, Any]:
+    """`{"model", "commit", "versions", "date"}`: what was measured, with which library versions, when (UTC, ISO 8601).
+
+    `commit` is that of a model of the Hub, as it was loaded at `revision`; a folder has none.
+    """
+    commit = _cached_commit(str(model_name_or_path), revision)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -42,9 +49,24 @@ def run_metadata(model_name_or_path: str) -> dict[str, Any]:
             continue
     return {
         "model": str(model_name_or_path),
+        **({"commit": commit} if commit else {}),
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _cached_commit(name: str, revision: str) -> str | None:
+    if Path(name).is_dir():
+        return None
+    for filename in ("config.json", "modules.json"):
+        try:
+            # not from the network: there the branch may have moved on since the model was loaded
+            path = cached_file(name, filename, revision=revision, local_files_only=True)
+        except OSError:
+            continue
+        if commit := extract_commit_hash(path, None):
+            return commit
+    return None
 
 
 def check_output_dir(output_dir: str | Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from ..errors import InputError
 from ..rows import check_number, check_text, read_rows, require_columns
@@ -116,7 +116,7 @@ def search(
     low_bits = (1 << 32) - 1
     rankings = []
     pairs = len(queries) * len(corpus)
-    progress = tqdm(total=pairs, desc="Searching", unit="pair", unit_scale=True, disable=not show_progress_bar)
+    progress = logging.tqdm(total=pairs, desc="Searching", unit="pair", unit_scale=True, disable=not show_progress_bar)
     for start in range(0, len(queries), query_block):
         block = queries[start : start + query_block].to(device)
         best = torch.empty(len(block), 0, dtype=torch.int64, device=device)

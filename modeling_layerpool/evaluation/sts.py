@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -30,25 +31,29 @@ STS_DATASETS = {
 POSITIVE_SHARE = 0.8
 
 SentencePairs = tuple[list[str], list[str], list[float]]
+SentencePairsOfSubsets = tuple[list[str], list[str], list[float], list[str] | None]
 
 
-def read_sts_file(path: str | Path) -> SentencePairs:
+def read_sts_file(path: str | Path, subset_column: str | None = None) -> SentencePairs | SentencePairsOfSubsets:
     """Read scored sentence pairs: `evaluate_sts(encoder, *read_sts_file(path))`.
 
     Args:
         path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, `score`; others are ignored.
+        subset_column: the column that names the subset of each row. If it is given there is a fourth list.
 
     Returns:
-        `(sentences1, sentences2, scores)`, one entry a row, in file order.
+        `(sentences1, sentences2, scores)`, one entry a row, in file order; with `subset_column` also `subsets`, which
+        is None if the first row has no such column.
 
     Raises:
-        InputError: the file is missing, has fewer than 2 rows, or all its scores are equal; or a row (named by its
-            line) lacks a column, has an empty text, or a score that is no finite number.
+        InputError: the file is missing, has fewer than 2 rows, or all its scores are equal, also in a subset; or a row
+            (named by its line) lacks a column, has an empty text, or a score that is no finite number.
     """
-    return _check_pairs(((f"{path}, line {line}", row) for line, row in read_rows(path)), str(path))
+    rows = ((f"{path}, line {line}", row) for line, row in read_rows(path))
+    return _check_pairs(rows, str(path), subset_column)
 
 
-def load_sts(name: str) -> SentencePairs:
+def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | SentencePairsOfSubsets:
     """Load the test split of a built-in set from the Hub, one of [`STS_DATASETS`], in [`read_sts_file`]'s form.
 
     STS12 to STS16 hold all pairs of their year, whatever subset they came from.
@@ -68,51 +73,106 @@ def load_sts(name: str) -> SentencePairs:
         raise InputError(
             f"--sts {name}: {repository} could not be loaded from the Hub ({reason}); give a local file as {name}=FILE"
         ) from error
-    return _check_pairs(((f"{repository}, row {index}", row) for index, row in enumerate(rows)), repository)
+    numbered = ((f"{repository}, row {index}", row) for index, row in enumerate(rows))
+    return _check_pairs(numbered, repository, subset_column)
 
 
-def _check_pairs(rows, source: str) -> SentencePairs:
-    sentences1, sentences2, scores = [], [], []
+def _check_pairs(
+    rows: Iterable[tuple[str, dict]], source: str, subset_column: str | None
+) -> SentencePairs | SentencePairsOfSubsets:
+    sentences1, sentences2, scores, subsets = [], [], [], []
+    columns = COLUMNS
     for where, row in rows:
-        require_columns(row, COLUMNS, where)
+        if not scores and subset_column in row:
+            columns = (*COLUMNS, subset_column)
+        require_columns(row, columns, where)
         sentences1.append(check_text(row["sentence1"], where, "sentence1"))
         sentences2.append(check_text(row["sentence2"], where, "sentence2"))
         scores.append(check_number(row["score"], where, "score"))
+        if len(columns) > len(COLUMNS):
+            subset = row[subset_column]
+            # a year, for instance
+            subsets.append(str(subset) if isinstance(subset, int) else check_text(subset, where, subset_column))
+    _check_scores(scores, source)
+    if subset_column is None:
+        return sentences1, sentences2, scores
+    for subset, places in _places(subsets).items():
+        _check_scores([scores[place] for place in places], f"{source}, {subset_column} {subset!r}")
+    return sentences1, sentences2, scores, subsets or None
+
+
+def _check_scores(scores: list[float], source: str) -> None:
     if len(scores) < 2:
         raise InputError(f"{source}: {len(scores)} sentence pairs, and a correlation needs at least 2")
     if min(scores) == max(scores):
         raise InputError(f"{source}: every score is {scores[0]:g}, so no correlation is defined")
-    return sentences1, sentences2, scores
+
+
+def _places(subsets: Sequence[str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, subset in enumerate(subsets):
+        places.setdefault(subset, []).append(place)
+    return places
 
 
 def evaluate_sts(
-    encoder: Encoder, sentences1: Sequence[str], sentences2: Sequence[str], scores: Sequence[float]
+    encoder: Encoder,
+    sentences1: Sequence[str],
+    sentences2: Sequence[str],
+    scores: Sequence[float],
+    subsets: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Correlation of the cosine of two embeddings with the gold scores, over all pairs ("all", as SimCSE reports).
+
+    With `subsets` also the mean over the subsets of the correlation within each, as the authors of the STS tasks
+    report: every subset the same ("mean"), or weighted by its number of pairs ("wmean").
 
     Args:
         encoder: its `encode` is called once, with each distinct sentence once.
         sentences1, sentences2: (n,) the two sides of each pair, n at least 2.
         scores: (n,) gold scores, higher is more similar.
+        subsets: (n,) the name of the subset of each pair.
 
     Returns:
         `{"spearman", "pearson", "pairs"}`, the first two x 100; see [`similarity_scores`]. They are nan, with a
-        logged warning, if all cosines are equal (a collapsed encoder).
+        logged warning, if all cosines are equal (a collapsed encoder). With `subsets` also `spearman_subsets_mean`,
+        `spearman_subsets_wmean`, `pearson_subsets_mean`, `pearson_subsets_wmean`, likewise x 100, and `subsets`, how
+        many there are. The means are nan if all cosines of one subset are equal.
 
     Raises:
-        InputError: the lengths differ, or the gold scores do not allow a correlation.
+        InputError: the lengths differ, or the gold scores, also those of a subset, do not allow a correlation.
         RuntimeError: an embedding is not finite.
     """
     pairs = len(scores)
     if not len(sentences1) == len(sentences2) == pairs:
         raise InputError(f"{len(sentences1)} and {len(sentences2)} sentences for {pairs} scores")
+    if subsets is not None and len(subsets) != pairs:
+        raise InputError(f"{len(subsets)} subsets for {pairs} scores")
     embeddings = torch.from_numpy(CachingEncoder(encoder).encode([*sentences1, *sentences2])).double()
     embeddings = F.normalize(embeddings, dim=1)
-    cosines = (embeddings[:pairs] * embeddings[pairs:]).sum(1)
-    result = similarity_scores(cosines.numpy(), scores)
+    cosines = (embeddings[:pairs] * embeddings[pairs:]).sum(1).numpy()
+    result = similarity_scores(cosines, scores)
     if math.isnan(result["spearman"]):
         logger.warning("all %d cosines are equal: the encoder tells no pairs apart and has no correlation", pairs)
+    if subsets is not None:
+        result |= _subset_means(cosines, np.asarray(scores), subsets)
     return result
+
+
+def _subset_means(cosines: np.ndarray, scores: np.ndarray, subsets: Sequence[str]) -> dict[str, float]:
+    parts = []
+    for subset, places in _places(subsets).items():
+        try:
+            parts.append(similarity_scores(cosines[places], scores[places]))
+        except InputError as error:
+            raise InputError(f"subset {subset!r}: {error}") from error
+    pairs = [part["pairs"] for part in parts]
+    means: dict[str, float] = {}
+    for name in ("spearman", "pearson"):
+        correlations = [part[name] for part in parts]
+        means[f"{name}_subsets_mean"] = float(np.mean(correlations))
+        means[f"{name}_subsets_wmean"] = float(np.average(correlations, weights=pairs))
+    return means | {"subsets": len(parts)}
 
 
 def positive_pairs(

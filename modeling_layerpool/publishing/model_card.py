@@ -1,13 +1,17 @@
 """The model card of a training run: what its records say, and nothing else."""
 
+import importlib.util
 import json
+import logging
 import math
 import os
 import platform
+import random
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice, takewhile
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +20,27 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
-from ..rows import FORMATS
+from ..evaluation.layers import average_by_length, layer_weights, weighs_layers
+from ..rows import FORMATS, read_rows
 from ..training.classification import ClassificationTrainer, Labels
 from ..training.token_contrast import CITATION
+from .plots import plot_layer_weights, plot_learning_curves
 
 
 if TYPE_CHECKING:
     from ..training.base import LayerPoolTrainer
 
 
+logger = logging.getLogger(__name__)
+
 CARD_FILE = "README.md"
+LAYERS_PICTURE = "layer_weights.png"
+CURVES_PICTURE = "learning_curves.png"
+# Enough for means by length, and seconds on a CPU.
+LAYER_TEXTS = 256
+# Rows of a file of development data that those are drawn from.
+MAX_ROWS_READ = 20_000
+TEXT_COLUMNS = ("sentence1", "sentence2", "text", "anchor", "positive")
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 LANGUAGE_MODEL_TEMPLATE = Path(__file__).with_name("language_model_card_template.md")
 PACKAGES = ("modeling-layerpool", "torch", "transformers", "accelerate", "datasets", "tokenizers")
@@ -101,7 +116,10 @@ def write_model_card(
     """
     Write `README.md` into `trainer.args.output_dir`, in one step, and return its path.
 
-    The card names files and folders by their names, never by their place on this machine.
+    The card names files and folders by their names, never by their place on this machine. With matplotlib (the extra
+    `plots`) two pictures may stand beside it: `learning_curves.png`, if the run measured itself twice at least; and
+    `layer_weights.png`, if the pooler learned to weigh hidden states and the development data are on this machine. The
+    latter is not drawn under FSDP and DeepSpeed, where the model is spread over processes.
 
     Args:
         trainer: after its training; a `ContrastiveTrainer`, or a `ClassificationTrainer`.
@@ -145,9 +163,11 @@ def write_model_card(
         train_rows=_rows(trainer.train_dataset),
         settings_table=_table(
             (_objective_settings(trainer) if labels is None else _classifier_settings(trainer, text_columns))
+            | _pooler_settings(trainer)
             | dict(adapter or {})
             | _training_settings(trainer)
         ),
+        duration=_duration(trainer),
         is_adapted=bool(adapter),
         command=clean_command,
         command_was_changed=clean_command != command,
@@ -156,11 +176,17 @@ def write_model_card(
         validation_size=_size(evaluations.get(kept_step) or next(iter(evaluations.values()), {})),
         percent=_percent_metrics([*evaluations.values(), test_scores]),
         has_loss=any("loss" in scores for scores in evaluations.values()),
+        seed=trainer.args.seed,
         results_table=_results_table(evaluations, kept_step, trainer.state.best_global_step),
+        curves=_picture(_draw_curves, trainer, evaluations, kept_step),
+        curves_picture=CURVES_PICTURE,
+        layer_texts=_picture(_draw_layers, trainer, validation_data, text_columns),
+        layers_picture=LAYERS_PICTURE,
         test_data=_data_source(test_data, "test", parts) if test_data else "not named",
         test_size=_size(test_scores),
         test_table=_score_table(test_scores),
         selection=_selection(trainer, evaluations, kept_step),
+        intended_use=_intended_use(labels, len(text_columns) == 2),
         limits=_limits(trainer, labels, evaluations, test_scores),
         citations=[*_citations(trainer), *([LORA_CITATION] if adapter else [])],
     )
@@ -345,6 +371,69 @@ def _metadata(
     )
 
 
+# --- pictures ---
+
+
+def _picture(draw: Callable[..., Any], trainer: "LayerPoolTrainer", *args: Any) -> Any:
+    """What `draw` returns, or None: without matplotlib, or if it fails, the card does without the picture."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    try:
+        return draw(trainer, *args)
+    except Exception as error:  # of whatever kind: it must not cost a finished run its card
+        logger.warning("the model card is written without a picture: %s", error)
+        return None
+
+
+def _draw_curves(trainer: "LayerPoolTrainer", evaluations: Evaluations, kept_step: int) -> str | None:
+    """Draw loss and score by step; returns the name of the score, or None if there is no curve."""
+    names = list(dict.fromkeys(name for scores in evaluations.values() for name in scores if name not in COUNTS))
+    best = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
+    metric = best if best in names else next(iter(names), None)
+    in_training = takewhile(lambda log: "train_runtime" not in log, trainer.state.log_history)
+    if sum(metric in _scores(log, "eval_") for log in in_training) < 2:
+        return None
+    path = Path(trainer.args.output_dir, CURVES_PICTURE)
+    plot_learning_curves(trainer.state.log_history, path, metric=metric, best_step=kept_step)
+    return metric
+
+
+def _draw_layers(trainer: "LayerPoolTrainer", validation_data: str | None, text_columns: Sequence[str]) -> int | None:
+    """Draw the weights of the hidden states; returns the number of texts, or None if there is nothing to see."""
+    model = trainer.model
+    is_spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if is_spread or validation_data is None or not weighs_layers(model):
+        return None
+    texts = _texts_of(Path(validation_data), text_columns)
+    if not texts:
+        return None
+    weights, lengths = layer_weights(model, trainer.processing_class, texts, max_tokens_per_batch=4096)
+    rows, averages = "length in tokens", average_by_length(weights, lengths)
+    if model.config.pooler_type == "weighted_layers":
+        rows, averages = "", {"every text": weights[0]}
+    path = Path(trainer.args.output_dir, LAYERS_PICTURE)
+    plot_layer_weights(averages, path, rows=rows, states=model.pooler.states)
+    return len(texts)
+
+
+def _texts_of(data: Path, text_columns: Sequence[str]) -> list:
+    """A random sample of the texts of a file, or of a folder in BEIR's layout; pairs if there are two columns."""
+    files = [*data.glob("corpus.jsonl*"), *data.glob("queries.jsonl*")] if data.is_dir() else [data]
+    texts = []
+    for file in files:
+        if not file.is_file():  # the name of a dataset on the Hub
+            continue
+        rows = [row for _, row in islice(read_rows(file), MAX_ROWS_READ)]
+        if text_columns:
+            found = [tuple(row[column] for column in text_columns) for row in rows]
+            found = found if len(text_columns) == 2 else [text for (text,) in found]
+        else:
+            found = [row[column] for row in rows for column in TEXT_COLUMNS if row.get(column)]
+        found = list(dict.fromkeys(found))
+        texts += random.Random(0).sample(found, min(len(found), LAYER_TEXTS // len(files)))
+    return texts
+
+
 # --- the parts of the card ---
 
 
@@ -372,6 +461,23 @@ def _model_table(trainer: "LayerPoolTrainer", base_model: str, labels: Labels | 
 def _batch(trainer: "LayerPoolTrainer") -> int:
     """Rows in a batch of all processes together."""
     return (trainer.state.train_batch_size or trainer.args.per_device_train_batch_size) * trainer.args.world_size
+
+
+def _pooler_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
+    """Of what is not a pooler's own default: its options, and how it was trained."""
+    config, args = trainer.model.config, trainer.args
+    settings = {}
+    if config.pooler_residual is not None:
+        settings["pooler residual"] = f"{config.pooler_residual} of the highest state read, to which the pooler adds"
+    if config.pooler_normalize_inputs:
+        settings["pooler inputs"] = "each state brought to mean 0 and variance 1"
+    if config.pooler_output_activation is not None:
+        settings["pooler output activation"] = f"`{config.pooler_output_activation}`"
+    if getattr(args, "freeze_encoder", False):  # not of a classifier
+        settings["trained"] = "the pooler alone; the encoder stayed as it was"
+    if getattr(args, "pooler_learning_rate", None) is not None:
+        settings["learning rate of the pooler"] = f"{args.pooler_learning_rate:g}"
+    return settings
 
 
 def _classifier_settings(trainer: "LayerPoolTrainer", text_columns: Sequence[str]) -> dict[str, str]:
@@ -431,6 +537,18 @@ def _training_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
     settings["precision"] = _precision(trainer)
     settings["device"] = _device(trainer)
     return settings
+
+
+def _duration(trainer: "LayerPoolTrainer") -> str:
+    """How long the training took, by the clock, and on what; nothing if it is not over."""
+    seconds = [log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log]
+    if not seconds:
+        return ""
+    minutes, rest = divmod(round(seconds[-1]), 60)
+    hours, minutes = divmod(minutes, 60)
+    time = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    what = "The part of the training since it was resumed" if trainer.args.resume_from_checkpoint else "The training"
+    return f"{what} took {time} by the clock, evaluation and saving included, on {_device(trainer)}."
 
 
 def _precision(trainer: "LayerPoolTrainer") -> str:
@@ -497,6 +615,22 @@ def _selection(trainer: "LayerPoolTrainer", evaluations: Evaluations, kept_step:
     if kept_step in evaluations:
         return f"The weights are those of the last step, {kept_step}; they were not chosen by these scores."
     return f"The weights are those of the last step, {kept_step}. They were not measured themselves."
+
+
+def _intended_use(labels: Labels | None, is_pair: bool) -> str:
+    if labels is None:
+        use = (
+            "To compare texts by the cosine of their embeddings, as in search, clustering and finding paraphrases, "
+            "where they are like the texts of the training data. A cosine is no probability: a threshold for it "
+            "has to be chosen on data of one's own."
+        )
+    else:
+        what = "a number" if labels.problem_type == "regression" else "these classes"
+        use = (
+            f"To give {what} to {'pairs of texts' if is_pair else 'texts'} like those of the training data, or to be "
+            "trained further on others."
+        )
+    return f"{use} It is not meant to decide about people without a person who checks."
 
 
 def _limits(

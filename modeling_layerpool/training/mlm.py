@@ -341,7 +341,7 @@ def load_masked_language_model(
     """
     config = read_checkpoint_json(name, "config.json", revision)
     if config is None:
-        raise no_model(name)
+        raise no_model(name, revision)
     if config.get("model_type") not in {known.model_type for known in MODEL_FOR_MASKED_LM_MAPPING}:
         raise InputError(f"{name}: there is no masked language model of type {config.get('model_type')!r}")
     if Path(name).is_dir():

@@ -106,6 +106,43 @@ def test_ranking_scores_are_trec_evals(case):
     assert ranking_scores(*case) == pytest.approx(reference_ranking_scores(*case), abs=1e-9)
 
 
+@st.composite
+def scored_documents(draw):
+    """Judgements and retrieval scores of one to four queries; few distinct scores, so that most of them are tied."""
+    documents = [f"d{number}" for number in range(draw(st.integers(1, 150)))]
+    levels = draw(st.integers(1, 200))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    relevances, runs = {}, {}
+    for query in range(draw(st.integers(1, 4))):
+        judged = draw(st.dictionaries(st.sampled_from(documents), st.integers(0, 3), max_size=30))
+        relevances[f"q{query}"] = judged | {random.choice(documents).item(): 1}
+        retrieved = random.permutation(documents)[: draw(st.integers(1, len(documents)))].tolist()
+        runs[f"q{query}"] = {document: float(random.integers(levels)) for document in retrieved}
+    return relevances, runs
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_documents())
+def test_ranking_scores_are_those_of_pytrec_eval(case):
+    pytrec_eval = pytest.importorskip("pytrec_eval", reason="pip install pytrec-eval-terrier")
+    relevances, runs = case
+    measures = {"ndcg_cut.10", "map_cut.1000", "recall.100", "recip_rank"}
+    of_queries = pytrec_eval.RelevanceEvaluator(relevances, measures).evaluate(runs)
+    expected = {
+        name: 100 * np.mean([of_queries[query][theirs] for query in runs])
+        for name, theirs in (("ndcg@10", "ndcg_cut_10"), ("map", "map_cut_1000"), ("recall@100", "recall_100"))
+    }
+    reciprocal = np.array([of_queries[query]["recip_rank"] for query in runs])
+    expected["mrr@10"] = 100 * np.where(reciprocal > 1 / 10.5, reciprocal, 0).mean()
+    # trec_eval ranks by score, and documents of the same score by their names, both falling
+    rankings = [
+        sorted(run, key=lambda document, run=run: (run[document], document), reverse=True) for run in runs.values()
+    ]
+    assert ranking_scores(rankings, list(relevances.values())) == pytest.approx(
+        expected | {"queries": len(runs)}, abs=1e-9
+    )
+
+
 def test_ranking_scores_of_a_case_worked_out_by_hand():
     result = ranking_scores([["a", "b", "c", "d"]], [{"b": 2, "d": 1, "a": 0, "z": 1}])
     ideal = 2 / math.log2(2) + 1 / math.log2(3) + 1 / math.log2(4)

@@ -2,8 +2,10 @@ import gzip
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation import (
@@ -99,6 +101,27 @@ def test_search_finds_the_nearest_among_random_vectors():
     cosines = queries @ (corpus / np.linalg.norm(corpus, axis=1, keepdims=True)).T
     expected = np.argsort(-cosines, axis=1)[:, :20]
     assert (search(queries, corpus, 20, query_block=4, corpus_block=64, show_progress_bar=False) == expected).all()
+
+
+class LargestTensor(TorchFunctionMode):
+    """Notes the most elements that any tensor made by torch has."""
+
+    elements = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def test_search_holds_one_block_of_scores_at_a_time():
+    queries, corpus = np.random.default_rng(0).normal(size=(301, 2)), np.random.default_rng(1).normal(size=(3001, 2))
+    with LargestTensor() as largest:
+        found = search(queries, corpus, 9, query_block=16, corpus_block=100, device="cpu", show_progress_bar=False)
+    assert found.shape == (301, 9)
+    assert largest.elements == 16 * (100 + 9), "of 903,301 scores"
 
 
 VECTORS = {"east": [1, 0], "north": [0, 1], "north-east": [1, 1], "west": [-1, 0]}

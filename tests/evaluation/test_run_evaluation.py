@@ -3,9 +3,14 @@ import math
 import subprocess
 import sys
 
+import huggingface_hub
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 import run_evaluation
+from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.evaluation import read_sts_file, report, write_results
 from modeling_layerpool.evaluation.metrics import similarity_scores
 
@@ -52,9 +57,12 @@ def test_results_have_exactly_the_promised_form(evaluate, tiny_folder, sts_file,
     assert list(results["sts"]["first"]) == ["spearman", "pearson", "pairs"]
     assert results["sts"]["first"]["pairs"] == len(PAIRS)
     assert list(results["retrieval"]["small"]) == ["ndcg@10", "mrr@10", "map", "recall@100", "queries"]
-    assert list(results["geometry"]) == ["alignment", "uniformity", "mean_cosine"]
+    assert list(results["geometry"]) == [
+        *("alignment", "uniformity", "mean_cosine"),
+        *("effective_rank", "top_direction_share", "isotropy"),
+    ]
     assert results["model"] == tiny_folder
-    assert {"python", "torch", "transformers", "modeling-layerpool"} <= results["versions"].keys()
+    assert {"python", "torch", "transformers", "accelerate", "modeling-layerpool"} <= results["versions"].keys()
     assert f"{results['sts']['first']['spearman']:.2f}" in output
     assert [entry.name for entry in path.parent.iterdir()] == ["evaluation.json"]
 
@@ -65,6 +73,86 @@ def test_with_retrieval_alone_the_geometry_comes_from_relevant_pairs(evaluate, t
     assert code == 0
     assert results["sts"] == {}
     assert all(math.isfinite(value) for value in results["geometry"].values())
+
+
+def test_the_means_over_subsets_are_there_for_the_sets_that_have_subsets(evaluate, tiny_folder, sts_file, tmp_path):
+    rows = [json.loads(line) for line in sts_file.read_text().splitlines()]
+    for row, genre in zip(rows, "aabbbaab", strict=True):
+        row["genre"] = genre
+    genres = write_lines(tmp_path / "genres.jsonl", rows)
+    sets = ("--sts", f"plain={sts_file}", f"genres={genres}")
+    code, output, _, path = evaluate("--model_name_or_path", tiny_folder, *sets, "--sts_subset_column", "genre")
+    measured = json.loads(path.read_text())["sts"]
+    assert code == 0
+    assert list(measured["genres"]) == [
+        *("spearman", "pearson", "pairs"),
+        *("spearman_subsets_mean", "spearman_subsets_wmean", "pearson_subsets_mean", "pearson_subsets_wmean"),
+        "subsets",
+    ]
+    assert measured["genres"]["subsets"] == 2
+    assert measured["plain"] == {name: measured["genres"][name] for name in ("spearman", "pearson", "pairs")}
+    assert "undefined" not in output
+
+    for row in rows[:1]:
+        row["subset"] = "alone"
+    for row in rows[1:]:
+        row["subset"] = "others"
+    named = write_lines(tmp_path / "named.jsonl", rows)
+    code, _, errors, _ = evaluate("--model_name_or_path", tiny_folder, "--sts", f"named={named}")
+    assert (code, errors) == (
+        2,
+        f"error: {named}, subset 'alone': 1 sentence pairs, and a correlation needs at least 2\n",
+    )
+    code, _, _, path = evaluate("--model_name_or_path", tiny_folder, "--sts", f"n={named}", "--sts_subset_column", "")
+    assert code == 0
+    assert list(json.loads(path.read_text())["sts"]["n"]) == ["spearman", "pearson", "pairs"]
+
+
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+@pytest.fixture
+def hub_cache(tiny_config, tokenizer, tmp_path, monkeypatch):
+    """What the Hub's library keeps of two models with two revisions each: ours, and a sentence-transformers model."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("ours", "theirs"):
+        for seed, (revision, commit) in enumerate(COMMITS.items()):
+            repository = tmp_path / "hub" / f"models--someone--{name}"
+            snapshot = repository / "snapshots" / commit
+            torch.manual_seed(seed)
+            if name == "ours":
+                LayerPoolBertModel(LayerPoolBertConfig(**tiny_config, pooler_type="mean")).save_pretrained(snapshot)
+                tokenizer.save_pretrained(snapshot)
+            else:
+                static = StaticEmbedding(tokenizer._tokenizer, embedding_dim=16)
+                SentenceTransformer(modules=[static], device="cpu").save(str(snapshot))
+            write_lines(repository / "refs" / revision, []).write_text(commit)
+
+
+@pytest.mark.parametrize("name", ["ours", "theirs"])
+def test_a_revision_is_the_one_that_is_measured_and_named(evaluate, hub_cache, sts_file, name):
+    results = {}
+    for revision in (None, *COMMITS, COMMITS["v1"]):
+        flags = () if revision is None else ("--revision", revision)
+        code, _, errors, path = evaluate("--model_name_or_path", f"someone/{name}", "--sts", f"a={sts_file}", *flags)
+        assert code == 0, errors
+        results[revision] = json.loads(path.read_text())
+    assert results[None]["commit"] == results["main"]["commit"] == COMMITS["main"]
+    assert results["v1"]["commit"] == results[COMMITS["v1"]]["commit"] == COMMITS["v1"]
+    assert results[None]["sts"] == results["main"]["sts"] != results["v1"]["sts"] == results[COMMITS["v1"]]["sts"]
+
+
+def test_a_revision_that_is_not_there_is_one_sentence(evaluate, hub_cache, tiny_folder, sts_file):
+    for model, message in (
+        ("someone/ours", "no such folder, nor a model to reach at the revision v2"),
+        (tiny_folder, "is a folder, and only a model of the Hub has revisions"),
+    ):
+        flags = ("--model_name_or_path", model, "--sts", f"a={sts_file}", "--revision", "v2")
+        code, _, errors, path = evaluate(*flags)
+        assert code == 2
+        assert errors.splitlines()[-1].startswith("error: ")
+        assert message in errors
+        assert not path.exists()
 
 
 def test_a_score_that_is_not_defined_is_null_in_the_file(tmp_path):
@@ -101,6 +189,10 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         (["--retrieval", "{retrieval}"], "expected NAME=PATH"),
         (["--retrieval", "a=missing"], "missing: no such folder"),
         (["--sts", "a={sts}", "--max_tokens_per_batch", "0"], "--max_tokens_per_batch 0: must be at least 1"),
+        (
+            ["--sts", "a={sts}", "--sts_subset_column", "genre"],
+            "--sts_subset_column genre: no --sts set has this column",
+        ),
         (["--sts", "a={sts}", "--output_dir", "{sts}"], "is a file, not a folder"),
     ],
 )
@@ -122,7 +214,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2_before_the_model_is_opened(
 def test_a_model_that_is_not_there_is_one_sentence_and_writes_nothing(evaluate, sts_file):
     code, _, errors, path = evaluate("--model_name_or_path", "no-such-model", "--sts", f"a={sts_file}")
     assert code == 2
-    assert errors.splitlines() == ["error: no-such-model: no such folder, and no such model could be reached"]
+    assert errors.splitlines() == ["error: no-such-model: no such folder, nor a model to reach"]
     assert not path.exists()
 
 

@@ -3,6 +3,9 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
@@ -57,6 +60,85 @@ def test_each_distinct_sentence_is_embedded_once_in_one_call():
     result = evaluate_sts(encoder, ["a", "a", "b"], ["b", "c", "b"], [3, 1, 5])
     assert encoder.calls == [["a", "b", "c"]]
     assert result == {"spearman": pytest.approx(100), "pearson": pytest.approx(97.26, abs=0.01), "pairs": 3}
+
+
+SUBSET_ROWS = [
+    {"sentence1": first, "sentence2": second, "score": score, "subset": subset}
+    for (first, second, score), subset in zip(PAIRS, "aabbbaab", strict=True)
+]
+
+
+def test_the_subsets_of_a_file_are_read_on_request(tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", SUBSET_ROWS)
+    assert read_sts_file(path) == (SENTENCES1, SENTENCES2, SCORES)
+    assert read_sts_file(path, subset_column="subset") == (SENTENCES1, SENTENCES2, SCORES, list("aabbbaab"))
+    assert read_sts_file(path, subset_column="genre") == (SENTENCES1, SENTENCES2, SCORES, None)
+    years = write_lines(tmp_path / "years.jsonl", [ROW | {"score": score, "year": 2012} for score in (1, 2)])
+    assert read_sts_file(years, subset_column="year")[3] == ["2012", "2012"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*SUBSET_ROWS, ROW], "line 9: no column 'subset'"),
+        ([*SUBSET_ROWS, ROW | {"subset": None}], "line 9: the column 'subset' is missing or null"),
+        ([*SUBSET_ROWS, ROW | {"subset": "c"}], "pairs.jsonl, subset 'c': 1 sentence pairs"),
+        ([*SUBSET_ROWS, *[ROW | {"subset": "c"}] * 2], "pairs.jsonl, subset 'c': every score is 1"),
+    ],
+)
+def test_a_subset_without_a_correlation_is_named(tmp_path, rows, message):
+    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(InputError, match=message):
+        read_sts_file(path, subset_column="subset")
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(2, 9), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_the_means_over_subsets_are_those_of_scipys_correlations(sizes, seed):
+    random = np.random.default_rng(seed)
+    subsets = random.permutation(np.repeat([f"subset {number}" for number in range(len(sizes))], sizes)).tolist()
+    pairs = len(subsets)
+    first, second = ([f"{side} {number}" for number in range(pairs)] for side in ("first", "second"))
+    vectors = {text: random.normal(size=3).astype(np.float32) for text in first + second}
+    scores = random.permutation(pairs).tolist()
+    result = evaluate_sts(VectorEncoder(vectors), first, second, scores, subsets)
+    whole = evaluate_sts(VectorEncoder(vectors), first, second, scores)
+    assert {name: result[name] for name in whole} == whole
+    assert result["subsets"] == len(sizes)
+    cosines = np.array(
+        [
+            np.dot(vectors[one].astype(float), vectors[other].astype(float))
+            / np.linalg.norm(vectors[one].astype(float))
+            / np.linalg.norm(vectors[other].astype(float))
+            for one, other in zip(first, second, strict=True)
+        ]
+    )
+    for name, correlation in (("spearman", stats.spearmanr), ("pearson", stats.pearsonr)):
+        total = weighted = 0.0
+        for subset in set(subsets):
+            own = np.array([entry == subset for entry in subsets])
+            found = correlation(cosines[own], np.array(scores)[own]).statistic
+            total += found
+            weighted += own.sum() * found
+        assert result[f"{name}_subsets_mean"] == pytest.approx(100 * total / len(sizes), abs=1e-6)
+        assert result[f"{name}_subsets_wmean"] == pytest.approx(100 * weighted / pairs, abs=1e-6)
+
+
+def test_equal_cosines_in_one_subset_leave_the_means_undefined():
+    encoder = VectorEncoder({"a": [1, 0], "b": [0, 1], "c": [1, 1]})
+    sides = ["a", "a", "a", "b"], ["b", "b", "b", "c"]
+    result = evaluate_sts(encoder, *sides, [1, 2, 3, 4], ["x", "x", "y", "y"])
+    assert math.isfinite(result["spearman"])
+    assert math.isnan(result["spearman_subsets_mean"])
+    assert math.isnan(result["pearson_subsets_wmean"])
+
+
+def test_subsets_that_do_not_fit_the_pairs_are_refused():
+    encoder = VectorEncoder({"a": [1, 0], "b": [0, 1]})
+    with pytest.raises(InputError, match="1 subsets for 2 scores"):
+        evaluate_sts(encoder, ["a", "b"], ["b", "b"], [1, 2], ["x"])
+    with pytest.raises(InputError, match="subset 'x': a correlation needs at least 2 pairs"):
+        evaluate_sts(encoder, ["a", "b"], ["b", "b"], [1, 2], ["x", "y"])
 
 
 def test_the_length_of_embeddings_does_not_matter():

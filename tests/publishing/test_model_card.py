@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 import json
 import os
 import re
@@ -12,8 +13,10 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 
 from modeling_layerpool.evaluation.development import development_evaluator
-from modeling_layerpool.publishing import write_model_card
+from modeling_layerpool.publishing import model_card, write_model_card
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
+
+from ..evaluation.data import write_lines, write_retrieval
 
 
 TEXTS = (
@@ -56,6 +59,7 @@ def train(tiny_model, tokenizer, tmp_path):
         command="python run_contrastive.py",
         objective=None,
         hub_parts=None,
+        model_options=None,
         **options,
     ):
         args = ContrastiveTrainingArguments(
@@ -65,7 +69,7 @@ def train(tiny_model, tokenizer, tmp_path):
             | options,
         )
         trainer = ContrastiveTrainer(
-            tiny_model(pooler_type=pooler_type),
+            tiny_model(pooler_type=pooler_type, **(model_options or {})),
             args,
             train_dataset=Dataset.from_dict(data) if isinstance(data, dict) else data,
             processing_class=copy.deepcopy(tokenizer),  # the trainer sets its length
@@ -364,6 +368,128 @@ def test_a_command_without_paths_stays_as_it_is(train):
     command = "python run_contrastive.py --train_file data/pairs.jsonl --warmup_steps 0.1 --output_dir runs/my-encoder"
     card = written(train(command=command))
     assert f"The command:\n\n```bash\n{command}\n```" in card
+
+
+def test_the_card_says_how_a_pooler_differs_from_its_own_defaults(train):
+    card = written(
+        train(
+            model_options={
+                "pooler_residual": "cls",
+                "pooler_normalize_inputs": True,
+                "pooler_output_activation": "gelu",
+            },
+            freeze_encoder=True,
+            pooler_learning_rate=0.01,
+        )
+    )
+    assert cell(card, "pooler residual").startswith("cls of the highest state read")
+    assert cell(card, "pooler inputs") == "each state brought to mean 0 and variance 1"
+    assert cell(card, "pooler output activation") == "`gelu`"
+    assert cell(card, "trained") == "the pooler alone; the encoder stayed as it was"
+    assert cell(card, "learning rate of the pooler") == "0.01"
+    card = written(train())
+    assert not re.search(r"^\| (pooler [rio]|trained|learning rate of)", card, re.MULTILINE)
+
+
+def test_the_card_says_how_long_the_training_took_and_what_the_model_is_for(train, sts_file):
+    trainer = train(evaluator=development_evaluator(sts_file)[0], validation_data=str(sts_file), seed=7)
+    trainer.evaluate()
+    (log,) = (log for log in trainer.state.log_history if "train_runtime" in log)
+    for seconds, expected in ((12.4, "12 s"), (133, "2 min 13 s"), (7_384, "2 h 3 min")):
+        log["train_runtime"] = seconds
+        card = written(trainer)
+        assert f"The training took {expected} by the clock, evaluation and saving included, on cpu, 1 process." in card
+    assert "All scores are of one run, with seed 7." in section(card, "Results")
+    assert "by the cosine of their embeddings" in section(card, "Intended use")
+    trainer.args.resume_from_checkpoint = "true"
+    assert "The part of the training since it was resumed took 2 h 3 min" in written(trainer)
+
+
+# --- pictures ---
+
+
+@pytest.fixture
+def train_with_pictures(train, sts_file):
+    pytest.importorskip("matplotlib")
+
+    def run(**options):
+        evaluator, headline = development_evaluator(sts_file)
+        return train(
+            **{"evaluator": evaluator, "validation_data": str(sts_file), "eval_strategy": "steps", "eval_steps": 2}
+            | {"metric_for_best_model": headline, "logging_steps": 1}
+            | options
+        )
+
+    return run
+
+
+def pictures(trainer):
+    """The pictures that the card shows, all of them there."""
+    names = re.findall(r"^!\[.*\]\((.*)\)$", written(trainer), re.MULTILINE)
+    for name in names:
+        assert Path(trainer.args.output_dir, name).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in Path(trainer.args.output_dir).glob("*.png")} == set(names)
+    return names
+
+
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers", "hire"])
+def test_the_card_shows_the_curves_and_the_weights_of_the_layers(train_with_pictures, pooler_type):
+    trainer = train_with_pictures(pooler_type=pooler_type)
+    trainer.model.train()
+    assert pictures(trainer) == ["learning_curves.png", "layer_weights.png"]
+    assert trainer.model.training
+    card = written(trainer)
+    assert "Training loss and spearman on the development data by step" in section(card, "Results")
+    assert "averaged over 16 texts of the\ndevelopment data" in section(card, "Hidden states")
+
+
+def test_a_picture_that_would_show_nothing_is_not_drawn(train_with_pictures):
+    # one evaluation in the training, and one of the same weights after it
+    trainer = train_with_pictures(pooler_type="mean", eval_steps=4)
+    trainer.evaluate()
+    assert pictures(trainer) == []
+    # nothing on this machine whose texts could be looked at
+    assert pictures(train_with_pictures(validation_data="nyu-mll/glue")) == ["learning_curves.png"]
+
+
+def test_a_model_that_is_spread_over_processes_is_not_looked_into(train_with_pictures):
+    trainer = train_with_pictures()
+    trainer.is_fsdp_enabled = True
+    assert pictures(trainer) == ["learning_curves.png"]
+
+
+def test_without_matplotlib_the_card_has_no_pictures(train_with_pictures, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
+    )
+    trainer = train_with_pictures()
+    assert pictures(trainer) == []
+    assert "Hidden states" not in written(trainer)
+
+
+def test_a_picture_that_fails_does_not_cost_the_card(train_with_pictures, monkeypatch, caplog):
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model_card, "plot_layer_weights", fail)
+    assert pictures(train_with_pictures()) == ["learning_curves.png"]
+    assert "the model card is written without a picture: disk full" in caplog.text
+
+
+def test_texts_for_the_weights_are_a_sample_of_the_development_data(tmp_path):
+    rows = [{"text": f"text {number}", "label": 0} for number in range(1000)]
+    path = write_lines(tmp_path / "dev.jsonl", rows)
+    texts = model_card._texts_of(path, ())
+    assert len(set(texts)) == model_card.LAYER_TEXTS
+    assert set(texts) <= {row["text"] for row in rows}
+    assert model_card._texts_of(path, ("text",)) == texts
+    pair_file = write_lines(tmp_path / "pairs.jsonl", [{"premise": "a", "hypothesis": "b"}] * 2)
+    assert model_card._texts_of(pair_file, ("premise", "hypothesis")) == [("a", "b")]
+    folder = write_retrieval(tmp_path / "retrieval")
+    assert {"where are shares traded", "Dogs were the first animals that people kept."} <= set(
+        model_card._texts_of(folder, ())
+    )
 
 
 def test_a_card_replaces_an_older_one_and_leaves_nothing_else(train):

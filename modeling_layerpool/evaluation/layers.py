@@ -1,0 +1,100 @@
+"""Which hidden states a layer-pooled model reads: the weight of each, text by text.
+
+k: texts, n: hidden states read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import InputError
+
+
+# The others weigh the states that they read equally, whatever was learned.
+WEIGHING_POOLERS = ("layer_attention", "weighted_layers", "hire")
+LENGTH_EDGES = (8, 16, 32, 64, 128, 256)
+
+
+def weighs_layers(model: PreTrainedModel) -> bool:
+    """Whether this is a layer-pooled model whose pooler learned to weigh hidden states, two of them at least."""
+    return (
+        getattr(model.config, "pooler_type", None) in WEIGHING_POOLERS
+        and len(getattr(getattr(model, "pooler", None), "states", ())) > 1
+    )
+
+
+def layer_weights(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str] | Sequence[tuple[str, str]],
+    *,
+    max_tokens_per_batch: int = 8192,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of each hidden state for each text, in evaluation mode and without gradient.
+
+    Args:
+        model: a layer-pooled model of this package, an encoder or a classifier. Its mode is restored.
+        tokenizer: of the same checkpoint. A text is cut at its `model_max_length` and the model's positions.
+        texts: k texts; or of a classifier of pairs, k pairs of texts.
+        max_tokens_per_batch: tokens computed at a time, padding included. A longer text makes a batch of its own.
+
+    Returns:
+        `(weights, lengths)`. `weights` is (k, n), float32: the weight of each state read (`model.pooler.states`),
+        ascending and averaged over the queries; a row sums to 1. `lengths` is (k,): tokens, special ones included.
+
+    Raises:
+        InputError: the model has no pooler over its hidden states, or there are no texts.
+    """
+    states = getattr(getattr(model, "pooler", None), "states", None)
+    if states is None:
+        raise InputError(f"{type(model).__name__} has no pooler over its hidden states, and so no weights of them")
+    if len(texts) == 0:
+        raise InputError("no texts, and so no weights of hidden states")
+    limit = min(tokenizer.model_max_length, model.max_tokens)
+    tokens = tokenizer(list(texts), truncation=True, max_length=limit, return_attention_mask=True)
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+    weights = np.zeros((len(lengths), len(states)), dtype=np.float32)
+    order = np.argsort(-lengths, kind="stable")
+    was_training = model.training
+    model.eval()
+    try:
+        start = 0
+        while start < len(order):
+            batch = order[start : start + max(1, max_tokens_per_batch // int(lengths[order[start]]))]
+            columns = {name: [values[index] for index in batch] for name, values in tokens.items()}
+            inputs = tokenizer.pad(columns, padding_side="right", return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                # not the call itself, as a classifier's output has no place for the weights
+                output = model.pool(**inputs, output_layer_attentions=True)
+            weights[batch] = output.layer_attentions.float().cpu().numpy()
+            start += len(batch)
+    finally:
+        model.train(was_training)
+    return weights, lengths
+
+
+def average_by_length(
+    weights: np.ndarray, lengths: np.ndarray, edges: Sequence[int] = LENGTH_EDGES
+) -> dict[str, np.ndarray]:
+    """Mean weights of the texts of each range of lengths.
+
+    Args:
+        weights, lengths: (k, n) and (k,), as [`layer_weights`] returns them.
+        edges: the greatest length of each range, in tokens, ascending. A last range holds what is longer.
+
+    Returns:
+        `{"9 to 16 (120 texts)": (n,), ...}`, the shortest first. Ranges without texts are left out.
+    """
+    places = np.searchsorted(edges, lengths)
+    averages = {}
+    for place in range(len(edges) + 1):
+        members = weights[places == place]
+        if len(members):
+            if place == len(edges):
+                name = f"over {edges[-1]}"
+            else:
+                name = f"{edges[place - 1] + 1} to {edges[place]}" if place else f"up to {edges[0]}"
+            averages[f"{name} ({len(members):,} text{'s' if len(members) > 1 else ''})"] = members.mean(axis=0)
+    return averages

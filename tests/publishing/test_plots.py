@@ -1,0 +1,362 @@
+import importlib.util
+import json
+import struct
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from transformers import BertConfig, BertModel
+
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.evaluation.encoders import LayerPoolEncoder
+from modeling_layerpool.publishing import plots
+from run_evaluation import EvaluationArguments, run
+
+from ..conftest import ROOT
+from ..evaluation.data import PAIRS, write_lines, write_pairs, write_retrieval
+
+
+LOG = [
+    {"loss": 2.0, "step": 10},
+    {"eval_spearman": 70.0, "eval_pairs": 8, "step": 10},
+    {"loss": 1.0, "step": 20},
+    {"eval_spearman": 80.0, "eval_pairs": 8, "step": 20},
+    {"loss": float("nan"), "step": 30},
+    {"eval_spearman": 75.0, "eval_pairs": 8, "step": 30},
+    {"train_runtime": 1.0, "train_loss": 1.5, "step": 30},
+    {"eval_spearman": 80.0, "eval_pairs": 8, "step": 30},
+]
+EXAMPLES = {
+    "plot_layer_weights": ({"short": [0.1, 0.9], "long": [0.5, 0.5]},),
+    "plot_learning_curves": (LOG,),
+    "plot_alignment_uniformity": ({"ours": {"alignment": 0.2, "uniformity": -2.0, "mean_cosine": 0.1}},),
+    "plot_similarities": ([0.1, 0.5, 0.9], [0, 2.5, 5]),
+    "plot_scores": ({"stsb": {"mean": [80.0, 81.0]}},),
+    "plot_spectrum": ({"ours": [3.0, 1.0, 0.5]},),
+}
+OPTIONS = {"plot_learning_curves": {"metric": "spearman"}}
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Make a plot by the name of its function; returns its file and its figure."""
+    pytest.importorskip("matplotlib")
+    figures = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path))[1])
+
+    def call(name, *data, **options):
+        path = getattr(plots, name)(*data, tmp_path / "new" / "plot.png", **options)
+        return path, figures[-1]
+
+    return call
+
+
+def size(path):
+    """Width and height of a PNG file in dots."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    return struct.unpack(">II", content[16:24])
+
+
+def texts_of(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_plot_is_a_png_seven_inches_wide_and_equal_data_make_equal_files(draw, name):
+    path, figure = draw(name, *EXAMPLES[name], **OPTIONS.get(name, {}))
+    width, height = size(path)
+    assert width == 7 * 150
+    assert height == int(figure.get_figheight() * 150)
+    first = path.read_bytes()
+    assert draw(name, *EXAMPLES[name], **OPTIONS.get(name, {}))[0].read_bytes() == first
+
+
+def test_the_heat_map_has_a_cell_for_each_row_and_state(draw):
+    _, figure = draw("plot_layer_weights", EXAMPLES["plot_layer_weights"][0], rows="length", states=[0, 12])
+    axes, scale = figure.axes
+    assert texts_of(axes) == ["10.0", "90.0", "50.0", "50.0"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "12"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["short", "long"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("hidden state (0 is the embedding output)", "length")
+    assert scale.get_ylabel() == "mean weight in %"
+    np.testing.assert_allclose(axes.images[0].get_array(), [[10, 90], [50, 50]])
+
+
+def test_a_heat_map_of_many_states_has_no_numbers(draw):
+    _, figure = draw("plot_layer_weights", {"all": np.full(25, 0.04)})
+    assert texts_of(figure.axes[0]) == []
+    assert len(figure.axes[0].get_xticklabels()) == 13
+
+
+def test_learning_curves_show_loss_and_score_and_mark_the_best(draw):
+    _, figure = draw("plot_learning_curves", LOG, metric="eval_spearman")
+    losses, scores = figure.axes
+    assert losses.lines[0].get_xydata().tolist() == [[10, 2], [20, 1]]
+    assert scores.lines[0].get_xydata().tolist() == [[10, 70], [20, 80], [30, 75]]
+    assert (losses.get_ylabel(), scores.get_xlabel()) == ("training loss", "step")
+    assert "spearman" in scores.get_ylabel()
+    assert [text.get_text() for text in scores.get_legend().get_texts()] == ["step 20: 80"]
+
+
+def test_the_best_loss_is_the_lowest_and_a_given_step_is_taken(draw):
+    log = [{"eval_loss": 2.0, "step": 1}, {"eval_loss": 1.0, "step": 2}]
+    for options, expected in (({}, "step 2: 1"), ({"best_step": 1}, "step 1: 2")):
+        _, figure = draw("plot_learning_curves", log, metric="loss", **options)
+        (axes,) = figure.axes  # there is no training loss
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [expected]
+
+
+def test_the_names_in_the_plane_stand_apart(draw):
+    near = {f"model {number}": {"alignment": 0.2 + number / 1e6, "uniformity": -2.0} for number in range(25)}
+    _, figure = draw("plot_alignment_uniformity", near)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "uniformity (lower is better)"
+    assert axes.get_ylabel() == "alignment (lower is better)"
+    assert len(axes.collections[0].get_offsets()) == 25
+    assert texts_of(axes) == [f"model {number}" for number in reversed(range(25))]  # from top to bottom
+    # an annotation's own extent holds its line, too
+    boxes = [super(type(text), text).get_window_extent() for text in axes.texts]
+    for upper, lower in pairwise(boxes):
+        assert lower.y1 <= upper.y0
+    inside = figure.bbox
+    assert all(box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1 for box in boxes)
+
+
+def test_similarities_are_counted_in_five_bins_of_the_gold_score(draw):
+    cosines = [0.1, 0.2, 0.3, 0.5, 0.9, 1.0000001]
+    _, figure = draw("plot_similarities", cosines, [0, 0.5, 1, 2.5, 4.5, 5])
+    assert [texts_of(axes)[0] for axes in figure.axes] == [
+        *("gold 4 to 5\n2 pairs", "gold 3 to 4\n0 pairs", "gold 2 to 3\n1 pairs"),
+        *("gold 1 to 2\n1 pairs", "gold 0 to 1\n2 pairs"),
+    ]
+    for axes, total in zip(figure.axes, (100, 0, 100, 100, 100), strict=True):
+        assert sum(bar.get_height() for bar in axes.patches) == pytest.approx(total)
+    assert "cosine" in figure.axes[-1].get_xlabel()
+
+
+def test_scores_have_a_panel_for_each_set_and_a_row_for_each_pooler(draw):
+    scores = {
+        "stsb": {"mean": [80.0, 82.0, 84.0], "hire": [81.0]},
+        "sickr": {"mean": [70.0, 71.0]},
+        **{f"set {number}": {"mean": [1.0]} for number in range(2)},
+    }
+    _, figure = draw("plot_scores", scores, metric="Spearman x 100")
+    stsb, sickr, *_ = figure.axes
+    assert [axes.get_title() for axes in figure.axes[:4]] == ["stsb", "sickr", "set 0", "set 1"]
+    assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2
+    assert [label.get_text() for label in stsb.get_yticklabels()] == ["mean", "hire"]
+    bar, mean, seeds = stsb.lines[:3]
+    assert bar.get_xdata().tolist() == [80, 84]
+    assert mean.get_xdata() == [82]
+    assert seeds.get_xdata().tolist() == [80, 82, 84]
+    assert (len(stsb.lines), len(sickr.lines)) == (6, 3)
+    assert figure.get_supxlabel().startswith("Spearman x 100: ")
+
+
+def test_a_spectrum_is_shares_of_the_variance_on_a_log_scale(draw):
+    spectra = {f"model {number}": [1.0, 3.0, 0.0] for number in range(8)}
+    _, figure = draw("plot_spectrum", spectra)
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    assert axes.lines[0].get_xydata().tolist() == [[1, 75], [2, 25]]
+    assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 8
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(spectra)
+
+
+def test_a_name_is_neither_a_formula_nor_endless(draw):
+    name = "a$b_$c " * 20
+    _, figure = draw("plot_spectrum", {name: [1.0]})
+    (text,) = figure.axes[0].get_legend().get_texts()
+    assert len(text.get_text().replace("\\", "")) == plots.MAX_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("plot_layer_weights", ({},), "no weights of hidden states to plot"),
+        ("plot_layer_weights", ({"a": [1.0], "b": [0.5, 0.5]},), "weights of 'b': 2 numbers for 1 hidden states"),
+        ("plot_layer_weights", ({"a": [-0.5, 1.5]},), "weights of 'a': -0.5 is negative"),
+        ("plot_layer_weights", ({"a": ["x"]},), "weights of 'a': not all of them are numbers"),
+        ("plot_learning_curves", ([{"train_runtime": 1.0}, *LOG],), "the log has neither a loss nor eval_spearman"),
+        ("plot_alignment_uniformity", ({},), "no model to plot"),
+        (
+            "plot_alignment_uniformity",
+            ({"a": {"alignment": None, "uniformity": -1.0}},),
+            "uniformity and alignment of 'a': not all of them are finite numbers",
+        ),
+        ("plot_similarities", ([0.1], [1, 2]), "1 cosines for 2 gold scores"),
+        ("plot_similarities", ([0.1, 0.2], [2, 2]), "every gold score is 2"),
+        ("plot_similarities", ([], []), "cosines: expected a row of numbers, not an array of shape (0,)"),
+        ("plot_scores", ({"stsb": {}},), "no scores to plot"),
+        ("plot_scores", ({"stsb": {"mean": [float("nan")]}},), "scores of 'mean' on 'stsb': not all of them"),
+        ("plot_spectrum", ({},), "no spectrum to plot"),
+        ("plot_spectrum", ({"a": [1.0, -1.0]},), "spectrum of 'a': variances must not be negative"),
+    ],
+)
+def test_wrong_data_is_one_sentence_and_no_file(tmp_path, name, data, message):
+    with pytest.raises(InputError) as error:
+        getattr(plots, name)(*data, tmp_path / "plot.png", **OPTIONS.get(name, {}))
+    assert str(error.value).startswith(message)
+    assert len(str(error.value).splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(InputError, match=r"plot\.pdf: plots are PNG files"):
+        plots.plot_spectrum({"a": [1.0]}, tmp_path / "plot.pdf")
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
+    )
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_without_matplotlib_the_sentence_says_what_to_install(without_matplotlib, tmp_path, name):
+    with pytest.raises(InputError, match=r"^plots need matplotlib: pip install 'modeling-layerpool\[plots\]'$"):
+        getattr(plots, name)(*EXAMPLES[name], tmp_path / "plot.png", **OPTIONS.get(name, {}))
+
+
+# --- run_evaluation.py --plots ---
+
+
+@pytest.fixture
+def folder_of(tiny_model, tokenizer, tmp_path):
+    """A saved tiny model with this pooler."""
+
+    def save(pooler_type):
+        folder = tmp_path / pooler_type
+        tiny_model(pooler_type=pooler_type, initializer_range=0.2).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture
+def evaluate(tmp_path):
+    """Evaluate a model with plots; returns the names of those written, and the results."""
+    pytest.importorskip("matplotlib")
+
+    def main(model, **arguments):
+        if not arguments.keys() & {"sts", "pairs", "retrieval"}:
+            arguments["sts"] = [f"small={write_pairs(tmp_path / 'pairs.jsonl')}"]
+        out = tmp_path / "out"
+        results = run(EvaluationArguments(model_name_or_path=model, output_dir=str(out), plots=True, **arguments))
+        assert {entry.name for entry in out.iterdir()} == {"evaluation.json", "plots"}
+        assert all(size(path)[0] == 1050 for path in (out / "plots").iterdir())
+        return {path.stem for path in (out / "plots").iterdir()}, results
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("pooler_type", "expected"),
+    [
+        ("layer_attention", {"layer_weights_by_set", "layer_weights_by_length"}),
+        ("hire", {"layer_weights_by_set", "layer_weights_by_length"}),
+        ("weighted_layers", {"layer_weights"}),
+        ("mean", set()),
+    ],
+)
+def test_an_evaluation_is_plotted(evaluate, folder_of, pooler_type, expected):
+    written, _ = evaluate(folder_of(pooler_type))
+    assert written == expected | {"similarities_small", "alignment_uniformity", "spectrum"}
+
+
+def test_every_set_of_an_evaluation_is_in_its_plots(evaluate, folder_of, tmp_path, monkeypatch):
+    drawn = {}
+
+    def noting(plot):
+        def plot_and_note(*data, **options):
+            drawn[data[-1].stem] = data[0]
+            return plot(*data, **options)
+
+        return plot_and_note
+
+    for name in EXAMPLES:
+        monkeypatch.setattr(plots, name, noting(getattr(plots, name)))
+    file = write_pairs(tmp_path / "pairs.jsonl")
+    compared = write_lines(tmp_path / "other.json", [{"geometry": {"alignment": 0.3, "uniformity": -1.0}}])
+    written, results = evaluate(
+        folder_of("layer_attention"),
+        sts=[f"first={file}", f"a/b={file}"],
+        pairs=[f"pairs={file}"],
+        retrieval=[f"first={write_retrieval(tmp_path / 'retrieval')}"],
+        compare=[f"other={compared}"],
+    )
+    assert written == drawn.keys()
+    assert {"similarities_first", "similarities_a%2Fb"} <= written
+    assert list(drawn["layer_weights_by_set"]) == ["first", "a/b", "pairs"]
+    assert list(drawn["alignment_uniformity"].values()) == [results["geometry"], {"alignment": 0.3, "uniformity": -1}]
+    assert len(drawn["similarities_first"]) == len(PAIRS)
+    distinct = {text for *pair, _ in PAIRS for text in pair}
+    assert np.count_nonzero(drawn["spectrum"]["this model"]) == len(distinct) - 1  # as they are centred
+
+
+def test_each_text_of_a_set_is_embedded_once(evaluate, folder_of, monkeypatch):
+    encode, asked = LayerPoolEncoder.encode, []
+    monkeypatch.setattr(LayerPoolEncoder, "encode", lambda self, texts: (asked.extend(texts), encode(self, texts))[1])
+    evaluate(folder_of("layer_attention"))
+    assert len(asked) == len(set(asked)) > 0
+
+
+def test_other_encoders_are_plotted_without_weights_of_layers(evaluate, tiny_config, tokenizer, tmp_path):
+    BertModel(BertConfig(**tiny_config)).save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    written, _ = evaluate(str(tmp_path / "plain"))
+    assert written == {"similarities_small", "alignment_uniformity", "spectrum"}
+
+
+def test_a_value_that_is_not_defined_is_not_plotted(evaluate, folder_of, tmp_path, caplog):
+    # labelled or scored pairs alone give no geometry
+    written, _ = evaluate(folder_of("hire"), pairs=[f"pairs={write_pairs(tmp_path / 'pairs.jsonl')}"])
+    assert written == {"layer_weights_by_set", "layer_weights_by_length"}
+    assert "alignment or uniformity is not defined" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("compare", "message"),
+    [
+        (["a=missing.json"], "--compare missing.json: No such file or directory"),
+        (["a={broken}"], "broken.json: no evaluation.json with alignment and uniformity"),
+        (["a={null}"], "null.json: no evaluation.json with alignment and uniformity"),
+        (["a={nan}"], "nan.json: no evaluation.json with alignment and uniformity"),
+        (["{nan}"], "expected NAME=PATH"),
+        (["this model={good}"], "'this model' is the name of the model that is measured"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence_before_the_model_is_opened(evaluate, compare, message, tmp_path):
+    contents = {
+        "broken": {"sts": {}},
+        "null": {"geometry": {"alignment": None, "uniformity": -1}},
+        "nan": {"geometry": {"alignment": float("nan"), "uniformity": -1}},
+        "good": {"geometry": {"alignment": 0.1, "uniformity": -1}},
+    }
+    files = {name: write_lines(tmp_path / f"{name}.json", [json.dumps(text)]) for name, text in contents.items()}
+    with pytest.raises(InputError) as error:
+        evaluate("no-such-model", compare=[value.format(**files) for value in compare])
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plots_without_matplotlib_are_refused_before_the_model_is_opened(without_matplotlib, tmp_path):
+    arguments = {"model_name_or_path": "no-such-model", "output_dir": str(tmp_path / "out"), "sts": ["a=missing"]}
+    with pytest.raises(InputError, match=r"^plots need matplotlib"):
+        run(EvaluationArguments(plots=True, **arguments))
+    with pytest.raises(InputError, match=r"^--compare does nothing without --plots"):
+        run(EvaluationArguments(compare=["a=b"], **arguments))
+
+
+def test_nothing_imports_matplotlib_before_a_plot_is_drawn():
+    code = "import modeling_layerpool.publishing, modeling_layerpool.training, sys; print('matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

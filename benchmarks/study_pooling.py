@@ -60,9 +60,11 @@ TWINS = {
 }
 WITHOUT_WEIGHTS = ("mean", "cls", "mean_first_last")
 STARTS = ("minilm", "minilm, frozen", "top", "mlm", "mlm, frozen")
-OBJECTIVES = ("supervised", "captions", "unsupervised")
+TEXTS = {"supervised": "NLI", "captions": "captions", "unsupervised": "Wikipedia"}
+OBJECTIVES = tuple(TEXTS)
 Cell = tuple[str, str, str]
 SETS = ("stsb", "sickr", "scifact")
+COLUMNS = ("dev", *SETS, "sts", "uniformity")
 MEASURES = {"stsb": "STS-B, Spearman", "sickr": "SICK-R, Spearman", "scifact": "SciFact, nDCG@10"}
 
 
@@ -235,15 +237,16 @@ def main() -> None:
 def about(options: argparse.Namespace) -> str:
     precision = "bf16 autocast" if options.bf16 else "float32"
     return (
-        f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. {options.steps} steps of "
-        f"{options.batch_size} rows, learning rate {options.learning_rate:g} and that of each head's own. torch "
-        f"{torch.__version__}, {precision}, {torch.get_num_threads()} threads. Start `mlm`: {options.mlm_steps} steps "
-        f"of {options.mlm_batch_size}; start `top`: {options.new_layers} new layers. STS: mean of STS-B and SICK-R."
+        f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them (lowest to highest). "
+        f"{options.steps} steps of {options.batch_size} rows, learning rate {options.learning_rate:g} and that of each "
+        f"head's own. torch {torch.__version__}, {precision}, {torch.get_num_threads()} threads. Start `mlm`: "
+        f"{options.mlm_steps} steps of {options.mlm_batch_size}; start `top`: {options.new_layers} new layers. STS: mean "
+        "of STS-B and SICK-R."
     )
 
 
 def tables_of(studied: dict[Cell, dict[int, dict]], before: dict, options: argparse.Namespace) -> list[str]:
-    """For each start and objective: the scores of each head, and what it gains over `mean` and its twin, by seed."""
+    """For each start and objective: the scores of each head, and its gains over `mean` and its twin, seed by seed."""
     tables = []
     for start in options.starts:
         for objective in options.objectives:
@@ -255,19 +258,20 @@ def tables_of(studied: dict[Cell, dict[int, dict]], before: dict, options: argpa
             if not found:
                 continue
             untrained = scores_of(before[start.removesuffix(", frozen")])
-            rows = [
-                ["(`mean`, before training)", "", *(f"{untrained[name]:.2f}" for name in (*SETS, "sts", "uniformity"))]
-            ]
+            rows = [["(`mean`, before training)", "", "", *(f"{untrained[name]:.2f}" for name in COLUMNS[1:])]]
             for head, scores in found.items():
-                columns = ("dev", *SETS, "sts", "uniformity")
-                row = [f"`{head}`", *(spread([score[name] for score in scores.values()]) for name in columns)]
+                row = [f"`{head}`", str(len(scores))]
+                row += [with_range([score[name] for score in scores.values()]) for name in COLUMNS]
                 for other in (BASELINE, TWINS.get(head)):
                     others = found.get(other, {}) if other != head else {}
+                    if other == BASELINE and start.endswith("frozen"):  # where `mean` has nothing to learn
+                        others = dict.fromkeys(scores, untrained)
                     gains = [scores[seed]["sts"] - others[seed]["sts"] for seed in scores.keys() & others.keys()]
-                    row.append(f"{spread(gains)} ({min(gains):+.2f} to {max(gains):+.2f})" if gains else "")
+                    row.append(with_range(gains) if gains else "")
                 rows.append(row)
             headers = [
                 "head",
+                "seeds",
                 "STS-B dev",
                 *MEASURES.values(),
                 "STS",
@@ -280,12 +284,17 @@ def tables_of(studied: dict[Cell, dict[int, dict]], before: dict, options: argpa
     return tables
 
 
+def with_range(values: list[float]) -> str:
+    """Mean, standard deviation, lowest and highest."""
+    return spread(values) + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
+
+
 def plot(studied: dict[Cell, dict[int, dict]], options: argparse.Namespace) -> None:
     scores: dict[str, dict[str, list[float]]] = {}
     for (start, objective, head), runs in studied.items():
         values = [scores_of(result)["sts"] for result in runs.values()]
-        scores.setdefault(f"{start}: {objective}", {})[head] = values
-    plot_scores(scores, options.output_dir / "scores.png")
+        scores.setdefault(f"{start}: {TEXTS[objective]}", {})[head] = values
+    plot_scores(scores, options.output_dir / "scores.png", metric="mean Spearman of STS-B and SICK-R")
 
 
 if __name__ == "__main__":

@@ -238,10 +238,10 @@ def about(options: argparse.Namespace) -> str:
     precision = "bf16 autocast" if options.bf16 else "float32"
     return (
         f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them (lowest to highest). "
-        f"{options.steps} steps of {options.batch_size} rows, learning rate {options.learning_rate:g} and that of each "
-        f"head's own. torch {torch.__version__}, {precision}, {torch.get_num_threads()} threads. Start `mlm`: "
-        f"{options.mlm_steps} steps of {options.mlm_batch_size}; start `top`: {options.new_layers} new layers. STS: mean "
-        "of STS-B and SICK-R."
+        f"{options.steps} steps of {options.batch_size} rows, learning rate {options.learning_rate:g} and that of "
+        f"each head's own. torch {torch.__version__}, {precision}, {torch.get_num_threads()} threads. Start `mlm`: "
+        f"{options.mlm_steps} steps of {options.mlm_batch_size}; start `top`: {options.new_layers} new layers. STS: "
+        "mean of STS-B and SICK-R."
     )
 
 

@@ -37,7 +37,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
-# In releases such as 5.17 the checkpoints would enclose the reading of hidden states, and are refused there.
+# In releases such as 5.19 the checkpoints would enclose the reading of hidden states, and are refused there.
 needs_gradient_checkpointing = pytest.mark.skipif(
     "__call__" in vars(GradientCheckpointingLayer), reason="refused with this release of transformers"
 )
@@ -89,8 +89,15 @@ def minilm() -> str:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(minilm):
+def shared_tokenizer(minilm):
     return AutoTokenizer.from_pretrained(minilm)
+
+
+@pytest.fixture
+def tokenizer(shared_tokenizer):
+    length = shared_tokenizer.model_max_length
+    yield shared_tokenizer
+    shared_tokenizer.model_max_length = length  # which trainers set
 
 
 @pytest.fixture
@@ -145,7 +152,7 @@ def flash():
     return set_on
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def roberta_tokenizer():
     """Whole words, with RoBERTa's special tokens: padding is 1, and two sentences are one sequence."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]

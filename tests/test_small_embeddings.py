@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import statistics
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -45,14 +46,14 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module", params=["mean", "layer_attention"])
-def saved(request, minilm, tokenizer, tmp_path_factory):
+def saved(request, minilm, shared_tokenizer, tmp_path_factory):
     """A folder with real weights (the pooler of layer attention is new), and its own embeddings of the first TEXTS."""
     torch.manual_seed(0)
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=request.param)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, model.encode(TEXTS[:24], tokenizer)
+    shared_tokenizer.save_pretrained(folder)
+    return folder, model.encode(TEXTS[:24], shared_tokenizer)
 
 
 @pytest.mark.parametrize("dim", [256, 60])
@@ -78,10 +79,10 @@ def test_quantised_embeddings_are_those_of_our_own(saved, precision):
 
 
 @pytest.fixture(scope="module")
-def searched(minilm, tokenizer):
+def searched(minilm, shared_tokenizer):
     """Questions and texts as vectors of length 1, and the places of the ten nearest texts by exact search."""
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type="mean")
-    questions, texts = (model.encode(each, tokenizer, normalize=True) for each in (QUESTIONS, TEXTS))
+    questions, texts = (model.encode(each, shared_tokenizer, normalize=True) for each in (QUESTIONS, TEXTS))
     return questions, texts, np.argsort(-questions @ texts.T, axis=1)[:, :10]
 
 
@@ -89,6 +90,10 @@ def share_found(found, expected):
     return np.mean([len({*one} & {*other}) / len(other) for one, other in zip(found, expected, strict=True)])
 
 
+@pytest.mark.skipif(
+    tuple(map(int, version("sentence-transformers").split(".")[:2])) < (6, 2),
+    reason="this release orders its candidates by the codes as they are",
+)
 def test_search_in_bytes_finds_the_neighbours_of_exact_search(searched):
     questions, texts, expected = searched
     found, _ = semantic_search_faiss(

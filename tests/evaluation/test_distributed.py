@@ -59,7 +59,9 @@ def test_two_processes_share_the_texts_and_measure_what_one_does(start, tmp_path
     assert max(lengths) < 1.2 * min(lengths)
     assert [share["calls_for_few"] for share in shares] == [[["a"]], []]
 
-    assert two.stdout == one.stdout, "only the main process prints"
+    # Gloo of torch 2.8 says there, too, that its processes are connected.
+    printed = [line for line in two.stdout.splitlines() if "connected peer ranks" not in line]
+    assert printed == one.stdout.splitlines(), "only the main process prints"
     assert two.stderr.count("Encoding:   0%") == one.stderr.count("Encoding:   0%") > 0
     assert two.stderr.count("Searching:   0%") == one.stderr.count("Searching:   0%") > 0
 

@@ -33,14 +33,26 @@ EXPECTED = {
     "cpu_processes": DistributedType.MULTI_GPU,
 }
 # Accelerate shards on GPUs only and takes processes on a CPU for plain data parallelism, without a word. Torch does
-# shard on a CPU. So this, and nothing else, is not as a user has it: accelerate is told that the processes have GPUs.
+# shard on a CPU. So this is not as a user has it: accelerate is told that the processes have GPUs. And torch 2.8 sums
+# where `reduce_scatter_tensor` shall average on a CPU (gloo; on GPUs it does average), so that it is done here.
 SHARD_ON_A_CPU = """
 import runpy
 import sys
+import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 
-plain_init = PartialState.__init__
+plain_init, plain_scatter = PartialState.__init__, torch.distributed.reduce_scatter_tensor
+
+def averaging_scatter(output, input, op=torch.distributed.ReduceOp.SUM, group=None, async_op=False):
+    if op == torch.distributed.ReduceOp.AVG and not async_op:
+        plain_scatter(output, input, group=group)
+        output.div_(torch.distributed.get_world_size(group))
+        return None
+    return plain_scatter(output, input, op, group, async_op)
+
+if torch.__version__.startswith("2.8."):
+    torch.distributed.reduce_scatter_tensor = averaging_scatter
 
 def init(self, *args, **kwargs):
     plain_init(self, *args, **kwargs)

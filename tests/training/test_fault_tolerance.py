@@ -40,7 +40,7 @@ STEPS = 11  # epochs of 4 steps (14 rows in batches of 4, the last one of 2), th
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory, tokenizer):
+def command(tmp_path_factory, shared_tokenizer):
     """The command of a run with all that it must carry over a break: dropout, gradient cache, temperature, workers."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
@@ -48,7 +48,7 @@ def command(tmp_path_factory, tokenizer):
         vocab_size=30522, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37
     )
     LayerPoolBertModel(config).save_pretrained(folder / "tiny")
-    tokenizer.save_pretrained(folder / "tiny")
+    shared_tokenizer.save_pretrained(folder / "tiny")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in triplets(14)))
 
     def make(output_dir, *more):

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from .configuration_layerpool import POOLER_OPTIONS, POOLER_TYPES, LayerPoolConfigMixin
 from .configuration_layerpool_bert import LayerPoolBertConfig
 from .configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
 from .configuration_layerpool_distilbert import LayerPoolDistilBertConfig
@@ -71,11 +72,12 @@ def load_layerpool(
         revision: branch, tag or commit on the Hub.
         allow_pickle: accept weights that are pickled, if there are no safetensors.
         attn_implementation: `sdpa`, `eager`, ...; by default the library's choice.
-        config_overrides: fields of the configuration to change.
+        config_overrides: fields of the configuration to change. What is the pooler's only stays as the checkpoint has
+            it while its pooler does.
 
     Raises:
         InputError: there is no such checkpoint, it is not of a known encoder, it has no weights or tokenizer, its
-            weights are pickled or do not hold the whole encoder, or an override does not fit it.
+            weights are pickled or do not hold the whole encoder, or an override does not fit it or does nothing.
     """
     config = read_checkpoint_json(model_name_or_path, "config.json", revision)
     if config is None:
@@ -87,6 +89,7 @@ def load_layerpool(
         raise InputError(
             f"{model_name_or_path}: a model of type {model_type!r}; use one of {known}, or of this package"
         )
+    config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
     if Path(model_name_or_path).is_dir():
         check_weights(Path(model_name_or_path), allow_pickle=allow_pickle)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -121,6 +124,30 @@ def load_layerpool(
         raise loading_error(model_name_or_path, error, "has no tokenizer that could be opened") from error
     check_tokenizer(model_name_or_path, tokenizer)
     return model, tokenizer
+
+
+def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, checked against the pooler; what the checkpoint says of another pooler's goes to its default."""
+    trained = config.get("pooler_type")  # None: a plain encoder
+    pooler = given.get("pooler_type") or trained or LayerPoolConfigMixin.pooler_type
+    overrides = dict(given)
+    for option, poolers in POOLER_OPTIONS.items():
+        default = getattr(LayerPoolConfigMixin, option)
+        if pooler in poolers or pooler not in POOLER_TYPES:  # an unknown one is refused with the configuration
+            continue
+        if given.get(option, default) != default:
+            raise InputError(
+                f"{option}={given[option]} does nothing with pooler_type={pooler}; it is of {' and '.join(poolers)}"
+            )
+        if option in config:
+            overrides[option] = default
+    residual = config.get("pooler_residual")
+    if pooler == trained and given.get("pooler_residual", residual) != residual:
+        raise InputError(
+            f"{name}: its {pooler} was trained with pooler_residual={residual}, and its weights mean something else "
+            f"with {given['pooler_residual']}; leave pooler_residual as it is, or start from an encoder without pooler"
+        )
+    return overrides
 
 
 def no_model(name: str, revision: str = "main") -> InputError:

@@ -9,6 +9,16 @@ from transformers.activations import ACT2FN
 POOLER_TYPES = ("layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
 POOLER_SCALINGS = ("num_states", "sqrt_hidden_size")
 POOLER_RESIDUALS = ("mean", "cls")
+# The fields that not every pooler reads, and the poolers that do.
+POOLER_OPTIONS = {
+    "pooler_activation": ("layer_attention", "hire"),
+    "pooler_scaling": ("layer_attention",),
+    "pooler_residual": ("layer_attention", "weighted_layers"),
+    "pooler_normalize_inputs": ("layer_attention", "weighted_layers"),
+    "pooler_output_activation": ("layer_attention",),
+    "pooler_gru_size": ("hire",),
+    "pooler_gru_layers": ("hire",),
+}
 
 
 @dataclass(kw_only=True)
@@ -84,6 +94,8 @@ class LayerPoolConfigMixin:
             _check_choice("pooler_output_activation", self.pooler_output_activation, tuple(ACT2FN))
         if self.pooler_residual is not None:
             self._check_residual()
+        if not isinstance(self.pooler_normalize_inputs, bool):
+            raise ValueError(f"pooler_normalize_inputs={self.pooler_normalize_inputs!r} must be True or False.")
         for field in ("projection_dim", "pooler_gru_size"):
             value = getattr(self, field)
             if value is not None and not (_is_int(value) and value > 0):
@@ -98,13 +110,13 @@ class LayerPoolConfigMixin:
 
     def _check_residual(self) -> None:
         _check_choice("pooler_residual", self.pooler_residual, POOLER_RESIDUALS)
-        if self.pooler_type == "hire":
+        poolers = POOLER_OPTIONS["pooler_residual"]
+        if self.pooler_type not in poolers:
             raise ValueError(
-                f"pooler_residual={self.pooler_residual!r} is for layer_attention and weighted_layers, not for hire."
+                f"pooler_residual={self.pooler_residual!r} is for {' and '.join(poolers)}, not for "
+                f"{self.pooler_type}: set it to None."
             )
-        if self.pooler_type in ("layer_attention", "weighted_layers") and (
-            self.projection_dim not in (None, self.hidden_size)
-        ):
+        if self.projection_dim not in (None, self.hidden_size):
             raise ValueError(
                 f"pooler_residual={self.pooler_residual!r} needs an embedding as wide as the encoder, "
                 f"{self.hidden_size}, not projection_dim={self.projection_dim}."

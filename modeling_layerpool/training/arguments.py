@@ -245,7 +245,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Of layer_attention and weighted_layers: what they add to, beginning with nothing: mean or cls of "
-            "the last state."
+            "the last state; or none."
         },
     )
     pooler_normalize_inputs: bool | None = field(
@@ -276,7 +276,8 @@ class ModelArguments:
     def config_overrides(self) -> dict:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
         fields = {name: value for name, value in vars(self).items() if name.startswith(("pooler_", "projection_"))}
-        return {name: value for name, value in fields.items() if value is not None}
+        given = {name: value for name, value in fields.items() if value is not None}
+        return given | ({"pooler_residual": None} if self.pooler_residual == "none" else {})
 
 
 @dataclass

@@ -1,17 +1,14 @@
-"""What every training script does around its trainer: arguments, the output folder, training, saving."""
+"""What every training script does around its trainer: the output folder, training, saving."""
 
-import json
 import logging
 import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import datasets
 import transformers
-import yaml
-from transformers import HfArgumentParser, PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from ..errors import InputError, usage_errors
 from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments
@@ -23,30 +20,6 @@ from .fault_tolerance import (
     write_errors,
 )
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
-
-
-def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
-    """One instance of each argument class, from the command line or the one json or yaml file that it names."""
-    parser = HfArgumentParser(types, description=description)
-    try:
-        is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml")
-        return parser.parse_args_into_dataclasses(_flags_of_file(sys.argv[1]) if is_file else None)
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # what the library's argument classes raise
-        raise InputError(str(error)) from error
-
-
-def _flags_of_file(path: str) -> list[str]:
-    """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected names and values of arguments")
-    flags = []
-    for name, value in content.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
 
 
 def set_up_logging(args: TrainingArguments) -> None:

@@ -509,6 +509,17 @@ class ContrastiveTrainer(LayerPoolTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise InputError(
+                f"{checkpoint}: its optimizer has other groups of parameters; resume with the pooler_learning_rate, "
+                "freeze_encoder and optimizer that it was saved with"
+            ) from error
+
     def _save_rng_state(self, output_dir: str) -> None:
         if self._neighbours is not None and self.args.should_save:
             plan = {"rows": torch.tensor(self._neighbours.plan), "epoch": torch.tensor(self._neighbours.plan_epoch)}

@@ -119,6 +119,16 @@ def test_resuming_without_the_learned_temperature_is_refused(make_trainer):
         make_trainer(name="other", **options).train(resume_from_checkpoint=checkpoint)
 
 
+@pytest.mark.parametrize("option", [{"pooler_learning_rate": 1e-3}, {"freeze_encoder": True}])
+def test_resuming_with_other_groups_of_parameters_is_one_sentence(make_trainer, option):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = make_trainer(**options)
+    trainer.train()
+    checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
+    with pytest.raises(InputError, match="its optimizer has other groups of parameters; resume with the pooler_lea"):
+        make_trainer(name="other", **options, **option).train(resume_from_checkpoint=checkpoint)
+
+
 def test_a_learned_temperature_moves_without_weight_decay_at_its_own_rate(make_trainer):
     trainer = make_trainer(
         max_steps=3,

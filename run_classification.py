@@ -22,6 +22,7 @@ from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
 from modeling_layerpool.checkpoints import load_layerpool, read_checkpoint_json
+from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
 from modeling_layerpool.publishing import write_model_card
@@ -44,7 +45,6 @@ from modeling_layerpool.training.script import (
     find_checkpoint,
     one_sentence_errors,
     publish,
-    read_arguments,
     set_up_logging,
     train_and_save,
 )

@@ -18,6 +18,7 @@ from tabulate import tabulate
 from transformers import set_seed
 
 from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
@@ -37,7 +38,6 @@ from modeling_layerpool.training.script import (
     find_checkpoint,
     one_sentence_errors,
     publish,
-    read_arguments,
     set_up_logging,
     train_and_save,
 )

@@ -15,8 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser
-
+from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError, usage_errors
 from modeling_layerpool.evaluation import (
     STS_DATASETS,
@@ -156,6 +155,7 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
     if arguments.plots:
         from modeling_layerpool.publishing.plots import EvaluationPlots  # slow, as publishing knows all the rest
 
+        check_output_dir(Path(arguments.output_dir, "plots"))
         plots = EvaluationPlots(read_sets("--compare", arguments.compare, read_geometry))
     join_processes()
     column = arguments.sts_subset_column
@@ -214,8 +214,8 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(EvaluationArguments, description=__doc__).parse_args_into_dataclasses()
     with usage_errors():
+        (arguments,) = read_arguments(EvaluationArguments, description=__doc__)
         results = run(arguments)
         if is_main_process():
             print(format_results(results))

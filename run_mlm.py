@@ -24,6 +24,7 @@ from tabulate import tabulate
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_layerpool.checkpoints import LOADING_ERRORS, check_tokenizer, loading_error
+from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
@@ -49,7 +50,6 @@ from modeling_layerpool.training.script import (
     find_checkpoint,
     one_sentence_errors,
     publish,
-    read_arguments,
     set_up_logging,
     train_and_save,
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import shlex
 import shutil
@@ -31,7 +32,9 @@ class Task(NamedTuple):
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial = path.with_suffix(f".{os.getpid()}.part")  # a file that is there is whole
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
 
 
 def make_files(name: str, source: Task, options: argparse.Namespace) -> dict[str, Path]:

@@ -10,12 +10,13 @@ triplets), `captions` (two captions of a picture) and `unsupervised` (each sente
 `run_contrastive.py` and one of `run_evaluation.py` on the test parts of STS-B and SICK-R and on SciFact (abstracts
 that claims cite); dev is that of STS-B. Nothing is chosen on the test parts. Files and starts are made here once. A
 finished run is a file in `output_dir/results` and is never run again, so that the study can be broken off and gone on
-with, and several processes can share the work by `--starts`, `--objectives`, `--heads` or `--seeds`. Tables and a
-plot: `output_dir/study.md`, `output_dir/scores.png`.
+with, and several processes can share the work by `--starts`, `--objectives`, `--heads` or `--seeds`, once a first one
+has made files and starts. Tables and a plot: `output_dir/study.md`, `output_dir/scores.png`.
 """
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -216,13 +217,15 @@ def main() -> None:
     runs = [(cell, seed) for seed in options.seeds for cell in cells]
     if options.tables_only:
         runs = [(cell, seed) for cell, seed in runs if is_finished(*cell, seed, options)]
-    for cell, seed in (progress := tqdm(runs, desc="runs")):
-        progress.set_postfix_str(f"{': '.join(cell)}, seed {seed}")
-        studied.setdefault(cell, {})[seed] = run(*cell, seed, options)
-    starts = dict.fromkeys(start.removesuffix(", frozen") for start in options.starts)
+        if not runs:
+            sys.exit(f"{options.output_dir}: nothing of what was asked for is finished")
+    starts = dict.fromkeys(start.removesuffix(", frozen") for (start, *_), _ in runs)
     before = {
         start: {"test": measure(make_start(start, options), f"{start}-untrained-test", options)} for start in starts
     }
+    for cell, seed in (progress := tqdm(runs, desc="runs")):
+        progress.set_postfix_str(f"{': '.join(cell)}, seed {seed}")
+        studied.setdefault(cell, {})[seed] = run(*cell, seed, options)
     text = "\n\n".join([about(options), *tables_of(studied, before, options)])
     done = [run for runs in studied.values() for run in runs.values()]
     commands = [one["command"] for run in done for one in (run["trained"], run["test"])]

@@ -183,7 +183,7 @@ def load_encoder(
 
     Raises:
         InputError: there is no such model, it lacks weights or a tokenizer, its weights are pickled, it needs
-            `trust_remote_code` or sentence-transformers, or an argument does not fit it.
+            `trust_remote_code` or sentence-transformers, there is no such device, or an argument does not fit it.
     """
     name = str(model_name_or_path)
     if pooling is not None and pooling not in POOLINGS:
@@ -202,7 +202,7 @@ def load_encoder(
         places = [module["path"] for module in modules] if is_sentence_transformers else [""]
         check_weights(*(Path(name, place) for place in places), allow_pickle=allow_pickle)
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loading = {
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -223,6 +223,13 @@ def load_encoder(
     if is_layerpool:
         return LayerPoolEncoder(model, tokenizer, max_tokens_per_batch)
     return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # no such device; torch was built without it
+        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def _load_sentence_transformer(

@@ -124,8 +124,8 @@ def evaluate_sts(
 ) -> dict[str, float]:
     """Correlation of the cosine of two embeddings with the gold scores, over all pairs ("all", as SimCSE reports).
 
-    With `subsets` also the mean over the subsets of the correlation within each, as the authors of the STS tasks
-    report: every subset the same ("mean"), or weighted by its number of pairs ("wmean").
+    With `subsets` also the mean over the subsets of the correlation within each: every subset the same ("mean"), or
+    weighted by its number of pairs ("wmean"), as the STS tasks do with Pearson's. The names are SentEval's.
 
     Args:
         encoder: its `encode` is called once, with each distinct sentence once.

@@ -178,10 +178,11 @@ def write_model_card(
         has_loss=any("loss" in scores for scores in evaluations.values()),
         seed=trainer.args.seed,
         results_table=_results_table(evaluations, kept_step, trainer.state.best_global_step),
-        curves=_picture(_draw_curves, trainer, evaluations, kept_step),
+        curves=_picture(CURVES_PICTURE, _draw_curves, trainer, evaluations, kept_step),
         curves_picture=CURVES_PICTURE,
-        layer_texts=_picture(_draw_layers, trainer, validation_data, text_columns),
+        layer_texts=_picture(LAYERS_PICTURE, _draw_layers, trainer, validation_data, text_columns),
         layers_picture=LAYERS_PICTURE,
+        added_to=_added_to(trainer),
         test_data=_data_source(test_data, "test", parts) if test_data else "not named",
         test_size=_size(test_scores),
         test_table=_score_table(test_scores),
@@ -374,8 +375,9 @@ def _metadata(
 # --- pictures ---
 
 
-def _picture(draw: Callable[..., Any], trainer: "LayerPoolTrainer", *args: Any) -> Any:
+def _picture(name: str, draw: Callable[..., Any], trainer: "LayerPoolTrainer", *args: Any) -> Any:
     """What `draw` returns, or None: without matplotlib, or if it fails, the card does without the picture."""
+    Path(trainer.args.output_dir, name).unlink(missing_ok=True)  # of a run that this one overwrites
     if importlib.util.find_spec("matplotlib") is None:
         return None
     try:
@@ -414,6 +416,13 @@ def _draw_layers(trainer: "LayerPoolTrainer", validation_data: str | None, text_
     path = Path(trainer.args.output_dir, LAYERS_PICTURE)
     plot_layer_weights(averages, path, rows=rows, states=model.pooler.states)
     return len(texts)
+
+
+def _added_to(trainer: "LayerPoolTrainer") -> str | None:
+    """What the weights of the hidden states leave out: those of attention do, while `weighted_layers` counts it."""
+    config = trainer.model.config
+    names = {"mean": "the mean of the last state", "cls": "the first token of the last state"}
+    return names.get(config.pooler_residual) if config.pooler_type == "layer_attention" else None
 
 
 def _texts_of(data: Path, text_columns: Sequence[str]) -> list:

@@ -7,10 +7,11 @@ is opened: `pyplot` is not used.
 import importlib.util
 import logging
 import random
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINE_STYLES = ("-", "--", ":")
 SCORE_BINS = 5
 MAX_NAME = 30
+MAX_FILE_NAME = 200  # in bytes; file systems have 255
+# Of an evaluation, in its folder.
+PICTURES = ("similarities_*.png", "alignment_uniformity.png", "spectrum.png", "layer_weights*.png")
 # Heat maps with more columns have no room for numbers in their cells, or for a label on each.
 MAX_COLUMNS_WITH_NUMBERS = 14
 # Of all variance: what is below is the rounding of float32.
@@ -326,15 +330,20 @@ class EvaluationPlots:
         self.similarities[name] = (F.cosine_similarity(*sides).numpy(), scores)
 
     def write(self, folder: Path, encoder: Encoder, geometry: Mapping[str, float]) -> None:
-        """Draw what can be drawn. The weights of hidden states are computed here, on a sample of each set.
+        """Draw what can be drawn, in place of what was drawn there before.
+
+        The weights of hidden states are computed here, on a sample of each set.
 
         Args:
             folder: where the PNG files go; created if it is not there.
             encoder: what was measured.
             geometry: its `"alignment"` and `"uniformity"`, if they are defined.
         """
+        for pattern in PICTURES:  # of another model, perhaps, which has some that this one lacks
+            for path in folder.glob(pattern):
+                path.unlink()
         for name, (cosines, scores) in self.similarities.items():
-            plot_similarities(cosines, scores, folder / f"similarities_{quote(name, safe=' ')}.png")
+            plot_similarities(cosines, scores, folder / f"similarities_{_file_name(name)}.png")
         if np.isfinite([geometry.get(value, np.nan) for value in ("alignment", "uniformity")]).all():
             plot_alignment_uniformity({THIS_MODEL: geometry, **self.compared}, folder / "alignment_uniformity.png")
         else:
@@ -378,7 +387,9 @@ def _save(figure: "Figure", path: str | Path) -> Path:
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: plots are PNG files, so that its name must end with .png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})  # so that equal data make equal files
+    partial = path.with_suffix(".part")
+    figure.savefig(partial, format="png", metadata={"Software": None})  # so that equal data make equal files
+    partial.replace(path)
     return path
 
 
@@ -387,6 +398,14 @@ def _quiet(axes: Any, grid: str = "y") -> None:
     axes.grid(axis=grid, color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _file_name(name: str) -> str:
+    """A name as it may stand in that of a file: of bounded length, and the same for no other name."""
+    plain = re.sub(r"[^\w .,=+-]", "_", name)
+    if plain == name and len(name.encode()) <= MAX_FILE_NAME:
+        return name
+    return f"{plain[:MAX_NAME]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _name(name: str) -> str:

@@ -194,6 +194,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
             "--sts_subset_column genre: no --sts set has this column",
         ),
         (["--sts", "a={sts}", "--output_dir", "{sts}"], "is a file, not a folder"),
+        (["--sts", "a={sts}", "--plotz"], "are not used by the HfArgumentParser: ['--plotz']"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2_before_the_model_is_opened(
@@ -215,6 +216,17 @@ def test_a_model_that_is_not_there_is_one_sentence_and_writes_nothing(evaluate, 
     code, _, errors, path = evaluate("--model_name_or_path", "no-such-model", "--sts", f"a={sts_file}")
     assert code == 2
     assert errors.splitlines() == ["error: no-such-model: no such folder, nor a model to reach"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(evaluate, tiny_folder, sts_file, device):
+    code, _, errors, path = evaluate(
+        "--model_name_or_path", str(tiny_folder), "--sts", f"a={sts_file}", "--device", device
+    )
+    assert code == 2
+    assert errors.splitlines()[-1].startswith(f"error: --device {device}: ")
+    assert "Traceback" not in errors
     assert not path.exists()
 
 

@@ -452,6 +452,27 @@ def test_a_picture_that_would_show_nothing_is_not_drawn(train_with_pictures):
     assert pictures(train_with_pictures(validation_data="nyu-mll/glue")) == ["learning_curves.png"]
 
 
+def test_pictures_of_a_run_that_is_overwritten_do_not_stay(train_with_pictures):
+    trainer = train_with_pictures(pooler_type="mean", eval_steps=4)
+    Path(trainer.args.output_dir, "layer_weights.png").touch()
+    Path(trainer.args.output_dir, "learning_curves.png").touch()
+    assert pictures(trainer) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "weighs in what the pooler makes, averaged"),
+        ({"pooler_residual": "cls"}, "weighs in what the pooler adds to the first token of the last state, averaged"),
+        ({"pooler_residual": "mean"}, "weighs in what the pooler adds to the mean of the last state, averaged"),
+        ({"pooler_type": "weighted_layers", "pooler_residual": "mean"}, "weighs in what the pooler makes, averaged"),
+    ],
+)
+def test_the_card_says_what_the_weights_are_weights_in(train_with_pictures, options, words):
+    trainer = train_with_pictures(pooler_type=options.pop("pooler_type", "layer_attention"), model_options=options)
+    assert words in section(written(trainer), "Hidden states")
+
+
 def test_a_model_that_is_spread_over_processes_is_not_looked_into(train_with_pictures):
     trainer = train_with_pictures()
     trainer.is_fsdp_enabled = True

@@ -3,6 +3,7 @@ import json
 import struct
 import subprocess
 import sys
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -294,7 +295,7 @@ def test_every_set_of_an_evaluation_is_in_its_plots(evaluate, folder_of, tmp_pat
         compare=[f"other={compared}"],
     )
     assert written == drawn.keys()
-    assert {"similarities_first", "similarities_a%2Fb"} <= written
+    assert {"similarities_first", f"similarities_a_b-{zlib.crc32(b'a/b'):08x}"} <= written
     assert list(drawn["layer_weights_by_set"]) == ["first", "a/b", "pairs"]
     assert list(drawn["alignment_uniformity"].values()) == [results["geometry"], {"alignment": 0.3, "uniformity": -1}]
     assert len(drawn["similarities_first"]) == len(PAIRS)
@@ -314,6 +315,34 @@ def test_other_encoders_are_plotted_without_weights_of_layers(evaluate, tiny_con
     tokenizer.save_pretrained(tmp_path / "plain")
     written, _ = evaluate(str(tmp_path / "plain"))
     assert written == {"similarities_small", "alignment_uniformity", "spectrum"}
+
+
+def test_the_plots_of_another_model_make_room(evaluate, folder_of, tmp_path):
+    file = write_pairs(tmp_path / "pairs.jsonl")
+    evaluate(folder_of("layer_attention"), sts=[f"first={file}"])
+    written, _ = evaluate(folder_of("mean"), sts=[f"second={file}"])
+    assert written == {"similarities_second", "alignment_uniformity", "spectrum"}
+
+
+@pytest.mark.parametrize("name", ["会" * 60, "a" * 250, "a/b", "..", 'a"b*'])
+def test_a_set_of_any_name_has_a_file(evaluate, folder_of, tmp_path, name):
+    written, _ = evaluate(folder_of("mean"), sts=[f"{name}={write_pairs(tmp_path / 'pairs.jsonl')}"])
+    assert len(written) == 3
+
+
+def test_a_place_for_plots_that_is_none_is_refused_before_anything_is_computed(folder_of, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plots").touch()
+    arguments = EvaluationArguments(
+        model_name_or_path=folder_of("mean"),
+        output_dir=str(tmp_path / "out"),
+        plots=True,
+        sts=[f"small={write_pairs(tmp_path / 'pairs.jsonl')}"],
+    )
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        run(arguments)
+    assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
 def test_a_value_that_is_not_defined_is_not_plotted(evaluate, folder_of, tmp_path, caplog):

@@ -168,7 +168,7 @@ def test_a_wrong_flag_in_a_command_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command, error in (
         ("python run_contrastive.py ... --poler_type mean", Exception),
-        ("python run_evaluation.py --model_name_or_path m --output_dir o --stss a=b", Exception),
+        ("python run_evaluation.py --model_name_or_path m --output_dir o --stss a=b", SystemExit),
         ("python -m modeling_layerpool.publishing.convert a b --mlp perhaps", SystemExit),
         ("accelerate launch --num_machins 2 run_contrastive.py ...", SystemExit),
     ):

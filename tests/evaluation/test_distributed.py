@@ -38,6 +38,7 @@ def test_two_processes_share_the_texts_and_measure_what_one_does(start, tmp_path
         *("--sts", f"inline={write_pairs(tmp_path / 'pairs.jsonl')}"),
         *("--pairs", f"labels={write_lines(tmp_path / 'labels.jsonl', labels)}"),
         *("--retrieval", f"small={write_retrieval(tmp_path / 'retrieval')}"),
+        "--plots",
     )
     (one, alone), (two, shared) = start(1, *data), start(2, *data)
     assert one.returncode == 0, one.stderr[-4000:]
@@ -50,6 +51,9 @@ def test_two_processes_share_the_texts_and_measure_what_one_does(start, tmp_path
         for name, scores in expected[group].items():
             assert measured[group][name] == pytest.approx(scores, rel=1e-6)
     assert measured["geometry"] == pytest.approx(expected["geometry"], abs=1e-6)
+
+    names = [sorted(path.name for path in (folder / "plots").iterdir()) for folder in (alone, shared)]
+    assert names[0] == names[1] == ["alignment_uniformity.png", "similarities_inline.png", "spectrum.png"]
 
     whole, shares = read(alone / "0.json"), [read(shared / f"{rank}.json") for rank in (0, 1)]
     # Counter: a text of two sets is embedded for each of them

@@ -18,5 +18,7 @@ def usage_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # A data worker's error arrives with the worker's traceback before the sentence.
+        sentence = str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)

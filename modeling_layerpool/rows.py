@@ -1,11 +1,13 @@
-"""Rows of text files: JSON lines, CSV and plain text, plain or gzipped, each mistake named by file and line."""
+"""Reads the files that users provide: JSON lines, CSV, plain text and JSON. Errors name the file and the line."""
 
 import csv
 import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from .errors import InputError
 
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+# Longer values are shortened in messages.
+SHOWN_CHARACTERS = 60
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -24,37 +28,81 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             `text`; its blank lines are skipped.
 
     Raises:
-        InputError: the file is missing or of another format, a line is not valid UTF-8 or JSON, or a csv row has
-            more or fewer fields than the header.
+        InputError: the file cannot be read or is of another format, a line is not valid UTF-8 or JSON, a column is
+            named twice, or a csv row has more or fewer fields than the header.
     """
     path = Path(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_gzip = suffixes[-1:] == [".gz"]
     suffix = (suffixes[:-1] if is_gzip else suffixes)[-1:]
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    check_file(path)
     if not suffix or suffix[0] not in FORMATS:
         raise InputError(f"{path}: unknown format; use one of {', '.join(FORMATS)}, optionally followed by .gz")
     read = {".csv": _read_csv, ".tsv": _read_tsv, ".txt": _read_txt}.get(suffix[0], _read_json_lines)
     line = 0
-    with gzip.open(path, "rb") if is_gzip else path.open("rb") as raw:
+    with reading_errors(path):
         try:
-            for line, row in read(path, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")):
-                yield line, row
+            with gzip.open(path, "rb") if is_gzip else path.open("rb") as raw:
+                for line, row in read(path, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")):
+                    yield line, row
         except UnicodeDecodeError as error:
             raise InputError(f"{path}: not valid UTF-8 after line {line} ({error.reason})") from error
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise InputError(f"{path}: not a complete gzip file ({error})") from error
+        except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{path}: not a complete gzip file, broken after line {line} ({error})") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file. Raises an `InputError` if it cannot be read or is not valid JSON."""
+    check_file(path)
+    with reading_errors(path):
+        try:
+            return parse_json(Path(path).read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from error
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON text as Python objects. `where` ("file, line 3") begins the sentence of the `InputError`."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_names)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: JSON that is nested too deeply") from error
+    except ValueError as error:  # a name that is given twice, or an integer of thousands of digits
+        raise InputError(f"{where}: not usable JSON ({str(error).split(';')[0]})") from error
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {shown(twice)} is given twice")
+    return content
+
+
+def check_file(path: str | Path) -> None:
+    """Raise an `InputError` unless `path` is a file."""
+    with reading_errors(path):
+        if not Path(path).is_file():
+            raise InputError(f"{path}: is a folder, not a file" if Path(path).is_dir() else f"{path}: no such file")
+
+
+@contextmanager
+def reading_errors(path: str | Path) -> Iterator[None]:
+    """Turn a failure to open or read `path` (permissions, a name that is too long) into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _read_json_lines(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno})") from error
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: expected one JSON object a line, got {type(row).__name__}")
         yield number, row
@@ -65,7 +113,10 @@ def _read_csv(path: Path, lines: io.TextIOBase, delimiter: str = ",") -> Iterato
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
     try:
-        header = next(reader, None)
+        header = next(reader, [])
+        twice = next((name for name in header if header.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"{path}, line 1: the column {shown(twice)} is named twice; rename or remove one of them")
         for fields in reader:
             if not fields:
                 continue
@@ -96,6 +147,18 @@ def check_text(value: Any, where: str, column: str) -> str:
         raise InputError(f"{where}: the column {column!r} must be a text, got {type(value).__name__}")
     if not value.strip():
         raise InputError(f"{where}: the column {column!r} is empty")
+    return check_unicode(value, where, column)
+
+
+def check_unicode(value: str, where: str, column: str) -> str:
+    """Return `value` unless it holds half of a surrogate pair, which JSON can spell but no tokenizer or file takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: the column {column!r} is not valid Unicode (half of a surrogate pair, "
+            f"{value[error.start]!r}, at character {error.start + 1})"
+        ) from error
     return value
 
 
@@ -106,10 +169,18 @@ def check_number(value: Any, where: str, column: str) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: the column {column!r} must be a number, got {value!r}") from None
+        raise InputError(f"{where}: the column {column!r} must be a number, got {shown(value)}") from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
-        raise InputError(f"{where}: the column {column!r} must be a finite number, got {value!r}")
+        raise InputError(f"{where}: the column {column!r} must be a finite number, got {shown(value)}")
     return number
+
+
+def shown(value: Any) -> str:
+    """`repr(value)` for a message, shortened if it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def require_columns(row: dict[str, Any], columns: Sequence[str], where: str) -> None:

@@ -40,13 +40,16 @@ from modeling_layerpool.training.classification import (
     tokenize_part,
 )
 from modeling_layerpool.training.script import (
+    argument_errors,
+    choose_best_by,
     describe_pooler,
     evaluate_when_saving,
-    find_checkpoint,
     one_sentence_errors,
+    output_of,
     publish,
     set_up_logging,
     train_and_save,
+    warn_of_same_files,
 )
 from modeling_layerpool.training.trainer import set_max_seq_length
 
@@ -150,13 +153,8 @@ def choose_metric(labels: Labels, data: ClassificationDataArguments, args: Class
     names = METRIC_NAMES[labels.problem_type]
     if len(labels.names) != 2:
         names = tuple(name for name in names if name != "f1")
-    if not args.metric_was_given:
-        args.metric_for_best_model = GLUE.get(data.task_name, names[0])
-        args.greater_is_better = True
-    elif args.metric_for_best_model.removeprefix("eval_") not in names:
-        raise InputError(
-            f"metric_for_best_model={args.metric_for_best_model!r} is not measured here; use one of {', '.join(names)}"
-        )
+    # All but the loss are correct answers in some form.
+    choose_best_by(args, {name: name != "loss" for name in names}, default=GLUE.get(data.task_name, names[0]))
 
 
 def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
@@ -216,14 +214,15 @@ def write_predictions(part: LabelledTexts, predictions: list[dict], output_dir: 
     os.replace(temporary, folder / PREDICTIONS_FILE)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    checkpoint = find_checkpoint(training_args)
-    set_seed(training_args.seed)
-
+def run(
+    model_args: ClassificationModelArguments,
+    data_args: ClassificationDataArguments,
+    training_args: ClassificationTrainingArguments,
+    checkpoint: str | None,
+) -> None:
     # 2. Data, all of it read and checked before a model is loaded
+    if training_args.do_train:
+        warn_of_same_files([data_args.train_file], [data_args.validation_file, data_args.test_file])
     labels, is_saved, parts, encoded = load_data(model_args, data_args, training_args)
     choose_metric(labels, data_args, training_args)
 
@@ -239,28 +238,30 @@ def main() -> None:
     )
     if not is_saved:
         restart_classifier(model)
-    set_max_seq_length(model, tokenizer, training_args.max_seq_length)
+    texts_of_a_row = len(next(iter(parts.values())).texts)
+    set_max_seq_length(model, tokenizer, training_args.max_seq_length, texts_of_a_row)
     datasets = {key: tokenize_part(part, encoded[key], tokenizer) for key, part in parts.items()}
 
     # 4. Trainer
-    trainer = ClassificationTrainer(
-        model,
-        training_args,
-        train_dataset=datasets.get("train"),
-        eval_dataset=datasets.get("validation"),
-        processing_class=tokenizer,
-        compute_metrics=partial(compute_metrics, labels=labels),
-        write_model_card=partial(
-            write_model_card,
-            base_model=model_args.model_name_or_path,
-            train_data=data_args.hub_name or data_args.train_file,
-            validation_data=(data_args.hub_name or data_args.validation_file) if training_args.do_eval else None,
-            test_data=(data_args.hub_name or data_args.test_file) if training_args.do_predict else None,
-            hub_parts=data_args.hub_parts,
-            text_columns=next(iter(parts.values())).text_columns,
-            command=shlex.join(["python", *sys.argv]),
-        ),
-    )
+    with argument_errors():
+        trainer = ClassificationTrainer(
+            model,
+            training_args,
+            train_dataset=datasets.get("train"),
+            eval_dataset=datasets.get("validation"),
+            processing_class=tokenizer,
+            compute_metrics=partial(compute_metrics, labels=labels),
+            write_model_card=partial(
+                write_model_card,
+                base_model=model_args.model_name_or_path,
+                train_data=data_args.hub_name or data_args.train_file,
+                validation_data=(data_args.hub_name or data_args.validation_file) if training_args.do_eval else None,
+                test_data=(data_args.hub_name or data_args.test_file) if training_args.do_predict else None,
+                hub_parts=data_args.hub_parts,
+                text_columns=next(iter(parts.values())).text_columns,
+                command=shlex.join(["python", *sys.argv]),
+            ),
+        )
 
     # 5. Training
     if training_args.do_train:
@@ -286,6 +287,15 @@ def main() -> None:
     # 8. Model card, and the Hub if asked for
     if training_args.do_train:
         publish(trainer)
+
+
+def main() -> None:
+    # 1. Arguments
+    model_args, data_args, training_args = parse_arguments()
+    set_up_logging(training_args)
+    with output_of(training_args) as checkpoint:
+        set_seed(training_args.seed)
+        run(model_args, data_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":

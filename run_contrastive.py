@@ -33,13 +33,16 @@ from modeling_layerpool.training.data import load_file, load_hub
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.script import (
+    argument_errors,
+    choose_best_by,
     describe_pooler,
     evaluate_when_saving,
-    find_checkpoint,
     one_sentence_errors,
+    output_of,
     publish,
     set_up_logging,
     train_and_save,
+    warn_of_same_files,
 )
 
 
@@ -124,28 +127,24 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
     return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, lora_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    checkpoint = find_checkpoint(training_args)
-    set_seed(training_args.seed)
-
+def run(
+    model_args: ModelArguments,
+    lora_args: LoraArguments,
+    data_args: DataArguments,
+    training_args: ContrastiveTrainingArguments,
+    checkpoint: str | None,
+) -> None:
     # 2. Data, all of it read and checked before a model is loaded
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
+        warn_of_same_files([data_args.train_file], [data_args.validation_file])
         train_dataset = load_train_dataset(data_args, training_args, objective)
     if training_args.do_eval:
-        evaluator, headline = development_evaluator(data_args.validation_file)
+        evaluator, metrics = development_evaluator(data_args.validation_file)
         if evaluator is None:
-            eval_dataset = load_file(data_args.validation_file, objective)
-        if training_args.metric_for_best_model is None or (
-            evaluator and training_args.metric_for_best_model == "loss"
-        ):
-            # The library's default is the loss, which an evaluator does not give.
-            training_args.metric_for_best_model = headline or "loss"
-            training_args.greater_is_better = headline is not None
+            eval_dataset, metrics = load_file(data_args.validation_file, objective), ContrastiveTrainer.METRICS
+        choose_best_by(training_args, metrics, default=next(iter(metrics)))
 
     # 3. Model
     model, tokenizer = load_layerpool(
@@ -170,24 +169,25 @@ def main() -> None:
         )
 
     # 4. Trainer
-    trainer = ContrastiveTrainer(
-        model,
-        training_args,
-        mlm_head=mlm_head,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        objective=objective,
-        evaluator=evaluator,
-        write_model_card=partial(
-            write_model_card,
-            base_model=model_args.model_name_or_path,
-            train_data=data_args.train_file or data_args.dataset_name,
-            validation_data=data_args.validation_file if training_args.do_eval else None,
-            adapter=adapter,
-            command=shlex.join(["python", *sys.argv]),
-        ),
-    )
+    with argument_errors():
+        trainer = ContrastiveTrainer(
+            model,
+            training_args,
+            mlm_head=mlm_head,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            objective=objective,
+            evaluator=evaluator,
+            write_model_card=partial(
+                write_model_card,
+                base_model=model_args.model_name_or_path,
+                train_data=data_args.train_file or data_args.dataset_name,
+                validation_data=data_args.validation_file if training_args.do_eval else None,
+                adapter=adapter,
+                command=shlex.join(["python", *sys.argv]),
+            ),
+        )
 
     # 5. Training
     if training_args.do_train:
@@ -204,6 +204,15 @@ def main() -> None:
     # 7. Model card, and the Hub if asked for
     if training_args.do_train:
         publish(trainer)
+
+
+def main() -> None:
+    # 1. Arguments
+    model_args, lora_args, data_args, training_args = parse_arguments()
+    set_up_logging(training_args)
+    with output_of(training_args) as checkpoint:
+        set_seed(training_args.seed)
+        run(model_args, lora_args, data_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":

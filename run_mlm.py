@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from modeling_layerpool.checkpoints import LOADING_ERRORS, check_tokenizer, loading_error
 from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError
+from modeling_layerpool.evaluation import geometry, sts
 from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
@@ -46,12 +47,15 @@ from modeling_layerpool.training.mlm import (
 )
 from modeling_layerpool.training.own_tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
 from modeling_layerpool.training.script import (
+    argument_errors,
+    choose_best_by,
     evaluate_when_saving,
-    find_checkpoint,
     one_sentence_errors,
+    output_of,
     publish,
     set_up_logging,
     train_and_save,
+    warn_of_same_files,
 )
 
 
@@ -101,9 +105,13 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
     keeps_best = training.load_best_model_at_end
     evaluate_when_saving(training)
     training.load_best_model_at_end = keeps_best
-    if training.load_best_model_at_end and training.metric_for_best_model in (None, "loss"):
-        training.metric_for_best_model = "loss" if data.validation_file is not None else "spearman"
-        training.greater_is_better = data.validation_file is None
+    metrics: dict[str, bool] = {}
+    if data.validation_file is not None:
+        metrics |= MaskedLanguageTrainer.metrics_of(training)
+    if data.probe_file is not None:
+        metrics |= sts.METRICS | geometry.METRICS
+    if training.do_train and metrics:
+        choose_best_by(training, metrics, default=next(iter(metrics)))
     return arguments
 
 
@@ -218,16 +226,18 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    checkpoint = find_checkpoint(training_args)
-    set_seed(training_args.seed)
+def run(
+    model_args: LanguageModelArguments,
+    data_args: LanguageDataArguments,
+    training_args: MaskedLanguageArguments,
+    checkpoint: str | None,
+) -> None:
     is_new = model_args.model_type is not None
     config = new_config(model_args.model_type, model_args.config_overrides) if is_new else None
 
     # 2. Data, all of it read and checked before a model is loaded
+    if training_args.do_train:
+        warn_of_same_files(data_args.train_file or [], data_args.evaluation_files)
     train_texts = read_train_texts(data_args, training_args) if training_args.do_train else None
     validation_texts = None
     if data_args.validation_file is not None:
@@ -260,22 +270,23 @@ def main() -> None:
         train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
 
     # 4. Trainer
-    trainer = MaskedLanguageTrainer(
-        model,
-        training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        evaluator=probe,
-        write_model_card=partial(
-            write_language_model_card,
-            base_model=model_args.model_name_or_path,
-            train_data=data_args.train_file or [data_args.dataset_name],
-            validation_data=data_args.evaluation_files,
-            hub_parts=data_args.hub_parts,
-            command=shlex.join(["python", *sys.argv]),
-        ),
-    )
+    with argument_errors():
+        trainer = MaskedLanguageTrainer(
+            model,
+            training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            evaluator=probe,
+            write_model_card=partial(
+                write_language_model_card,
+                base_model=model_args.model_name_or_path,
+                train_data=data_args.train_file or [data_args.dataset_name],
+                validation_data=data_args.evaluation_files,
+                hub_parts=data_args.hub_parts,
+                command=shlex.join(["python", *sys.argv]),
+            ),
+        )
 
     # 5. Training
     if training_args.do_train:
@@ -296,6 +307,15 @@ def main() -> None:
         plot_curves(trainer.state.log_history, Path(training_args.output_dir) / CURVES_FILE)
     if training_args.do_train:
         publish(trainer)
+
+
+def main() -> None:
+    # 1. Arguments
+    model_args, data_args, training_args = parse_arguments()
+    set_up_logging(training_args)
+    with output_of(training_args) as checkpoint:
+        set_seed(training_args.seed)
+        run(model_args, data_args, training_args, checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""The arguments of a script."""
+"""The arguments of a script: read from the command line or a file, and checked by type and range in one place."""
 
 import json
+import math
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +12,143 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import InputError
+from .rows import check_file, read_json, reading_errors, shown
+
+
+CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
+# torch and NumPy count in 32 or 64 bits; no argument here is meant to come near either.
+LARGEST_INTEGER = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an argument may be: `above` and `below` exclude the bound, the other two include it."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    # A value with a meaning of its own, as -1 for "not set".
+    or_equal_to: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return value == self.or_equal_to or (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        text = " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if bound is not None)
+        return text if self.or_equal_to is None else f"{text}, or {self.or_equal_to}"
+
+
+def check_arguments(arguments: Any) -> None:
+    """
+    Check every field of an instance of an argument class, which calls this before it does anything else.
+
+    A class names the ranges of its numbers in `RANGES`, a class variable; those of its base classes hold as well.
+    Numbers without a range must be finite, and texts must be valid Unicode without null characters.
+
+    Raises:
+        InputError: names the field, its value and what it may be.
+    """
+    ranges: dict[str, Range] = {}
+    for base in reversed(type(arguments).__mro__):
+        ranges |= vars(base).get("RANGES", {})
+    for field in fields(arguments):
+        value = getattr(arguments, field.name, None)
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            _check_value(field.name, item, ranges.get(field.name))
+
+
+def _check_value(name: str, value: Any, allowed: Range | None) -> None:
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{name}={json.dumps(value[:60])} holds a character that is not valid in a text")
+        if allowed is not None:
+            raise InputError(f"{name}={shown(value)} must be a number")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}={value} must be a finite number")
+        if allowed is not None and value not in allowed:
+            raise InputError(f"{name}={shown(value)} must be {allowed}")
+        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+            raise InputError(f"{name}={shown(value)} is too large a number")
+
+
+def check_used(arguments: Any, is_read: Mapping[str, bool], reason: str) -> None:
+    """
+    Refuse options that were given but have no effect.
+
+    Args:
+        arguments: an instance of an argument class.
+        is_read: whether each option, by name, is read at all with the others as they are.
+        reason: when it has no effect: `"without --shuffling"`.
+
+    Raises:
+        InputError: an option that is not read has another value than its default.
+    """
+    for field in fields(arguments):
+        if not is_read.get(field.name, True) and getattr(arguments, field.name) != field.default:
+            raise InputError(f"{field.name} does nothing {reason}; leave it out")
 
 
 def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
-    """One instance of each argument class, from the command line or the one json or yaml file that it names."""
-    parser = HfArgumentParser(types, description=description)
+    """
+    One instance of each argument class, from the command line or the one JSON or YAML file that it names.
+
+    Raises:
+        InputError: the file is broken, or a value is refused by its class.
+    """
+    # Abbreviations are off: what is not written out could not be redacted from a model card.
+    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
+    is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in CONFIG_SUFFIXES
+    flags = _flags_of_file(sys.argv[1]) if is_file else sys.argv[1:]
     try:
-        is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in (".json", ".yaml", ".yml")
-        return parser.parse_args_into_dataclasses(_flags_of_file(sys.argv[1]) if is_file else None)
-    except (ValueError, TypeError, OSError, yaml.YAMLError) as error:  # what the library's argument classes raise
-        raise InputError(str(error)) from error
+        return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    except InputError:
+        raise
+    except Exception as error:  # transformers' argument classes run much code on what they are given, files included
+        reason = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError) and reason else f"{type(error).__name__}: "
+        raise InputError(f"{kind}{reason}") from error
+
+
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """YAML in which a name that is given twice is an error, and not the last one's."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [key.value for key, _ in node.value]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.YAMLError(f"{twice!r} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _flags_of_file(path: str) -> list[str]:
     """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # JSON is YAML
+    check_file(path)
+    if path.endswith(".json"):
+        content = read_json(path)
+    else:
+        with reading_errors(path):
+            try:
+                content = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeysLoader)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from error
+            except RecursionError as error:
+                raise InputError(f"{path}: YAML that is nested too deeply") from error
+            except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist, or the like
+                raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected names and values of arguments")
+        raise InputError(f"{path}: expected names and values of arguments, got {type(content).__name__}")
     flags = []
     for name, value in content.items():
         if isinstance(value, list):
+            if any(isinstance(item, (list, dict)) for item in value):
+                raise InputError(f"{path}: {name} must be one value or a list of values, got {shown(value)}")
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
             flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")

@@ -7,10 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..rows import read_rows
+from . import retrieval, sts
 from .encoders import LayerPoolEncoder
-from .pairs import evaluate_pairs, read_pairs_file
-from .retrieval import evaluate_retrieval, read_retrieval_folder
-from .sts import COLUMNS, evaluate_sts, read_sts_file
+from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file
 
 
 DevelopmentEvaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
@@ -18,7 +17,7 @@ DevelopmentEvaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict
 
 def development_evaluator(
     path: str | Path, max_tokens_per_batch: int = 8192
-) -> tuple[DevelopmentEvaluator | None, str | None]:
+) -> tuple[DevelopmentEvaluator | None, dict[str, bool]]:
     """
     Read development data, and make of it the function that measures a model while it trains.
 
@@ -29,26 +28,31 @@ def development_evaluator(
         max_tokens_per_batch: tokens computed at a time.
 
     Returns:
-        `(evaluator, name of its headline metric)`: `spearman`, `average_precision` or `ndcg@10`, in percent; `(None,
-        None)` for a file with other columns.
+        `(evaluator, its metrics)`: the headline (`spearman`, `average_precision` or `ndcg@10`, in percent) first, each
+        with whether more of it is better; `(None, {})` for a file with other columns.
 
     Raises:
         InputError: the data is missing or broken.
     """
     if Path(path).is_dir():
-        data, evaluate, headline = read_retrieval_folder(path), evaluate_retrieval, "ndcg@10"
+        data, evaluate, metrics = (
+            retrieval.read_retrieval_folder(path),
+            retrieval.evaluate_retrieval,
+            retrieval.METRICS,
+        )
     else:
         _, first = next(read_rows(path), (0, None))
         if first is None:
             raise InputError(f"{path}: the file is empty")
-        if set(COLUMNS) <= set(first):
-            data, evaluate, headline = read_sts_file(path), evaluate_sts, "spearman"
+        if set(sts.COLUMNS) <= set(first):
+            data, evaluate, metrics = sts.read_sts_file(path), sts.evaluate_sts, sts.METRICS
         elif {"sentence1", "sentence2", "label"} <= set(first):
-            data, evaluate, headline = (read_pairs_file(path),), evaluate_pairs, "average_precision"
+            pairs = read_pairs_file(path)
+            data, evaluate, metrics = (pairs,), evaluate_pairs, pairs_metrics(pairs)
         else:
-            return None, None
+            return None, {}
 
     def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         return evaluate(LayerPoolEncoder(model, tokenizer, max_tokens_per_batch, show_progress_bar=False), *data)
 
-    return measure, headline
+    return measure, metrics

@@ -16,6 +16,15 @@ from ..errors import InputError
 from .encoders import CachingEncoder, Encoder
 
 
+# Whether more of it is better: an even space has low uniformity, and no direction that all texts share.
+METRICS = {
+    "alignment": False,
+    "uniformity": False,
+    "mean_cosine": False,
+    "effective_rank": True,
+    "top_direction_share": False,
+    "isotropy": True,
+}
 BLOCK = 512
 # A spread below this, on the unit sphere, is the rounding of float32.
 ROUNDING = 1e-6

@@ -16,6 +16,9 @@ from .metrics import similarity_scores
 
 
 HITS_DEPTHS = (1, 5)
+# Of labelled pairs without thresholds: the headline first, and whether more of it is better.
+METRICS = {"average_precision": True}
+RANKING_METRICS = dict.fromkeys(("map", "mrr", *(f"has_positives@{depth}" for depth in HITS_DEPTHS)), True)
 
 
 class Pairs(NamedTuple):
@@ -54,6 +57,13 @@ def read_pairs_file(path: str | Path) -> Pairs:
     if min(values) == max(values):
         raise InputError(f"{path}: every {column} is {values[0]:g}, so that there is nothing to tell apart")
     return Pairs(sentences1, sentences2, values, column == "label")
+
+
+def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
+    """What [`evaluate_pairs`] measures of labelled pairs without `dev`, and whether more of it is better."""
+    labels = np.asarray(pairs.values) > 0
+    can_rank = pair_ranking_scores(pairs.sentences1, np.zeros(len(labels)), labels)
+    return METRICS | (RANKING_METRICS if can_rank else {})
 
 
 def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> dict[str, float]:
@@ -170,5 +180,4 @@ def pair_ranking_scores(queries: Sequence[str], similarities: np.ndarray, labels
         )
     if not scores:
         return {}
-    names = ("map", "mrr", *(f"has_positives@{depth}" for depth in HITS_DEPTHS))
-    return dict(zip(names, (100 * np.mean(scores, axis=0)).tolist(), strict=True)) | {"queries": len(scores)}
+    return dict(zip(RANKING_METRICS, (100 * np.mean(scores, axis=0)).tolist(), strict=True)) | {"queries": len(scores)}

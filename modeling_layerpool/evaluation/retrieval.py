@@ -14,6 +14,9 @@ from .encoders import CachingEncoder, Encoder
 from .metrics import RANKING_DEPTH, ranking_scores
 
 
+# The headline first, and whether more of it is better.
+METRICS = {"ndcg@10": True, "mrr@10": True, "map": True, "recall@100": True}
+
 Texts = dict[str, str]
 Qrels = dict[str, dict[str, int]]
 

@@ -17,6 +17,8 @@ from .metrics import similarity_scores
 
 logger = logging.getLogger(__name__)
 
+# The headline first, and whether more of it is better.
+METRICS = {"spearman": True, "pearson": True}
 COLUMNS = ("sentence1", "sentence2", "score")
 STS_DATASETS = {
     "stsb": "mteb/stsbenchmark-sts",

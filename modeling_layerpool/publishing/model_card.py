@@ -138,7 +138,7 @@ def write_model_card(
     evaluations, kept_step = _evaluations(trainer)
     test_scores = _test_scores(trainer)
     labels = Labels.from_config(trained.config.to_dict()) if isinstance(trainer, ClassificationTrainer) else None
-    clean_command = _clean_command(command)
+    clean_command = _clean_command(command, trainer.args.hub_token)
     parts = hub_parts or {}
     card = ModelCard.from_template(
         _metadata(
@@ -216,7 +216,7 @@ def write_language_model_card(
     args, model = trainer.args, trainer.model
     name = trainer.hub_model_id or args.hub_model_id or _name_of(args.output_dir)
     evaluations, kept_step = _evaluations(trainer)
-    clean_command = _clean_command(command)
+    clean_command = _clean_command(command, trainer.args.hub_token)
     parts = hub_parts or {}
     settings = {"objective": "masked language modelling"}
     if args.objective == "taco":
@@ -735,21 +735,25 @@ def _name_of(path: str) -> str:
 
 # An absolute path, or one that leaves the working folder, at the start of a word or behind a quotation mark or "=".
 _PATH = re.compile(r"""(?<![^\s="',\[({])(?:~|\.\.|[A-Za-z]:)?[/\\][^"',\])}]*""")
-_TOKEN = re.compile(r"(--(?:push[_-]to[_-])?hub[_-]token)(?:=.*)?")
+# A flag that takes a token, and what a token of the Hub looks like.
+_TOKEN_FLAG = re.compile(r"(--[\w-]*token)(?:=.*)?")
+_TOKEN = re.compile(r"\bhf_\w{8,}")
 
 
-def _clean_command(command: str) -> str:
+def _clean_command(command: str, token: str | None = None) -> str:
+    """The command without paths outside the working folder, and without tokens: neither by flag nor by value."""
     try:
         words = shlex.split(command)
     except ValueError:  # joined without quoting
         words = command.split()
     cleaned: list[str] = []
     for word in words:
-        if cleaned and "=" not in cleaned[-1] and _TOKEN.fullmatch(cleaned[-1]):
+        if cleaned and "=" not in cleaned[-1] and _TOKEN_FLAG.fullmatch(cleaned[-1]):
             cleaned.append("...")
-        elif match := _TOKEN.fullmatch(word):
+        elif match := _TOKEN_FLAG.fullmatch(word):
             cleaned.append(f"{match[1]}=..." if "=" in word else word)
         else:
+            word = _TOKEN.sub("...", word.replace(token, "...") if token else word)
             cleaned.append(_PATH.sub(lambda found: _command_path(found[0]), word))
     return command if cleaned == words else shlex.join(cleaned)
 

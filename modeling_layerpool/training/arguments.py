@@ -1,7 +1,9 @@
 """Everything a contrastive run can be told, for Python and the command line alike."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
 from .base import RunArguments
 from .lora import require_peft
@@ -17,6 +19,18 @@ class ContrastiveTrainingArguments(RunArguments):
 
     Gradient accumulation adds up gradients of separate batches: it does not add negatives.
     """
+
+    RANGES: ClassVar = {
+        "temperature": Range(above=0),
+        **dict.fromkeys(("temperature_learning_rate", "pooler_learning_rate", "mlm_weight"), Range(at_least=0)),
+        **dict.fromkeys(("combined_weight", "second_loss_share"), Range(at_least=0, at_most=1)),
+        "mlm_probability": Range(above=0, below=1),
+        "group_size": Range(at_least=2),
+        **dict.fromkeys(("refresh_steps", "gradient_cache"), Range(at_least=1)),
+        # A text needs room between its special tokens.
+        **dict.fromkeys(("max_seq_length", "row_length"), Range(at_least=3)),
+    }
+    WITHOUT_EFFECT: ClassVar = ("label_smoothing_factor", "do_predict", "eval_accumulation_steps")
 
     objective: str = field(
         default="supervised",
@@ -160,69 +174,70 @@ class ContrastiveTrainingArguments(RunArguments):
     )
 
     def __post_init__(self):
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective={self.objective!r} is unknown; use one of {', '.join(sorted(OBJECTIVES))}")
-        if not self.temperature > 0:
-            raise InputError(f"temperature={self.temperature} must be above 0")
-        if self.objective == "pairwise":
-            self._check_pairwise()
-        if self.shuffling not in SHUFFLINGS:
-            raise InputError(f"shuffling={self.shuffling!r} is unknown; use one of {', '.join(SHUFFLINGS)}")
-        if self.shuffling != "random" and self.no_duplicates:
-            raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
-        if self.group_size < 2:
-            raise InputError(f"group_size={self.group_size} must be at least 2")
-        if self.neighbour_search not in NEIGHBOUR_SEARCHES:
-            known = " or ".join(sorted(NEIGHBOUR_SEARCHES))
-            raise InputError(f"neighbour_search={self.neighbour_search!r} is unknown; use {known}")
-        if self.neighbour_search == "faiss":
-            if self.shuffling != "neighbours":
-                raise InputError("neighbour_search=faiss does nothing without shuffling=neighbours")
-            require_faiss()
-        embeds = self.shuffling in ("neighbours", "clusters")
-        if self.refresh_steps is not None and not (embeds and self.refresh_steps >= 1):
-            raise InputError(
-                f"refresh_steps={self.refresh_steps} must be positive, and needs shuffling=neighbours or clusters"
-            )
-        if not self.mlm_weight >= 0:
-            raise InputError(f"mlm_weight={self.mlm_weight} must not be negative")
-        if not 0 < self.mlm_probability < 1:
-            raise InputError(f"mlm_probability={self.mlm_probability} must lie between 0 and 1")
-        if self.temperature_learning_rate is not None and not self.learn_temperature:
-            raise InputError("temperature_learning_rate does nothing without learn_temperature")
-        if self.pooler_learning_rate is not None and not self.pooler_learning_rate >= 0:
-            raise InputError(f"pooler_learning_rate={self.pooler_learning_rate} must not be negative")
-        if self.freeze_encoder and self.mlm_weight > 0:
-            raise InputError("mlm_weight trains the encoder, which freeze_encoder leaves as it is; drop one of them")
-        for name in ("max_seq_length", "row_length"):
-            value = getattr(self, name)
-            if value is not None and value < 3:
-                raise InputError(f"{name}={value} leaves no room for a text between its special tokens")
-        if self.gradient_cache is not None and self.gradient_cache < 1:
-            raise InputError(f"gradient_cache={self.gradient_cache} must be a positive number of tokens")
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns must stay off: the collator needs every column")
-        super().__post_init__()
-
-    def _check_pairwise(self) -> None:
-        for name in ("hard_negative_weight", "symmetric"):
-            if getattr(self, name):
-                raise InputError(f"{name} does nothing with objective=pairwise")
-        for name in ("pairwise_loss", "second_loss"):
-            if getattr(self, name) not in (*PAIRWISE_LOSSES, None):
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(PAIRWISE_LOSSES)}")
-        for name in ("combined_weight", "second_loss_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        check_arguments(self)
+        for name, choices in (
+            ("objective", sorted(OBJECTIVES)),
+            ("pairwise_loss", PAIRWISE_LOSSES),
+            ("second_loss", (*PAIRWISE_LOSSES, None)),
+            ("shuffling", SHUFFLINGS),
+            ("neighbour_search", sorted(NEIGHBOUR_SEARCHES)),
+        ):
+            if getattr(self, name) not in choices:
+                known = ", ".join(choice for choice in choices if choice is not None)
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
+        self._check_used()
         if self.score_range is not None and not (
             len(self.score_range) == 2 and self.score_range[0] < self.score_range[1]
         ):
             raise InputError(f"score_range={self.score_range} must be two numbers, the lower one first")
+        if self.shuffling != "random" and self.no_duplicates:
+            raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
+        if self.neighbour_search == "faiss":
+            require_faiss()
+        if self.freeze_encoder and self.mlm_weight > 0:
+            raise InputError("mlm_weight trains the encoder, which freeze_encoder leaves as it is; drop one of them")
+        if self.train_sampling_strategy == "group_by_length":
+            raise InputError(
+                "train_sampling_strategy=group_by_length does nothing here: texts are packed; leave it out"
+            )
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns must stay off: the collator needs every column")
+        super().__post_init__()
+
+    def _check_used(self) -> None:
+        """Refuse options that another option takes the effect from."""
+        losses = {self.pairwise_loss, self.second_loss} if self.objective == "pairwise" else set()
+        has_softmax = not losses.isdisjoint({"bsc", "combined"})
+        embeds = self.shuffling in ("neighbours", "clusters")
+        for names, is_read, reason in (
+            (
+                ("pairwise_loss", "second_loss", "second_loss_share", "combined_weight", "score_range"),
+                self.objective == "pairwise",
+                "without objective=pairwise",
+            ),
+            (("symmetric",), self.objective != "pairwise", "with objective=pairwise"),
+            (("hard_negative_weight",), self.objective == "supervised", f"with objective={self.objective}"),
+            (("bsc_normalization", "bsc_direction"), has_softmax, "without pairwise_loss=bsc or combined"),
+            (("combined_weight",), "combined" in losses, "without pairwise_loss=combined"),
+            (("second_loss_share",), self.second_loss is not None, "without second_loss"),
+            (("temperature", "learn_temperature"), losses - {None} != {"mse"}, "with pairwise_loss=mse"),
+            (("temperature_learning_rate",), self.learn_temperature, "without learn_temperature"),
+            (("group_size",), self.shuffling != "random", "without shuffling"),
+            (("neighbour_search",), self.shuffling == "neighbours", "without shuffling=neighbours"),
+            (("refresh_steps",), embeds, "without shuffling=neighbours or clusters"),
+            (("mlm_probability",), self.mlm_weight > 0, "without mlm_weight"),
+        ):
+            check_used(self, dict.fromkeys(names, is_read), reason)
 
 
 @dataclass
 class ModelArguments:
     """Which checkpoint to start from, and what to change in its configuration."""
+
+    RANGES: ClassVar = {
+        "pooler_gru_layers": Range(at_least=1, at_most=100),
+        **dict.fromkeys(("pooler_gru_size", "projection_dim"), Range(at_least=1, at_most=65_536)),
+    }
 
     model_name_or_path: str = field(
         metadata={"help": "A checkpoint of this package or of a plain encoder: a folder or a Hub name."}
@@ -273,6 +288,9 @@ class ModelArguments:
         default=False, metadata={"help": "Accept a checkpoint that has no safetensors but pickled weights."}
     )
 
+    def __post_init__(self):
+        check_arguments(self)
+
     def config_overrides(self) -> dict:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
         fields = {name: value for name, value in vars(self).items() if name.startswith(("pooler_", "projection_"))}
@@ -283,6 +301,11 @@ class ModelArguments:
 @dataclass
 class LoraArguments:
     """Whether to train an adapter in place of the encoder's weights, and which; what they mean says `add_lora`."""
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("lora_r", "lora_alpha"), Range(at_least=1, at_most=65_536)),
+        "lora_dropout": Range(at_least=0, below=1),
+    }
 
     use_lora: bool = field(
         default=False,
@@ -302,6 +325,7 @@ class LoraArguments:
     )
 
     def __post_init__(self):
+        check_arguments(self)
         given = self.options()
         if not self.use_lora:
             if given:
@@ -309,12 +333,6 @@ class LoraArguments:
                 raise InputError(f"lora_{name} does nothing without use_lora")
             return
         require_peft()
-        for name in ("lora_r", "lora_alpha"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value} must be positive")
-        if self.lora_dropout is not None and not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout={self.lora_dropout} must be at least 0 and below 1")
 
     def options(self) -> dict:
         """The arguments of `add_lora` that were given; those that were not keep its defaults."""
@@ -330,6 +348,8 @@ class LoraArguments:
 @dataclass
 class DataArguments:
     """Which data to train on, and which to choose the checkpoint by."""
+
+    RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 
     train_file: str | None = field(
         default=None, metadata={"help": "jsonl, csv, tsv or txt, also .gz, whose columns the objective names."}
@@ -352,7 +372,9 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})
 
     def __post_init__(self):
+        check_arguments(self)
         if self.streaming and self.max_train_samples is not None:
             raise InputError("max_train_samples does nothing with streaming; use max_steps")
-        if self.max_train_samples is not None and self.max_train_samples < 1:
-            raise InputError(f"max_train_samples={self.max_train_samples} must be positive")
+        check_used(self, {"shuffle_buffer_size": self.streaming}, "without streaming")
+        of_hub = dict.fromkeys(("dataset_config_name", "dataset_split"), self.dataset_name is not None)
+        check_used(self, of_hub, "without dataset_name")

@@ -1,31 +1,71 @@
 """What every training run here adds to the library's: whole checkpoints, a loss that is watched, an honest card."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from accelerate.utils import DynamoBackend
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
+from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
 from .fault_tolerance import init_worker, whole_or_gone, write_manifest
 from .lora import check_checkpoint
 
 
+# Of those fields of transformers' arguments that are numbers. Here nothing is silently taken for "off".
+TRAINING_RANGES = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Range(at_least=1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), Range(at_least=1)),
+    **dict.fromkeys(("save_total_limit", "torch_empty_cache_steps", "ddp_bucket_cap_mb"), Range(at_least=1)),
+    **dict.fromkeys(("ddp_timeout", "dataloader_prefetch_factor"), Range(at_least=1)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), Range(above=0)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"), Range(at_least=0)),
+    **dict.fromkeys(("warmup_steps", "eval_delay", "neftune_noise_alpha"), Range(at_least=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(at_least=0, below=1)),
+    **dict.fromkeys(("seed", "data_seed"), Range(at_least=0)),
+    "num_train_epochs": Range(above=0, at_most=1_000_000),
+    "max_steps": Range(at_least=1, or_equal_to=-1),
+    "label_smoothing_factor": Range(at_least=0, at_most=1),
+    "dataloader_num_workers": Range(at_least=0, at_most=1024),
+}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite. The message names the step and, where they are known, the rows of the batch."""
+    """The loss or a weight became NaN or infinite. The message names the step and, if known, the rows of the batch."""
 
 
 @dataclass
 class RunArguments(TrainingArguments):
-    """`transformers.TrainingArguments`, with what all of our scripts share."""
+    """
+    `transformers.TrainingArguments`, with what all of our scripts share.
+
+    Raises:
+        InputError: a value is out of its range, needs a package that is not installed, or has no effect.
+    """
+
+    RANGES: ClassVar = TRAINING_RANGES
+    # Fields of transformers' that a kind of training does not read.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()
 
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Write into an --output_dir that is not empty; its old checkpoints are removed."},
+    )
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "When to evaluate: 'no', 'steps' or 'epoch'. Default: whenever a checkpoint is saved, if there is "
+            "something to evaluate on.",
+            "choices": [strategy.value for strategy in IntervalStrategy],
+        },
     )
     # A loss that is not finite stops training here, so that it must not be smoothed over.
     logging_nan_inf_filter: bool = field(
@@ -33,11 +73,61 @@ class RunArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        check_arguments(self)
+        check_used(self, dict.fromkeys(self.WITHOUT_EFFECT, False), "in this kind of training")
         if self.logging_nan_inf_filter:
             raise InputError("logging_nan_inf_filter must stay off: a loss that is not finite stops the training")
         if not torch.accelerator.is_available():
-            self.use_cpu = True  # which is so anyhow, and the library wants it said before it takes bf16
+            self.use_cpu = True  # TrainingArguments rejects bf16 on a CPU unless use_cpu is set
+        if self.fp16 and self.use_cpu:
+            raise InputError("fp16 does nothing on a CPU; use bf16, or leave it out")
+        # transformers fills these in, so that it cannot be told afterwards whether they were given.
+        self.metric_was_given = self.metric_for_best_model is not None
+        self.direction_was_given = self.greater_is_better is not None
+        self.eval_strategy_was_given = self.eval_strategy is not None
+        if self.eval_strategy is None:
+            self.eval_strategy = "no"
         super().__post_init__()
+        _check_reporting(self.report_to)
+        if self.torch_compile:
+            _check_compilation(self.torch_compile_backend, self.torch_compile_mode)
+        _check_optimizer(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Checkpoints hold these arguments, pickled, and are published: the token must not be among them.
+        return {**vars(self), "hub_token": None}
+
+
+def _check_reporting(names: Sequence[str]) -> None:
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise InputError(f"report_to={name} is unknown or not installed; use one of {', '.join(['none', *known])}")
+
+
+def _check_compilation(backend: str, mode: str | None) -> None:
+    known = sorted({backend.value.lower() for backend in DynamoBackend} & set(torch.compiler.list_backends(())))
+    if backend not in known:
+        raise InputError(f"torch_compile_backend={backend} is unknown here; use one of {', '.join(known)}")
+    if mode not in (None, *COMPILE_MODES):
+        raise InputError(f"torch_compile_mode={mode} is unknown; use one of {', '.join(COMPILE_MODES)}")
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    """Make the optimizer and the schedule once, of one weight: a package may be missing, or an option wrong."""
+    layer = torch.nn.Linear(1, 1)
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, layer)
+    except ImportError as error:
+        raise InputError(f"optim={args.optim.value} needs a package that is not installed: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"optim={args.optim.value}: {error} (optim_args={args.optim_args})") from error
+    optimizer = torch.optim.SGD(layer.parameters(), args.learning_rate)
+    name, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    try:
+        get_scheduler(name, optimizer, 1, 2, options)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"lr_scheduler_type={name.value}: {error} (lr_scheduler_kwargs={options})") from error
 
 
 class LayerPoolTrainer(Trainer):
@@ -57,11 +147,25 @@ class LayerPoolTrainer(Trainer):
 
     # What to try when the loss is no longer finite.
     advice = "lower --learning_rate"
+    # What this kind of training measures by itself, and whether more of it is better.
+    METRICS: ClassVar[dict[str, bool]] = {"loss": False}
 
-    def __init__(self, *args: Any, write_model_card: Callable[[Trainer], None] | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: RunArguments,
+        *,
+        write_model_card: Callable[[Trainer], None] | None = None,
+        **kwargs: Any,
+    ):
         self.write_model_card = write_model_card
         self._unchecked: list[tuple[int, Sequence[int], torch.Tensor]] = []
-        super().__init__(*args, **kwargs)
+        if not args.direction_was_given and args.metric_for_best_model is not None:
+            # transformers guesses it from the name, which calls a high perplexity a good one.
+            name = args.metric_for_best_model.removeprefix("eval_")
+            args.greater_is_better = self.METRICS.get(name, args.greater_is_better)
+        super().__init__(model, args, **kwargs)
+        self.add_callback(_BestMetricCallback())
 
     def watch(self, loss: torch.Tensor, rows: Sequence[int] = ()) -> None:
         """Remember a step's loss for [`check_finite`]; looking at it now would wait for the device."""
@@ -79,6 +183,22 @@ class LayerPoolTrainer(Trainer):
             where = f"at step {step}" + (f", on rows {', '.join(map(str, rows))} of the training data" if rows else "")
             advice = self.advice + (", or look at these rows" if rows else "")
             raise NonFiniteLossError(f"the loss is {loss.item()} {where}; {advice}")
+
+    def trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """All that this trainer changes, by name."""
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    def check_weights(self) -> None:
+        """Raise a [`NonFiniteLossError`] if the last update left a weight that is not finite. Synchronises once."""
+        names, weights = zip(*self.trained_parameters(), strict=True)
+        # Under FSDP each process looks at its part.
+        parts = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights)
+        finite = torch.stack([part.detach().isfinite().all() for part in parts]).tolist()
+        if not all(finite):
+            raise NonFiniteLossError(
+                f"{finite.count(False)} of the trained weights are not finite after step {self.state.global_step} "
+                f"({names[finite.index(False)]} for one), and nothing was saved of them; {self.advice}"
+            )
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -106,6 +226,7 @@ class LayerPoolTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.check_finite()
+        self.check_weights()
         folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         with whole_or_gone(self, folder):
             super()._save_checkpoint(model, trial)
@@ -128,9 +249,32 @@ class LayerPoolTrainer(Trainer):
             return epochs, 0
         return epochs_trained, steps_trained
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write the metrics; one that is not defined becomes null, as JSON has no NaN."""
+        defined = {name: None if _is_undefined(value) else value for name, value in metrics.items()}
+        super().save_metrics(split, defined, combined)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of `args.output_dir`, on the main process."""
         if self.write_model_card is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             self.write_model_card(self)
+
+
+class _BestMetricCallback(TrainerCallback):
+    """Names the metrics that there are when the one to choose the checkpoint by is not among them."""
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        chosen = (args.metric_for_best_model or "").removeprefix("eval_")
+        measured = [name.removeprefix("eval_") for name in metrics or () if name.startswith("eval_")]
+        if chosen and measured and args.load_best_model_at_end and chosen not in measured:
+            raise unknown_metric(chosen, measured)
+
+
+def unknown_metric(name: str, measured: Sequence[str]) -> InputError:
+    return InputError(f"metric_for_best_model={name!r} is not measured here; use one of {', '.join(measured)}")
+
+
+def _is_undefined(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

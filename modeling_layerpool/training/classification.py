@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, SaveStrategy
 
+from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
-from ..rows import check_number, check_text, read_rows
+from ..rows import check_number, check_text, check_unicode, read_rows, shown
 from .arguments import ModelArguments
 from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler
@@ -55,6 +56,8 @@ TEXT_COLUMNS = (
 )
 WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# How a csv file spells a number that is none.
+UNDEFINED = ("nan", "inf", "-inf", "+inf", "infinity", "-infinity")
 MOST_CLASSES_NAMED = 10
 
 
@@ -71,6 +74,8 @@ class ClassificationModelArguments(ModelArguments):
 @dataclass
 class ClassificationDataArguments:
     """Which rows to train on, choose by and predict, and what their columns mean."""
+
+    RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
 
     task_name: str | None = field(
         default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
@@ -111,8 +116,10 @@ class ClassificationDataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})
 
     def __post_init__(self):
-        if self.max_train_samples is not None and self.max_train_samples < 1:
-            raise InputError(f"max_train_samples={self.max_train_samples} must be positive")
+        check_arguments(self)
+        check_used(self, {"dataset_config_name": self.dataset_name is not None}, "without dataset_name")
+        of_hub = dict.fromkeys(("train_split", "validation_split", "test_split"), self.hub_name is not None)
+        check_used(self, of_hub, "without task_name or dataset_name")
         if self.text_columns is not None and len(self.text_columns) > 2:
             raise InputError(f"--text_columns {' '.join(self.text_columns)}: a row has one text or two")
 
@@ -138,6 +145,11 @@ class ClassificationDataArguments:
 @dataclass
 class ClassificationTrainingArguments(RunArguments):
     """[`RunArguments`] with the defaults of fine-tuning: measured and saved after every epoch."""
+
+    RANGES: ClassVar = {
+        "max_seq_length": Range(at_least=3),  # a text needs room between its special tokens
+        "early_stopping_patience": Range(at_least=1),
+    }
 
     max_seq_length: int | None = field(
         default=None,
@@ -166,10 +178,7 @@ class ClassificationTrainingArguments(RunArguments):
     )
 
     def __post_init__(self):
-        # The library fills this in, so that it cannot be told afterwards whether it was given.
-        self.metric_was_given = self.metric_for_best_model is not None
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise InputError(f"early_stopping_patience={self.early_stopping_patience} must be positive")
+        check_arguments(self)
         known = ("group_by_length", "random", "sequential")
         if self.train_sampling_strategy not in known:
             raise InputError(
@@ -442,7 +451,12 @@ def _find_problem_type(part: LabelledTexts) -> str:
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"
     if part.is_csv:
+        undefined = [index for index, label in enumerate(labels) if label.strip().lower() in UNDEFINED]
         are_numbers = all(NUMBER.fullmatch(label.strip()) for label in labels)
+        if undefined and all(
+            NUMBER.fullmatch(label.strip()) for label in labels if label.strip().lower() not in UNDEFINED
+        ):
+            check_number(labels[undefined[0]], part.where(undefined[0]), part.label_column)
         have_decimals = not all(WHOLE_NUMBER.fullmatch(label.strip()) for label in labels)
     else:
         are_numbers = all(isinstance(label, (int, float)) for label in labels)
@@ -455,20 +469,22 @@ def _names_of(part: LabelledTexts, index: int, several: bool) -> list[str]:
     label = part.labels[index]
     if several and not isinstance(label, list):
         raise InputError(
-            f"{part.where(index)}: the column {part.label_column!r} must be a list of classes, got {label!r}"
+            f"{part.where(index)}: the column {part.label_column!r} must be a list of classes, got {shown(label)}"
         )
     names = []
     for value in label if several else [label]:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
+        if isinstance(value, float):
+            # NaN would become a class of its own.
+            check_number(value, part.where(index), part.label_column)
+            value = int(value) if value.is_integer() else value
         if not isinstance(value, (str, int, float)) or value == "":
             is_list = isinstance(label, list) and not several
             hint = "; several classes a row need --problem_type multi_label_classification" if is_list else ""
             raise InputError(
                 f"{part.where(index)}: the column {part.label_column!r} must be a class, as a text or a whole number, "
-                f"got {value!r}{hint}"
+                f"got {shown(value)}{hint}"
             )
-        names.append(str(value).strip())
+        names.append(check_unicode(str(value).strip(), part.where(index), part.label_column))
     return names
 
 
@@ -568,6 +584,8 @@ class ClassificationTrainer(LayerPoolTrainer):
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
         CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
     """
+
+    METRICS: ClassVar = {name: name != "loss" for names in METRIC_NAMES.values() for name in names}
 
     def __init__(
         self,

@@ -50,6 +50,9 @@ class InfoNCEObjective(Objective):
     def temperature(self) -> float | torch.Tensor:
         return 1 / self.inverse_temperature if hasattr(self, "inverse_temperature") else self.fixed_temperature
 
+    def logs(self) -> dict[str, float]:
+        return {"temperature": self.temperature.item()} if torch.is_tensor(self.temperature) else {}
+
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
         texts = batch.column_text_ids
         return info_nce(
@@ -94,13 +97,19 @@ class SupervisedObjective(InfoNCEObjective):
         for column in ("anchor", "positive"):
             if column not in available:
                 raise InputError(_missing(source, column, self.name, available))
+        unnumbered = next((column for column in available if re.fullmatch(r"negative_0\d*", column)), None)
+        if unnumbered is not None:
+            raise InputError(f"{source}: the column {unnumbered!r} is not read; number negatives from negative_1 on")
         numbered = sorted(
             (column for column in available if re.fullmatch(r"negative_[1-9]\d*", column)),
             key=lambda column: int(column.removeprefix("negative_")),
         )
         if "negative" in available and numbered:
             raise InputError(f"{source}: has both 'negative' and {numbered[0]!r}; number all of them or none")
-        return ["anchor", "positive", *(["negative"] if "negative" in available else numbered)]
+        negatives = ["negative"] if "negative" in available else numbered
+        if self.hard_negative_weight != 0 and not negatives:
+            raise InputError(f"{source}: hard_negative_weight does nothing without a column 'negative'; leave it out")
+        return ["anchor", "positive", *negatives]
 
 
 def _missing(source: str, column: str, objective: str, available: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ under `row_number` where it is from: the line in a local file, else the place in
 number that an objective reads of it, scaled to [0, 1].
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..rows import check_number, check_text, read_rows, require_columns
+from ..rows import check_number, check_text, read_rows, reading_errors, require_columns
 from .objective import Objective
 
 
@@ -42,12 +43,10 @@ def load_file(path: str, objective: Objective, streaming: bool = False) -> Datas
     needed = {"path": path, "columns": columns, "value_column": value}
     if streaming:
         return IterableDataset.from_generator(_checked_rows, gen_kwargs=needed)
-    status = Path(path).stat()
     try:
-        # `datasets` caches by the arguments, so these have to tell one state of the file from another.
         return Dataset.from_generator(
             _checked_rows,
-            gen_kwargs=needed | {"state": (status.st_size, status.st_mtime_ns)},
+            gen_kwargs=needed | {"identity": file_identity(path)},
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
@@ -55,8 +54,17 @@ def load_file(path: str, objective: Objective, streaming: bool = False) -> Datas
         raise
 
 
+def file_identity(path: str) -> tuple[str, str]:
+    """
+    Where a file is and what it holds. `datasets` caches by the arguments of a reader, so that one of them has to tell
+    this file from every other: those of the same name in other folders, and those written in the same moment.
+    """
+    with reading_errors(path), open(path, "rb") as file:
+        return str(Path(path).resolve()), hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _checked_rows(
-    path: str, columns: tuple[str, ...], value_column: str | None, state: Any = None
+    path: str, columns: tuple[str, ...], value_column: str | None, identity: Any = None
 ) -> Iterator[dict[str, Any]]:
     for line, row in read_rows(path):
         where = f"{path}, line {line}"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -30,10 +30,12 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, no_model, read_checkpoint_json
+from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
 from ..rows import check_text, read_rows, require_columns
 from .batching import EpochDataLoader
 from .blocks import BLOCK_PACKINGS, BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
+from .data import file_identity
 from .own_tokenizer import DEFAULT_VOCAB_SIZE
 from .token_contrast import TokenContrastArguments, TokenContrastTrainer
 
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 @dataclass
 class LanguageModelArguments:
     """Which model to train: a new one of a type, or a checkpoint."""
+
+    RANGES: ClassVar = {"vocab_size": Range(at_least=1, at_most=10_000_000)}
 
     model_name_or_path: str | None = field(
         default=None,
@@ -79,6 +83,7 @@ class LanguageModelArguments:
     )
 
     def __post_init__(self):
+        check_arguments(self)
         if (self.model_name_or_path is None) == (self.model_type is None):
             raise InputError("give either --model_name_or_path, to go on from it, or --model_type, for a new model")
         for name in ("config_overrides", "tokenizer_name", "vocab_size"):
@@ -88,13 +93,14 @@ class LanguageModelArguments:
             raise InputError(
                 "--vocab_size is for a tokenizer that is trained; --tokenizer_name has its own vocabulary"
             )
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise InputError(f"--vocab_size {self.vocab_size} must be positive")
+        check_used(self, {"revision": self.model_name_or_path is not None}, "without model_name_or_path")
 
 
 @dataclass
 class LanguageDataArguments:
     """Which texts to train on, and what to measure on."""
+
+    RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 
     train_file: list[str] | None = field(
         default=None,
@@ -121,14 +127,14 @@ class LanguageDataArguments:
     )
 
     def __post_init__(self):
+        check_arguments(self)
         if self.train_file is not None and self.dataset_name is not None:
             raise InputError("give the training texts as either --train_file or --dataset_name")
         if self.streaming and self.max_train_samples is not None:
             raise InputError("--max_train_samples does nothing with --streaming; use --max_steps")
-        if self.max_train_samples is not None and self.max_train_samples < 1:
-            raise InputError(f"--max_train_samples {self.max_train_samples} must be positive")
-        if self.shuffle_buffer_size < 1:
-            raise InputError(f"--shuffle_buffer_size {self.shuffle_buffer_size} must be positive")
+        check_used(self, {"shuffle_buffer_size": self.streaming}, "without streaming")
+        of_hub = dict.fromkeys(("dataset_config_name", "dataset_split"), self.dataset_name is not None)
+        check_used(self, of_hub, "without dataset_name")
 
     @property
     def has_train_data(self) -> bool:
@@ -152,6 +158,11 @@ class LanguageDataArguments:
 class MaskedLanguageArguments(TokenContrastArguments):
     """[`TokenContrastArguments`], and how texts are laid into blocks and masked."""
 
+    RANGES: ClassVar = {
+        "max_seq_length": Range(at_least=3, at_most=1_000_000),  # a text needs room between its special tokens
+        "mlm_probability": Range(above=0, below=1),
+    }
+
     max_seq_length: int = field(
         default=256, metadata={"help": "Tokens in a block, special tokens included: at most the model's positions."}
     )
@@ -173,14 +184,9 @@ class MaskedLanguageArguments(TokenContrastArguments):
     )
 
     def __post_init__(self):
+        check_arguments(self)
         if self.block_packing not in BLOCK_PACKINGS:
             raise InputError(f"block_packing={self.block_packing!r} is unknown; use {' or '.join(BLOCK_PACKINGS)}")
-        if not 0 < self.mlm_probability < 1:
-            raise InputError(f"mlm_probability={self.mlm_probability} must lie between 0 and 1")
-        if self.max_seq_length < 3:
-            raise InputError(
-                f"max_seq_length={self.max_seq_length} leaves no room for a text between its special tokens"
-            )
         super().__post_init__()
 
 
@@ -204,18 +210,16 @@ def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | Itera
             raise InputError(f"{path}: the file is empty")
     if streaming:
         return IterableDataset.from_generator(_checked_texts, gen_kwargs={"paths": list(paths)})  # a list is shards
-    status = [Path(path).stat() for path in paths]
+    identities = tuple(file_identity(path) for path in paths)
     try:
-        # `datasets` caches by the arguments, so these have to tell one state of the files from another.
-        state = tuple((file.st_size, file.st_mtime_ns) for file in status)
-        return Dataset.from_generator(_checked_texts, gen_kwargs={"paths": tuple(paths), "state": state})
+        return Dataset.from_generator(_checked_texts, gen_kwargs={"paths": tuple(paths), "identities": identities})
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
         raise
 
 
-def _checked_texts(paths: Sequence[str], state: Any = None) -> Iterator[dict[str, str]]:
+def _checked_texts(paths: Sequence[str], identities: Any = None) -> Iterator[dict[str, str]]:
     for path in paths:
         for line, row in read_rows(path):
             where = f"{path}, line {line}"
@@ -411,6 +415,24 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
             positions of the model, the tokenizer has no mask token or more tokens than the model, or the model takes
             no positions, which `attend_within_documents` needs.
     """
+
+    METRICS: ClassVar = {
+        "loss": False,
+        "mlm_loss": False,
+        "perplexity": False,
+        "masked_accuracy": True,
+        "token_contrast_loss": False,
+        "similarity_within": True,
+        "similarity_between": False,
+    }
+
+    @classmethod
+    def metrics_of(cls, args: MaskedLanguageArguments) -> dict[str, bool]:
+        """What is measured on validation texts with these arguments, and whether more of it is better."""
+        unmeasured = set() if args.measure_similarity else {"similarity_within", "similarity_between"}
+        if args.objective == "mlm" and not args.measure_similarity:
+            unmeasured.add("token_contrast_loss")
+        return {name: more_is_better for name, more_is_better in cls.METRICS.items() if name not in unmeasured}
 
     def __init__(
         self,

@@ -59,6 +59,10 @@ class Objective(nn.Module):
         """What a model card has to say of this objective's own options, by name."""
         return {}
 
+    def logs(self) -> dict[str, float]:
+        """What to log of this objective with each training loss, by name: a learned temperature, for instance."""
+        return {}
+
     @classmethod
     def from_arguments(cls, args) -> "Objective":
         """The objective with the options of a [`ContrastiveTrainingArguments`]."""

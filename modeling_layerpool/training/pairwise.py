@@ -131,8 +131,15 @@ class PairwiseObjective(Objective):
                 f"{', '.join(available)})"
             )
         if found == "label":
+            if self.value_range not in (None, (0.0, 1.0)):
+                raise InputError(
+                    f"{source}: score_range does nothing with the column 'label', whose values are 0 and 1"
+                )
             self.value_range = (0.0, 1.0)
         return found
+
+    def logs(self) -> dict[str, float]:
+        return {"temperature": self.temperature.item()} if torch.is_tensor(self.temperature) else {}
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
         first, second = batch.embeddings.unbind(1)

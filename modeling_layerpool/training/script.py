@@ -3,15 +3,19 @@
 import logging
 import shutil
 import sys
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import datasets
 import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..errors import InputError, usage_errors
-from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments
+from ..folders import output_folder
+from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments, unknown_metric
 from .fault_tolerance import (
     CheckpointWriteError,
     find_defect,
@@ -20,6 +24,13 @@ from .fault_tolerance import (
     write_errors,
 )
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
+
+
+logger = logging.getLogger(__name__)
+
+
+class PushError(RuntimeError):
+    """The model is trained and saved, but the Hub did not take it."""
 
 
 def set_up_logging(args: TrainingArguments) -> None:
@@ -33,8 +44,8 @@ def set_up_logging(args: TrainingArguments) -> None:
 
 
 def evaluate_when_saving(args: RunArguments) -> None:
-    """Whoever brings a dev set wants the checkpoint that is best on it: evaluate at every save, keep the best."""
-    if args.do_train and args.do_eval and args.eval_strategy == "no":
+    """Unless the arguments say when to evaluate: evaluate at every save, and keep the best checkpoint."""
+    if args.do_train and args.do_eval and not args.eval_strategy_was_given:
         if args.save_strategy == "best":
             raise InputError("--save_strategy best needs an --eval_strategy, to know when to measure")
         args.eval_strategy = args.save_strategy
@@ -42,11 +53,68 @@ def evaluate_when_saving(args: RunArguments) -> None:
         args.load_best_model_at_end = args.save_strategy != "no"
 
 
-def find_checkpoint(args: RunArguments) -> str | None:
+def choose_best_by(args: RunArguments, metrics: Mapping[str, bool], default: str) -> None:
+    """
+    Set what the best checkpoint is chosen by, unless the arguments do.
+
+    Args:
+        metrics: all that an evaluation of this run measures, and whether more of it is better.
+        default: the one to choose by.
+
+    Raises:
+        InputError: the metric that was given is not among them.
+    """
+    name = args.metric_for_best_model.removeprefix("eval_") if args.metric_was_given else default
+    if name not in metrics:
+        raise unknown_metric(name, list(metrics))
+    args.metric_for_best_model = name
+    if not args.direction_was_given:
+        args.greater_is_better = metrics[name]
+
+
+def warn_of_same_files(train: Sequence[str | None], validation: Sequence[str | None]) -> None:
+    """Warn where a file is both trained on and measured on: its scores then say nothing about other data."""
+    trained = {Path(path).resolve() for path in train if path}
+    for path in validation:
+        if path and Path(path).resolve() in trained:
+            logger.warning(f"{path} is trained on and measured on: its scores will say nothing about other data")
+
+
+@contextmanager
+def output_of(args: RunArguments) -> Iterator[str | None]:
+    """
+    Around all that a script does after reading its arguments: the output folder, which is there and can be written
+    to, and is gone again if the script ends without writing anything.
+
+    Yields:
+        The checkpoint to resume from, if any.
+
+    Raises:
+        InputError: the folder cannot be used, there is no such checkpoint, or the Hub, which is to be pushed to,
+            cannot be reached.
+    """
+    with output_folder(args.output_dir) if args.process_index == 0 else nullcontext():
+        checkpoint = _find_checkpoint(args)
+        _check_hub(args)
+        yield checkpoint
+
+
+def _check_hub(args: RunArguments) -> None:
+    if not args.push_to_hub or args.process_index > 0:
+        return
+    try:
+        validate_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name)
+        HfApi().whoami(token=args.hub_token)
+    except HFValidationError as error:
+        raise InputError(f"--hub_model_id: {error}") from error
+    except Exception as error:  # each way of having no network, no account or no token has its own type
+        reason = " ".join(str(error).split())
+        raise InputError(f"--push_to_hub: the Hub cannot be reached, or knows no such token ({reason})") from error
+
+
+def _find_checkpoint(args: RunArguments) -> str | None:
     """The checkpoint to resume from, and the check that nothing in the way is overwritten unasked."""
     output_dir = Path(args.output_dir)
-    if output_dir.is_file():
-        raise InputError(f"--output_dir {output_dir}: is a file, not a folder")
     resume = args.resume_from_checkpoint
     if resume is not None and str(resume).lower() in ("true", "1"):
         resume = last_whole_checkpoint(output_dir)
@@ -55,7 +123,8 @@ def find_checkpoint(args: RunArguments) -> str | None:
     elif resume is not None and (defect := find_defect(resume)):
         raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
     in_place = resume is not None and Path(resume).resolve().parent == output_dir.resolve()
-    is_used = output_dir.is_dir() and any(output_dir.iterdir())
+    # The main process looks for all of them: another may be so slow that this run has written something by then.
+    is_used = args.process_index == 0 and any(output_dir.iterdir())
     if args.do_train and is_used and not in_place and not args.overwrite_output_dir:
         raise InputError(
             f"--output_dir {output_dir}: is not empty; choose another, resume with --resume_from_checkpoint true, or "
@@ -78,6 +147,7 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
                 shutil.rmtree(folder)
     with save_on_sigterm(trainer):
         result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.check_weights()
     with write_errors(trainer, args.output_dir):
         if has_adapter(trainer.model):
             save_and_merge(trainer)
@@ -96,10 +166,27 @@ def describe_pooler(model: PreTrainedModel) -> str:
 
 def publish(trainer: LayerPoolTrainer) -> None:
     """Write the model card, and push to the Hub if asked for."""
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
-    else:
+    if not trainer.args.push_to_hub:
         trainer.create_model_card()
+        return
+    try:
+        trainer.push_to_hub()
+    except Exception as error:  # as in _check_hub
+        reason = " ".join(str(error).split())
+        raise PushError(
+            f"the model is saved in {trainer.args.output_dir}, but could not be pushed to the Hub ({reason})"
+        ) from error
+
+
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Around the making of a trainer: what transformers refuses there are arguments of the run."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
+        raise InputError(f"{' '.join(str(error).split())}") from error
 
 
 @contextmanager
@@ -108,5 +195,5 @@ def one_sentence_errors():
     with usage_errors():
         try:
             yield
-        except (NonFiniteLossError, CheckpointWriteError) as error:
+        except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
             sys.exit(f"error: {error}")

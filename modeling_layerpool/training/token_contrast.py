@@ -9,7 +9,7 @@ places, `k` negatives, `h` width. A sequence is a document or a sentence: what t
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.trainer_utils import EvalLoopOutput
 
+from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
 from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
@@ -212,6 +213,13 @@ class TokenContrastArguments(RunArguments):
     Gradient accumulation adds up gradients of separate batches: it does not add sequences to draw negatives from.
     """
 
+    RANGES: ClassVar = {
+        **dict.fromkeys(("token_contrast_weight", "token_temperature"), Range(above=0)),
+        "token_window": Range(at_least=2),  # a positive needs a position
+        "token_negatives": Range(at_least=1, at_most=65_536),
+    }
+    WITHOUT_EFFECT: ClassVar = ("do_predict", "eval_accumulation_steps")
+
     objective: str = field(
         default="taco",
         metadata={
@@ -259,21 +267,17 @@ class TokenContrastArguments(RunArguments):
     )
 
     def __post_init__(self):
+        check_arguments(self)
         for name, choices in (("objective", ("mlm", "taco")), ("token_anchors", ("all", "masked", "unmasked"))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
-        for name in ("token_contrast_weight", "token_temperature"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}={getattr(self, name)} must be above 0")
-        if self.token_window < 2:
-            raise InputError(f"token_window={self.token_window} leaves no place for a positive; use at least 2")
-        if self.token_negatives < 1:
-            raise InputError(f"token_negatives={self.token_negatives} must be at least 1")
         if self.objective == "mlm" and not self.measure_similarity:
-            fields = type(self).__dataclass_fields__
-            for name in (*(name for name in fields if name.startswith("token_")), "subtracted_state"):
-                if getattr(self, name) != fields[name].default:
-                    raise InputError(f"{name} does nothing under objective mlm; leave it out, or use taco")
+            of_contrast = [name for name in type(self).__dataclass_fields__ if name.startswith("token_")]
+            check_used(self, dict.fromkeys((*of_contrast, "subtracted_state"), False), "under objective mlm")
+        if self.train_sampling_strategy == "group_by_length":
+            raise InputError(
+                "train_sampling_strategy=group_by_length does nothing here: blocks are full; leave it out"
+            )
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay off: the collator needs every column")
         self.subtracted_index  # noqa: B018, raises if it is none

@@ -2,10 +2,11 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -138,6 +139,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         with args.main_process_first(desc="tokenising"):
             train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
+        if args.row_length is not None:
+            for dataset in (train_dataset, eval_dataset):
+                self._check_row_length(dataset, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
             batch_size = args.per_device_train_batch_size * args.world_size
             needed = batch_size if args.dataloader_drop_last else max(2, args.world_size)
@@ -217,6 +221,15 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 )
 
     # --- data ---
+
+    def _check_row_length(self, dataset: Dataset | IterableDataset | None, max_seq_length: int) -> None:
+        """Refuse packed rows that a text of the data does not fit into. A stream may hold texts of any length."""
+        longest = max_seq_length if isinstance(dataset, IterableDataset) else _longest_text(dataset, self.columns)
+        if longest > self.args.row_length:
+            raise InputError(
+                f"row_length={self.args.row_length} is shorter than the longest text, {longest} tokens; raise it, or "
+                "lower max_seq_length"
+            )
 
     def _tokenize(
         self, dataset: Dataset | IterableDataset | None, tokenizer: PreTrainedTokenizerBase, name: str
@@ -409,8 +422,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._neighbours is not None and "train_runtime" in logs:
             logs["shuffling_percent"] = 100 * self._neighbours.seconds / logs["train_runtime"]
-        if list(self.objective.parameters()) and "loss" in logs:
-            logs["temperature"] = self.objective.temperature.item()
+        if "loss" in logs:
+            logs |= self.objective.logs()
         if self._logged[1] > 0 and "loss" in logs:
             sums = self._logged.clone()
             if self.args.world_size > 1:
@@ -553,6 +566,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
         super()._load_best_model()
         self._load_companions(self.state.best_model_checkpoint)
 
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from super().trained_parameters()
+        for companion in self._companions.values():
+            yield from companion.named_parameters()
+
     def _companion_parameters(self) -> list[nn.Parameter]:
         return [parameter for companion in self._companions.values() for parameter in companion.parameters()]
 
@@ -596,6 +614,16 @@ def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> t
     return min(values), max(values)
 
 
+def _longest_text(dataset: Dataset | None, columns: Sequence[str] | None) -> int:
+    """Tokens of the longest text in a tokenised dataset."""
+    if dataset is None:
+        return 0
+    names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
+    batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
+    lengths = (pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+    return max(lengths, default=0)
+
+
 _NO_ROWS = Dataset.from_dict({})
 
 
@@ -609,18 +637,27 @@ def _freeze_encoder(model: PreTrainedModel) -> None:
     model.base_model.requires_grad_(False)
 
 
-def set_max_seq_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> None:
+def set_max_seq_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None, texts: int = 1
+) -> None:
     """
     Make `tokenizer.model_max_length` the length at which this model's texts are cut, and are cut ever after.
 
     Args:
         max_seq_length: tokens, special ones included; by default the tokenizer's own limit, at most the model's.
+        texts: how many texts are read together, 1 or 2.
 
     Raises:
-        InputError: the model has fewer positions.
+        InputError: the model has fewer positions, or no token of a text is left between the special ones.
     """
     if max_seq_length is None:
         max_seq_length = min(tokenizer.model_max_length, model.max_tokens)
     if max_seq_length > model.max_tokens:
         raise InputError(f"max_seq_length={max_seq_length} is beyond the {model.max_tokens} positions of the model")
+    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if max_seq_length < special + texts:
+        raise InputError(
+            f"max_seq_length={max_seq_length} leaves no token of {'each' if texts == 2 else 'the'} text next to "
+            f"{special} special ones; use at least {special + texts}"
+        )
     tokenizer.model_max_length = max_seq_length

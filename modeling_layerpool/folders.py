@@ -1,0 +1,62 @@
+"""Output folders: checked before anything expensive happens, and not left behind empty."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextlib.contextmanager
+def output_folder(output_dir: str | Path) -> Iterator[Path]:
+    """
+    Make a folder, and see that it can be written to. If it is still empty at the end, it goes again.
+
+    Args:
+        output_dir: a folder that exists, or one to make, with its parents.
+
+    Raises:
+        InputError: the folder cannot be made or written to.
+    """
+    path = Path(output_dir)
+    try:
+        made = _make(path)
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".writable."):
+            next(path.iterdir())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--output_dir {output_dir}: cannot be written to ({reason}); choose another folder"
+        ) from error
+    try:
+        yield path
+    finally:
+        _remove_if_empty(made)
+
+
+def _make(path: Path) -> list[Path]:
+    """Make a folder and its parents. Returns those that were made, the innermost first."""
+    made: list[Path] = []
+    path = path.absolute()
+    missing = [path, *path.parents]
+    missing = missing[: next(index for index, folder in enumerate(missing) if os.path.lexists(folder))]
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.insert(0, folder)
+        if not path.is_dir():
+            raise NotADirectoryError(0, "it is a file, not a folder")
+    except OSError:
+        _remove_if_empty(made)
+        raise
+    return made
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # something is in it, or it is gone already
+            return

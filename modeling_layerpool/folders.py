@@ -21,11 +21,13 @@ def output_folder(output_dir: str | Path) -> Iterator[Path]:
         InputError: the folder cannot be made or written to.
     """
     path = Path(output_dir)
+    made: list[Path] = []
     try:
         made = _make(path)
         with tempfile.NamedTemporaryFile(dir=path, prefix=".writable."):
             next(path.iterdir())
     except (OSError, ValueError) as error:
+        _remove_if_empty(made)
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"--output_dir {output_dir}: cannot be written to ({reason}); choose another folder"

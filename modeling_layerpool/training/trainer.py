@@ -141,7 +141,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
         if args.row_length is not None:
             for dataset in (train_dataset, eval_dataset):
-                self._check_row_length(dataset, processing_class.model_max_length)
+                _check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
             batch_size = args.per_device_train_batch_size * args.world_size
             needed = batch_size if args.dataloader_drop_last else max(2, args.world_size)
@@ -221,15 +221,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 )
 
     # --- data ---
-
-    def _check_row_length(self, dataset: Dataset | IterableDataset | None, max_seq_length: int) -> None:
-        """Refuse packed rows that a text of the data does not fit into. A stream may hold texts of any length."""
-        longest = max_seq_length if isinstance(dataset, IterableDataset) else _longest_text(dataset, self.columns)
-        if longest > self.args.row_length:
-            raise InputError(
-                f"row_length={self.args.row_length} is shorter than the longest text, {longest} tokens; raise it, or "
-                "lower max_seq_length"
-            )
 
     def _tokenize(
         self, dataset: Dataset | IterableDataset | None, tokenizer: PreTrainedTokenizerBase, name: str
@@ -614,14 +605,22 @@ def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> t
     return min(values), max(values)
 
 
-def _longest_text(dataset: Dataset | None, columns: Sequence[str] | None) -> int:
-    """Tokens of the longest text in a tokenised dataset."""
+def _check_row_length(
+    row_length: int, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
+) -> None:
+    """Refuse packed rows that a text of the data does not fit into. A stream may hold texts of any length."""
     if dataset is None:
-        return 0
-    names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
-    batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
-    lengths = (pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
-    return max(lengths, default=0)
+        return
+    longest = max_seq_length
+    if isinstance(dataset, Dataset):
+        names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
+        batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
+        longest = max(pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+    if longest > row_length:
+        raise InputError(
+            f"row_length={row_length} is shorter than the longest text, {longest} tokens; raise it, or lower "
+            "max_seq_length"
+        )
 
 
 _NO_ROWS = Dataset.from_dict({})

@@ -1,0 +1,145 @@
+"""The arguments of all scripts: one reader, one check of types and ranges."""
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+
+from modeling_layerpool.command_line import Range, check_arguments, check_used, read_arguments
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.training import ContrastiveTrainingArguments
+
+
+@dataclass
+class Arguments:
+    RANGES: ClassVar = {"rate": Range(above=0, at_most=1), "steps": Range(at_least=1, or_equal_to=-1)}
+
+    rate: float = 0.5
+    steps: int = -1
+    names: list[str] = field(default_factory=list)
+    text: str | None = None
+
+    def __post_init__(self):
+        check_arguments(self)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    def start(*words):
+        monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
+        [arguments] = read_arguments(Arguments, description="A script.")
+        return arguments
+
+    return start
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rate", 0.0, "rate=0.0 must be above 0 and at most 1"),
+        ("rate", 1.5, "rate=1.5 must be above 0 and at most 1"),
+        ("rate", float("nan"), "rate=nan must be a finite number"),
+        ("rate", "0.5", "rate='0.5' must be a number"),
+        ("steps", 0, "steps=0 must be at least 1, or -1"),
+        ("steps", 2**40, "steps=1099511627776 is too large a number"),
+        ("text", "a\0b", 'text="a\\\\u0000b" holds a character'),
+        ("names", ["a", "\ud800"], 'names="\\\\ud800" holds a character'),
+    ],
+)
+def test_a_value_outside_its_range_is_named_with_the_range(name, value, message):
+    with pytest.raises(InputError, match=message):
+        Arguments(**{name: value})
+
+
+def test_the_bounds_themselves_are_allowed_where_the_range_says_so():
+    assert Arguments(rate=1.0, steps=1).steps == 1
+    assert Arguments(steps=-1).steps == -1
+
+
+def test_an_option_without_effect_is_refused_unless_it_has_its_default():
+    check_used(Arguments(), {"rate": False}, "without steps")
+    with pytest.raises(InputError, match="rate does nothing without steps; leave it out"):
+        check_used(Arguments(rate=0.1), {"rate": False}, "without steps")
+
+
+def test_abbreviated_flags_are_refused(read, capsys):
+    with pytest.raises((SystemExit, InputError)):
+        read("--tex", "a")
+    assert read("--text", "a").text == "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "[1]", "a.json: expected names and values of arguments, got list"),
+        ("a.json", '{"rate": ' + "[" * 100_000, "a.json: JSON that is nested too deeply"),
+        ("a.yaml", "- " * 3000, "a.yaml: (YAML that is nested too deeply|expected|not valid YAML)"),
+        ("a.yaml", "rate: 0.1\nrate: 0.2\n", "a.yaml: not valid YAML .*'rate' is given twice"),
+        ("a.yaml", "rate: [0.1", "a.yaml: not valid YAML"),
+        ("a.yaml", "names: [[a], [b]]", "a.yaml: names must be one value or a list of values"),
+        ("a.yaml", "date: 2026-99-99", "a.yaml: not valid YAML"),
+        ("a.yaml", "ratte: 1", "ratte"),
+    ],
+)
+def test_a_broken_file_of_arguments_is_one_sentence(read, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_file_and_flags_give_the_same_arguments(read, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({"rate": 0.25, "steps": 3, "names": ["x", "y"], "text": None}))
+    (tmp_path / "a.yaml").write_text("rate: 0.25\nsteps: 3\nnames: [x, y]\n")
+    expected = read("--rate", 0.25, "--steps", 3, "--names", "x", "y")
+    assert read(tmp_path / "a.json") == read(tmp_path / "a.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 must be above 0"),
+        ({"num_train_epochs": -1}, "num_train_epochs=-1 must be above 0"),
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps=-1 must be at least 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0 must be at least 1"),
+        ({"learning_rate": -1e-5}, "learning_rate=-1e-05 must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan must be a finite number"),
+        ({"learn_temperature": True, "temperature_learning_rate": -1.0}, "temperature_learning_rate=-1.0 must be at"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"seed": 2**32}, "seed=4294967296 is too large a number"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size=-1 must be at least 1"),
+        ({"report_to": "wandb"}, "report_to=wandb is unknown or not installed; use one of none"),
+        ({"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit needs a package that is not installed"),
+        ({"optim_args": "lr"}, r"optim=adamw_torch_fused: .*\(optim_args=lr\)"),
+        ({"lr_scheduler_kwargs": {"bend": 2}}, "lr_scheduler_type=linear: .*'bend'"),
+        (
+            {"torch_compile_backend": "indoctor"},
+            "torch_compile_backend=indoctor is unknown here; use one of aot_eager",
+        ),
+        ({"torch_compile": True, "torch_compile_mode": "quick"}, "torch_compile_mode=quick is unknown"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor does nothing in this kind of training"),
+        (
+            {"objective": "unsupervised", "hard_negative_weight": 1.0},
+            "hard_negative_weight does nothing with objective",
+        ),
+        ({"pairwise_loss": "mse"}, "pairwise_loss does nothing without objective=pairwise"),
+        ({"objective": "pairwise", "combined_weight": 0.5}, "combined_weight does nothing without pairwise_loss=comb"),
+        (
+            {"objective": "pairwise", "pairwise_loss": "mse", "temperature": 0.1},
+            "temperature does nothing with pairwi",
+        ),
+        ({"group_size": 3}, "group_size does nothing without shuffling"),
+        ({"mlm_probability": 0.2}, "mlm_probability does nothing without mlm_weight"),
+    ],
+)
+def test_training_refuses_what_it_cannot_do_before_it_begins(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_half_precision_that_a_cpu_does_not_have_is_refused(tmp_path):
+    with pytest.raises(InputError, match="fp16 does nothing on a CPU; use bf16"):
+        ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp16=True)

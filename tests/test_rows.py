@@ -1,0 +1,69 @@
+"""What a file may do to its reader: every way of being broken is one sentence that names the file and the line."""
+
+import gzip
+import json
+import random
+
+import pytest
+
+from modeling_layerpool.errors import InputError
+from modeling_layerpool.rows import check_number, check_text, read_json, read_rows
+
+
+def read(path, content):
+    path.write_bytes(content)
+    return list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,text\na,b\n", "a.csv, line 1: the column 'text' is named twice"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "text": "b"}\n',
+            "a.jsonl, line 1: not usable JSON (the name 'text' is given twice)",
+        ),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000, "a.jsonl, line 1: JSON that is nested too deeply"),
+        ("a.jsonl", b'{"text": "a"}\n{"n": ' + b"7" * 5000 + b"}\n", "a.jsonl, line 2: not usable JSON"),
+        ("a.jsonl", '{"text": "ä"}'.encode("utf-16"), "a.jsonl: not valid UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n')[:-6], "a.jsonl.gz: not a complete gzip file"),
+        ("a.jsonl.gz", b"plain", "a.jsonl.gz: not a complete gzip file"),
+        ("a.parquet", b"PAR1", "a.parquet: unknown format"),
+    ],
+)
+def test_a_broken_file_is_one_sentence(tmp_path, name, content, message):
+    with pytest.raises(InputError) as error:
+        read(tmp_path / name, content)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_gzip_file_that_is_corrupt_in_the_middle_is_one_sentence(tmp_path):
+    texts = random.Random(0)
+    lines = (json.dumps({"text": f"{texts.random()}"}) for _ in range(20_000))
+    content = bytearray(gzip.compress("\n".join(lines).encode()))
+    content[len(content) // 2] ^= 0xFF
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz(: not a complete gzip file, broken after|: not valid|, line)"):
+        read(tmp_path / "a.jsonl.gz", bytes(content))
+
+
+@pytest.mark.parametrize("name", ["gone.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl", "folder"])
+@pytest.mark.parametrize("reader", [read_json, lambda path: list(read_rows(path))])
+def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path, reader, name):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"no such file|cannot be read|is a folder"):
+        reader(f"{tmp_path}/{name}")
+
+
+def test_half_of_a_surrogate_pair_is_named_by_its_character(tmp_path):
+    [(_, row)] = read(tmp_path / "a.jsonl", b'{"text": "ab\\ud800"}\n')
+    with pytest.raises(InputError, match=r"here: the column 'text' is not valid Unicode .* at character 3"):
+        check_text(row["text"], "here", "text")
+
+
+@pytest.mark.parametrize("value", ["9" * 400, 10**400, float("nan"), "inf", True, None, [1], "1,5"])
+def test_a_number_is_finite_or_refused_in_a_short_sentence(value):
+    with pytest.raises(InputError, match="the column 'score' must be a") as error:
+        check_number(value, "here", "score")
+    assert len(str(error.value)) < 150

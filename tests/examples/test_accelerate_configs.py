@@ -148,7 +148,8 @@ def assert_same_training(folder, one):
     start, expected = (AutoModel.from_pretrained(path).state_dict() for path in (one.parent / "tiny", one))
     assert max((weight - start[name]).abs().max() for name, weight in expected.items()) > 1e-3
     for name, weight in AutoModel.from_pretrained(folder).state_dict().items():
-        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+        # Gradients are divided by a temperature of 0.05, and so is their rounding.
+        torch.testing.assert_close(weight, expected[name], atol=5e-6, rtol=1e-5, msg=name)
     evaluations, of_one = (
         [
             entry["eval_spearman"]

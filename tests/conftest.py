@@ -7,6 +7,9 @@ import tempfile
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["MTEB_CACHE"] = os.path.join(tempfile.gettempdir(), "mteb-of-tests")  # made as it is imported
+# Steps as short as those of the tests only lose by threads that wait for each other. Set, it is the number of threads
+# here and in all processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
 import sys
@@ -33,8 +36,7 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-# Steps as short as those of the tests only lose by threads that wait for each other.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 ROOT = Path(__file__).parent.parent
 # In releases such as 5.19 the checkpoints would enclose the reading of hidden states, and are refused there.
@@ -60,13 +62,24 @@ def launch(script, *arguments, processes=1, cwd=ROOT):
     return subprocess.run(
         [sys.executable, *launcher, str(script), *map(str, arguments)],
         cwd=cwd,
-        env=os.environ
-        | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+
+
+def assert_close_to(actual, expected, tolerance=2e-6):
+    """
+    Assert that two tensors or two arrays differ by rounding alone, which other CPUs and other batches do elsewhere.
+
+    `tolerance`, 17 roundings of float32, is relative to the largest number expected, as the error of a sum is to what
+    is added, not to what is left. Numbers that are all below 1 are measured by 1: the encoder's normalised states, of
+    which they are made, are of that size.
+    """
+    scale = max(1.0, float(abs(expected).max()))
+    torch.testing.assert_close(actual, expected, atol=tolerance * scale, rtol=0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from modeling_layerpool.checkpoints import load_layerpool
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
 
-from .conftest import POOLER_TYPES, SENTENCES
+from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
 from .test_modeling import bert_layouts
 
 
@@ -83,7 +83,7 @@ def test_packed_input_has_one_label_a_sentence(tiny, tokenizer_of, encoder, pool
     assert len(packed["input_ids"]) < 6
     with torch.no_grad():
         expected, got = model(**batch, labels=labels), model(**packed, labels=labels)
-    torch.testing.assert_close(got.logits, expected.logits, atol=2e-6, rtol=0)
+    assert_close_to(got.logits, expected.logits)
     torch.testing.assert_close(got.loss, expected.loss)
 
 

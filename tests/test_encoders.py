@@ -17,7 +17,7 @@ from modeling_layerpool.checkpoints import MODELS, load_layerpool
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 
-from .conftest import ENCODERS, OWN_SETTINGS, POOLER_TYPES, SENTENCES
+from .conftest import ENCODERS, OWN_SETTINGS, POOLER_TYPES, SENTENCES, assert_close_to
 from .test_saving import run_without_the_package
 
 
@@ -86,8 +86,8 @@ def test_packed_equals_padded(tiny, encoder, sentences, pooler_type):
         expected = model(**padded(model, sentences)).pooler_output
         got = model(**packed).pooler_output
         alone = torch.cat([model(input_ids=torch.tensor([sentence])).pooler_output for sentence in sentences])
-    torch.testing.assert_close(got, expected, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
-    torch.testing.assert_close(got, alone, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
+    assert_close_to(got, expected, 1e-5 if pooler_type == "hire" else 2e-6)
+    assert_close_to(got, alone, 1e-5 if pooler_type == "hire" else 2e-6)
 
 
 def test_packed_input_is_right_under_eager_attention_too(tiny, encoder, sentences):
@@ -96,7 +96,7 @@ def test_packed_input_is_right_under_eager_attention_too(tiny, encoder, sentence
     packed = pack_sentences(sentences, pad_token_id=model.config.pad_token_id, row_length=48)
     with torch.no_grad():
         expected = model(**padded(model, sentences)).pooler_output
-        torch.testing.assert_close(model(**packed).pooler_output, expected, atol=2e-6, rtol=0)
+        assert_close_to(model(**packed).pooler_output, expected)
 
 
 def test_packed_input_goes_to_flash_attention_as_one_flat_row(tiny, encoder, sentences, flash):
@@ -111,8 +111,8 @@ def test_packed_input_goes_to_flash_attention_as_one_flat_row(tiny, encoder, sen
         expected = model(**padded(model, sentences)).pooler_output
         flash(model)
         rows, row = model(**packed), model(flat, cu_seq_lens_q=lengths)
-    torch.testing.assert_close(rows.pooler_output, expected, atol=2e-6, rtol=0)
-    torch.testing.assert_close(row.pooler_output, expected, atol=2e-6, rtol=0)
+    assert_close_to(rows.pooler_output, expected)
+    assert_close_to(row.pooler_output, expected)
 
 
 def test_every_parameter_gets_a_gradient_from_packed_input(tiny, encoder, sentences):
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_the_encoder_lacks_the_pooler_alone(tiny, encoder, sente
     batch = padded(model, sentences)
     with torch.no_grad():
         expected = library.base_model(**batch).last_hidden_state
-        assert torch.equal(model.eval()(**batch).last_hidden_state, expected)
+        assert_close_to(model.eval()(**batch).last_hidden_state, expected)
 
 
 def test_a_masked_language_head_goes_with_it(tiny, encoder, sentences, tmp_path):

@@ -9,7 +9,7 @@ from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.modeling_layerpool_packing import PackedSentences, PaddedSentences, pack_sentences
 from modeling_layerpool.modeling_layerpool_poolers import _read_both_ways
 
-from .conftest import SENTENCES
+from .conftest import SENTENCES, assert_close_to
 
 
 def gru_cell(weights, suffix, x, state):
@@ -85,18 +85,18 @@ def hire_model(tiny_model):
     ],
 )
 def test_hire_equals_the_formulas(hire_model, tokenizer, options, states, width):
-    model = hire_model(**options)
+    model = hire_model(**options).double()
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch, output_hidden_states=True, output_layer_attentions=True)
-        read = [output.hidden_states[state].double() for state in states]
+        read = [output.hidden_states[state] for state in states]
         activation = nn.functional.gelu if options.get("pooler_activation") else torch.relu
-        embedding, weights = reference_hire(model.pooler.double(), read, batch["attention_mask"], activation)
+        embedding, weights = reference_hire(model.pooler, read, batch["attention_mask"], activation)
     assert weights.std(dim=1).max() > 1e-3
     assert output.pooler_output.shape == (3, width)
     assert model.embedding_dim == width
-    torch.testing.assert_close(output.pooler_output.double(), embedding, atol=1e-6, rtol=0)
-    torch.testing.assert_close(output.layer_attentions.double(), weights, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.pooler_output, embedding, atol=1e-12, rtol=0)
+    torch.testing.assert_close(output.layer_attentions, weights, atol=1e-12, rtol=0)
 
 
 def test_the_importance_of_all_states_starts_open(hire_model, minilm):
@@ -165,8 +165,8 @@ def test_a_sentence_does_not_depend_on_its_batch(hire_model, tokenizer):
             if side == "left":  # BERT counts positions from the left edge, wherever the sentence is
                 batch["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
             together = model(**batch).pooler_output
-            torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    torch.testing.assert_close(without_mask, alone, atol=1e-6, rtol=0)
+            assert_close_to(together, alone, 1e-5)
+    assert_close_to(without_mask, alone)
 
 
 def test_padding_may_lie_anywhere(hire_model):

@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
 
-from .conftest import POOLER_TYPES, SENTENCES, needs_gradient_checkpointing
+from .conftest import POOLER_TYPES, SENTENCES, assert_close_to, needs_gradient_checkpointing
 
 
 def token_ids(tokenizer, sentences=SENTENCES):
@@ -95,7 +95,7 @@ def test_layers_above_the_highest_state_read_are_neither_built_nor_computed(mini
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = BertModel.from_pretrained(minilm).eval()(**batch, output_hidden_states=True).hidden_states[2]
-        torch.testing.assert_close(model.eval()(**batch).last_hidden_state, expected, atol=1e-6, rtol=0)
+        assert_close_to(model.eval()(**batch).last_hidden_state, expected)
 
 
 # --- checkpoints of plain BERT ---
@@ -160,7 +160,7 @@ def test_packed_equals_padded(minilm, tokenizer, pooler_type, attention, trainin
         expected = model(**batch).pooler_output
         got = model(**packed).pooler_output
         derived = model(packed["input_ids"], sequence_ids=packed["sequence_ids"]).pooler_output
-    torch.testing.assert_close(got, expected, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
+    assert_close_to(got, expected, 1e-5 if pooler_type == "hire" else 2e-6)
     assert torch.equal(derived, got)
     record_difference("torch", f"packed input against padded, {attention}", (got - expected).abs().max())
 
@@ -198,7 +198,7 @@ def test_one_flat_row_with_cumulative_lengths_is_packed_input(tiny_model, tokeni
             max_length_q=longest,
             max_length_k=longest,
         ).pooler_output
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+    assert_close_to(got, expected)
 
 
 def test_flash_attention_gets_one_flat_row_with_borders(tiny_model, tokenizer, flash):
@@ -209,7 +209,7 @@ def test_flash_attention_gets_one_flat_row_with_borders(tiny_model, tokenizer, f
         expected = model(**packed)
         flash(model)
         got = model(**packed)
-    torch.testing.assert_close(got.pooler_output, expected.pooler_output, atol=2e-6, rtol=0)
+    assert_close_to(got.pooler_output, expected.pooler_output)
     assert got.last_hidden_state.shape == expected.last_hidden_state.shape
 
 
@@ -233,9 +233,9 @@ def test_encode_keeps_the_order_and_equals_the_forward_pass(tiny_model, tokenize
     for budget in (1, 100, 100_000):
         got = model.encode(sentences, tokenizer, max_tokens_per_batch=budget)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, expected.numpy(), atol=2e-6)
+        assert_close_to(got, expected.numpy())
     one = model.encode(sentences[7], tokenizer, normalize=True, convert_to_numpy=False)
-    torch.testing.assert_close(one, torch.nn.functional.normalize(expected[7], dim=0), atol=2e-6, rtol=0)
+    assert_close_to(one, torch.nn.functional.normalize(expected[7], dim=0))
 
 
 def test_encode_across_windows_keeps_the_order(tiny_model, tokenizer, monkeypatch):
@@ -243,7 +243,7 @@ def test_encode_across_windows_keeps_the_order(tiny_model, tokenizer, monkeypatc
     sentences = [f"number {i}" for i in range(25)]
     expected = model.encode(sentences, tokenizer)
     monkeypatch.setattr("modeling_layerpool.modeling_layerpool._ENCODE_WINDOW", 7)
-    np.testing.assert_allclose(model.encode(sentences, tokenizer), expected, atol=2e-6)
+    assert_close_to(model.encode(sentences, tokenizer), expected)
 
 
 def test_encode_of_empty_and_overlong_texts_is_finite(tiny_model, tokenizer):
@@ -253,10 +253,9 @@ def test_encode_of_empty_and_overlong_texts_is_finite(tiny_model, tokenizer):
     assert model.encode([], tokenizer).shape == (0, 32)
     short = copy.deepcopy(tokenizer)
     short.model_max_length = 8
-    np.testing.assert_allclose(
+    assert_close_to(
         model.encode("one two three four five six seven eight", short),
         model.encode("one two three four five six", tokenizer),
-        atol=2e-6,
     )
 
 
@@ -331,14 +330,15 @@ def test_compiled_without_graph_breaks_it_gives_the_same(tiny_model, tokenizer):
 def test_half_precision_works_whole_and_under_autocast(tiny_model, tokenizer, dtype, pooler_type):
     model = tiny_model(pooler_type=pooler_type)
     packed = pack_sentences(token_ids(tokenizer), pad_token_id=0)
+    tolerance = 4 * torch.finfo(dtype).eps
     with torch.no_grad():
         expected = model(**packed).pooler_output
         with torch.autocast("cpu", dtype=dtype):
-            torch.testing.assert_close(model(**packed).pooler_output.float(), expected, atol=0.05, rtol=0)
+            assert_close_to(model(**packed).pooler_output.float(), expected, tolerance)
         half = model.to(dtype)
         output = half(**packed).pooler_output
     assert output.dtype == dtype
-    torch.testing.assert_close(output.float(), expected, atol=0.05, rtol=0)
+    assert_close_to(output.float(), expected, tolerance)
     half.train()(**packed).pooler_output.sum().backward()
 
 
@@ -387,7 +387,7 @@ def test_one_model_serves_several_threads(tiny_model, tokenizer):
     for thread in threads:
         thread.join()
     for got, want in zip(results, expected, strict=True):
-        np.testing.assert_allclose(got, want, atol=2e-6)
+        assert_close_to(got, want)
 
 
 def test_a_model_is_built_from_a_configuration_alone(tiny_config):

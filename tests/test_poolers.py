@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from .conftest import POOLER_TYPES, SENTENCES
+from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
 
 
 RRELU_SLOPE = 11 / 48
@@ -59,7 +59,7 @@ def reference_layer_attention(
     ],
 )
 def test_layer_attention_equals_the_formula(tiny_model, tokenizer, options, states):
-    model = tiny_model(**options)
+    model = tiny_model(**options).double()
     for module in (model.pooler.query, model.pooler.key, model.pooler.value, model.pooler.projection):
         nn.init.normal_(module.weight, std=0.3)  # far from the linear range of softmax and tanh
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
@@ -69,7 +69,7 @@ def test_layer_attention_equals_the_formula(tiny_model, tokenizer, options, stat
     expected = reference_layer_attention(
         [output.hidden_states[state] for state in states], batch["attention_mask"], model.pooler.state_dict(), divisor
     )
-    torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.pooler_output, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("residual", ["mean", "cls", None])
@@ -82,7 +82,7 @@ def test_layer_attention_equals_the_formula(tiny_model, tokenizer, options, stat
     ],
 )
 def test_layer_attention_with_a_residual_equals_its_formula(tiny_model, tokenizer, residual, options, output):
-    model = tiny_model(pooler_residual=residual, **options)
+    model = tiny_model(pooler_residual=residual, **options).double()
     for weight in model.pooler.parameters():
         nn.init.normal_(weight, std=0.3)
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
@@ -97,15 +97,15 @@ def test_layer_attention_with_a_residual_equals_its_formula(tiny_model, tokenize
         normalize="pooler_normalize_inputs" in options,
         output=output or (torch.tanh if residual is None else lambda x: x),
     )
-    torch.testing.assert_close(got.pooler_output.double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got.pooler_output, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("residual", ["mean", "cls", None])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokenizer, residual, normalize):
     model = tiny_model(pooler_type="weighted_layers", pooler_residual=residual, pooler_normalize_inputs=normalize)
-    nn.init.normal_(model.pooler.layer_weights)
-    weights = model.pooler.layer_weights.detach().double()
+    nn.init.normal_(model.double().pooler.layer_weights)
+    weights = model.pooler.layer_weights.detach().clone()
     if residual is None:
         nn.init.constant_(model.pooler.scale, 1.7)
         weights = 1.7 * weights.exp() / weights.exp().sum()
@@ -113,15 +113,15 @@ def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokeniz
     with torch.no_grad():
         got = model(**batch, output_hidden_states=True, output_layer_attentions=True)
     for sentence, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
-        states = [state[sentence, :tokens].double() for state in got.hidden_states]
+        states = [state[sentence, :tokens] for state in got.hidden_states]
         mean = [state.mean(dim=0) for state in states]
         expected = {None: 0, "mean": mean[-1], "cls": states[-1][0]}[residual]
         for weight, x in zip(weights, mean, strict=True):
             expected = expected + weight * (normalized(x) if normalize else x)
-        torch.testing.assert_close(got.pooler_output[sentence].double(), expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(got.pooler_output[sentence], expected, atol=1e-12, rtol=0)
     if residual is not None:
         weights[-1] += 1
-    torch.testing.assert_close(got.layer_attentions[0].double(), weights.abs() / weights.abs().sum())
+    torch.testing.assert_close(got.layer_attentions[0], weights.abs() / weights.abs().sum())
 
 
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
@@ -164,7 +164,7 @@ def test_layer_attention_equals_the_formula_on_real_weights(minilm, tokenizer):
     expected = reference_layer_attention(
         output.hidden_states, batch["attention_mask"], model.pooler.state_dict(), divisor=7
     )
-    torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+    assert_close_to(output.pooler_output.double(), expected)
 
 
 def test_layer_attention_gradients_equal_those_of_the_formula(tiny_model):
@@ -207,18 +207,18 @@ def test_the_activation_is_random_in_training_and_fixed_otherwise(tiny_model):
 @pytest.mark.parametrize("pooler_type", ["weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two"])
 @pytest.mark.parametrize("last", [3, 2])
 def test_the_plain_poolers_equal_their_formulas(tiny_model, tokenizer, pooler_type, last):
-    model = tiny_model(pooler_type=pooler_type, pooler_layers=list(range(last + 1)))
+    model = tiny_model(pooler_type=pooler_type, pooler_layers=list(range(last + 1))).double()
     if pooler_type == "weighted_layers":
         nn.init.normal_(model.pooler.layer_weights)
         nn.init.constant_(model.pooler.scale, 1.7)
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch, output_hidden_states=True)
-        states = [state.double() for state in output.hidden_states]
+        states = output.hidden_states
         mask = batch["attention_mask"].unsqueeze(-1)
         mean = [(state * mask).sum(dim=1) / mask.sum(dim=1) for state in states]
         if pooler_type == "weighted_layers":
-            scores = model.pooler.layer_weights.double().exp()
+            scores = model.pooler.layer_weights.exp()
             weighted = sum(score / scores.sum() * x for score, x in zip(scores, mean, strict=True)) * 1.7
         expected = {
             "cls": lambda: states[last][:, 0],
@@ -227,7 +227,7 @@ def test_the_plain_poolers_equal_their_formulas(tiny_model, tokenizer, pooler_ty
             "mean_last_two": lambda: (mean[last - 1] + mean[last]) / 2,
             "weighted_layers": lambda: weighted,
         }[pooler_type]()
-    torch.testing.assert_close(output.pooler_output.double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(output.pooler_output, expected, atol=1e-12, rtol=0)
 
 
 def test_weighted_layers_start_as_the_mean_over_the_layers(tiny_model):

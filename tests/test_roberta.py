@@ -1,6 +1,5 @@
 """RoBERTa: the same poolers and the same forward pass, with positions that start behind the padding index."""
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,7 +24,7 @@ from modeling_layerpool.checkpoints import load_layerpool
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.modeling_layerpool_packing import pack_sentences
 
-from .conftest import POOLER_TYPES, SENTENCES
+from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
 
 
 PADDING = 1
@@ -68,7 +67,7 @@ def test_packed_equals_padded(tiny, pooler_type, attention):
     with torch.no_grad():
         expected = model(**padded(TOKENS)).pooler_output
         got = model(**packed).pooler_output
-    torch.testing.assert_close(got, expected, atol=1e-5 if pooler_type == "hire" else 2e-6, rtol=0)
+    assert_close_to(got, expected, 1e-5 if pooler_type == "hire" else 2e-6)
 
 
 def test_the_filling_of_free_places_does_not_matter(tiny):
@@ -76,7 +75,7 @@ def test_the_filling_of_free_places_does_not_matter(tiny):
     with torch.no_grad():
         expected = model(**pack_sentences(TOKENS, pad_token_id=PADDING, row_length=40)).pooler_output
         got = model(**pack_sentences(TOKENS, pad_token_id=3, row_length=40)).pooler_output
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+    assert_close_to(got, expected)
 
 
 def test_packed_embeddings_in_place_of_token_ids(tiny):
@@ -86,7 +85,7 @@ def test_packed_embeddings_in_place_of_token_ids(tiny):
     embedded = model.roberta.embeddings.word_embeddings(packed.pop("input_ids"))
     with torch.no_grad():
         got = model(inputs_embeds=embedded, **packed).pooler_output
-        torch.testing.assert_close(got, model(**padded(tokens)).pooler_output, atol=2e-6, rtol=0)
+        assert_close_to(got, model(**padded(tokens)).pooler_output)
 
 
 @pytest.mark.parametrize("with_positions", [True, False])
@@ -99,7 +98,7 @@ def test_one_flat_row_as_sentence_transformers_sends_it(tiny, with_positions):
     positions = torch.tensor([[place + PADDING + 1 for sentence in tokens for place in range(len(sentence))]])
     with torch.no_grad():
         got = model(flat, cu_seq_lens_q=lengths, position_ids=positions if with_positions else None).pooler_output
-        torch.testing.assert_close(got, model(**padded(tokens)).pooler_output, atol=2e-6, rtol=0)
+        assert_close_to(got, model(**padded(tokens)).pooler_output)
 
 
 def test_the_positions_are_used_to_the_last_one(tiny, roberta_tokenizer):
@@ -109,9 +108,9 @@ def test_the_positions_are_used_to_the_last_one(tiny, roberta_tokenizer):
     assert len(sentence) == 32
     with torch.no_grad():
         got = model(**pack_sentences([sentence], pad_token_id=PADDING)).pooler_output
-        torch.testing.assert_close(got, model(**padded([sentence])).pooler_output, atol=2e-6, rtol=0)
+        assert_close_to(got, model(**padded([sentence])).pooler_output)
     long, cut = model.encode(["word " * 100, "word " * 30], roberta_tokenizer)
-    np.testing.assert_allclose(long, cut, atol=2e-6)
+    assert_close_to(long, cut)
 
 
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "hire"])
@@ -121,7 +120,7 @@ def test_encode_equals_the_forward_pass(tiny, roberta_tokenizer, pooler_type):
     batch = roberta_tokenizer(sentences, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = model(**batch).pooler_output.numpy()
-    np.testing.assert_allclose(model.encode(sentences, roberta_tokenizer), expected, atol=1e-5)
+    assert_close_to(model.encode(sentences, roberta_tokenizer), expected, 1e-5)
 
 
 # --- checkpoints ---

@@ -227,12 +227,12 @@ def test_the_checkpoint_that_is_best_on_the_dev_set_is_kept(run, arguments, file
     state = read_json(out / "trainer_state.json")
     scores = {entry["step"]: entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry}
     assert len(scores) == 5
-    assert len(set(scores.values())) > 1
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.get)  # the first one, if several are as good
     assert state["best_global_step"] == best
     assert read_json(out / "eval_results.json")["eval_accuracy"] == scores[best]
-    kept, at_best = weights(out), weights(out / f"checkpoint-{best}")
-    assert all(kept[name].equal(at_best[name]) for name in kept)
+    kept = weights(out)
+    saved = {step: weights(out / f"checkpoint-{step}") for step in scores}
+    assert [step for step in saved if all(kept[name].equal(saved[step][name]) for name in kept)] == [best]
 
 
 def test_the_metric_to_choose_by_can_be_told(run, arguments, files, out):
@@ -311,7 +311,7 @@ def test_a_saved_classifier_is_trained_on_measured_and_predicts(run, arguments, 
     assert not (tmp_path / "later" / "model.safetensors").exists()
     after = read_json(tmp_path / "later" / "test_results.json")
     assert {name: after[name] for name in ("test_loss", "test_accuracy")} == pytest.approx(
-        {name: before[name] for name in ("test_loss", "test_accuracy")}
+        {name: before[name] for name in ("test_loss", "test_accuracy")}, rel=1e-5
     )
     # Rows of one of its classes alone are enough to go on with, and its classes stay.
     some = [row for row in rows_of("single", 12) if row["label"] == "yes"]

@@ -5,7 +5,6 @@ import os
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -23,7 +22,7 @@ from transformers import (
 
 from modeling_layerpool import LayerPoolBertModel
 
-from .conftest import ROOT, launch
+from .conftest import ROOT, assert_close_to, launch
 from .training.conftest import triplets
 
 
@@ -103,7 +102,7 @@ def test_it_trains_chooses_by_the_dev_set_and_leaves_a_complete_folder(tiny_fold
     best = max(evaluations, key=evaluations.get)
     assert state["best_global_step"] == best
     from_best = AutoModel.from_pretrained(f"{out}/checkpoint-{best}").encode(["a text"], tokenizer)
-    np.testing.assert_allclose(model.encode(["a text"], tokenizer), from_best, atol=1e-7)
+    assert_close_to(model.encode(["a text"], tokenizer), from_best)
     assert {"README.md", "modules.json", "eval_results.json", "train_results.json"} <= set(os.listdir(out))
     assert any("tfevents" in name for _, _, names in os.walk(out) for name in names)
 
@@ -352,10 +351,11 @@ def test_lora_leaves_an_ordinary_folder_with_the_adapter_beside_it(train, tiny_f
     assert f"trainable parameters  {share}\n" in printed
     assert "LoRA                  rank 4, alpha 32, dropout 0, on dense, key, query, value, pooler in full" in printed
     texts = ["a text", "another one"]
-    np.testing.assert_allclose(alone.encode(texts, tokenizer), model.encode(texts, tokenizer), atol=1e-5)
+    assert_close_to(alone.encode(texts, tokenizer), model.encode(texts, tokenizer), 1e-5)
     assert not (out / "adapter_config.json").exists()  # else transformers would add the adapter once more
     best = read_json(out / "trainer_state.json")["best_metric"]
-    assert read_json(out / "eval_results.json")["eval_spearman"] == pytest.approx(best, abs=1e-3)
+    # Merged, two of the twelve pairs that are as near as rounding may change places, which moves it by 0.7.
+    assert read_json(out / "eval_results.json")["eval_spearman"] == pytest.approx(best, abs=1.5)
     card = (out / "README.md").read_text()
     assert "| LoRA " in card
     assert f"| {share}" in card

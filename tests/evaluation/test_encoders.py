@@ -16,6 +16,7 @@ from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation import CachingEncoder, load_encoder
 
+from ..conftest import assert_close_to
 from .data import SENTENCES1, VectorEncoder
 
 
@@ -39,7 +40,7 @@ def test_a_sentence_transformers_folder_embeds_as_that_library_does(minilm):
     expected = SentenceTransformer(minilm, device="cpu").encode(SENTENCES1)
     embeddings = load_encoder(minilm, device="cpu").encode(SENTENCES1)
     assert embeddings.dtype == np.float32
-    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+    assert_close_to(embeddings, expected)
 
 
 def test_a_static_sentence_transformers_model_is_an_encoder_too(minilm, tmp_path):
@@ -79,7 +80,7 @@ def test_the_batch_does_not_change_an_embedding(bert_folder):
     alone = np.concatenate([encoder.encode([text]) for text in texts])
     for budget in (1, 40, 8192):
         embeddings = load_encoder(bert_folder, max_tokens_per_batch=budget).encode(texts)
-        np.testing.assert_allclose(embeddings, alone, atol=1e-6)
+        assert_close_to(embeddings, alone)
 
 
 @pytest.mark.parametrize("kind", ["ours", "sentence-transformers", "plain"])
@@ -89,14 +90,14 @@ def test_max_seq_length_cuts_a_text_and_the_default_is_the_saved_tokenizers(
     folder = {"ours": tiny_folder, "sentence-transformers": minilm, "plain": bert_folder}[kind]
     # [CLS] one two three [SEP]
     cut = load_encoder(folder, max_seq_length=5).encode([LONG, "one two three"])
-    np.testing.assert_allclose(cut[0], cut[1], atol=1e-6)
+    assert_close_to(cut[0], cut[1])
     whole = load_encoder(folder).encode([LONG, "one two three"])
     assert not np.allclose(whole[0], whole[1], atol=1e-3)
     if kind != "sentence-transformers":
         tokenizer.model_max_length, kept = 5, tokenizer.model_max_length
         tokenizer.save_pretrained(folder)
         tokenizer.model_max_length = kept
-        np.testing.assert_allclose(load_encoder(folder).encode([LONG]), cut[:1], atol=1e-6)
+        assert_close_to(load_encoder(folder).encode([LONG]), cut[:1])
 
 
 def test_a_length_that_does_not_fit_names_the_limit(minilm, bert_folder):
@@ -171,7 +172,7 @@ def test_pickled_weights_need_the_flag(bert_folder):
     (bert_folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"pytorch_model.bin: a pickle file.*--allow_pickle"):
         load_encoder(bert_folder)
-    np.testing.assert_allclose(load_encoder(bert_folder, allow_pickle=True).encode(SENTENCES1), expected, atol=1e-6)
+    assert_close_to(load_encoder(bert_folder, allow_pickle=True).encode(SENTENCES1), expected)
 
 
 def test_code_in_a_checkpoint_needs_the_flag_and_never_asks(tiny_folder):

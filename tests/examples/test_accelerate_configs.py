@@ -70,8 +70,7 @@ def start(config, *command):
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{config}.yaml")]
         + [str(word) for word in command],
         cwd=ROOT,
-        env=os.environ
-        | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,6 +99,7 @@ def run(tmp_path_factory):
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pooler_activation="relu",
+        initializer_range=0.2,  # so that no two cosines are so near that rounding orders them
     )
     LayerPoolBertModel(config).save_pretrained(folder / "tiny")
     AutoTokenizer.from_pretrained(str(get_model_path())).save_pretrained(folder / "tiny")
@@ -148,7 +148,8 @@ def assert_same_training(folder, one):
     start, expected = (AutoModel.from_pretrained(path).state_dict() for path in (one.parent / "tiny", one))
     assert max((weight - start[name]).abs().max() for name, weight in expected.items()) > 1e-3
     for name, weight in AutoModel.from_pretrained(folder).state_dict().items():
-        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+        # Gradients are divided by a temperature of 0.05, and so is their rounding.
+        torch.testing.assert_close(weight, expected[name], atol=5e-6, rtol=1e-5, msg=name)
     evaluations, of_one = (
         [
             entry["eval_spearman"]

@@ -16,6 +16,7 @@ from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import model_card, write_model_card
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
 
+from ..conftest import assert_close_to
 from ..evaluation.data import write_lines, write_retrieval
 
 
@@ -155,8 +156,8 @@ def test_the_code_of_the_card_runs_on_the_saved_folder(train, pooler_type, tmp_p
         exec(compile(block, "card", "exec"), variables)
         embeddings.append(np.asarray(variables["embeddings"]))
     normalized, plain, by_sentence_transformers = embeddings
-    np.testing.assert_allclose(plain / np.linalg.norm(plain, axis=1, keepdims=True), normalized, atol=1e-5)
-    np.testing.assert_allclose(by_sentence_transformers, plain, atol=1e-5)
+    assert_close_to(plain / np.linalg.norm(plain, axis=1, keepdims=True), normalized)
+    assert_close_to(by_sentence_transformers, plain)
     assert capsys.readouterr().out
 
 

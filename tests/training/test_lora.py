@@ -23,7 +23,7 @@ from modeling_layerpool.training.arguments import LoraArguments
 from modeling_layerpool.training.fault_tolerance import find_defect, last_whole_checkpoint
 from modeling_layerpool.training.lora import has_adapter, linear_layers, lora_settings
 from modeling_layerpool.training.script import train_and_save
-from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, launch, needs_gradient_checkpointing
+from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to, launch, needs_gradient_checkpointing
 from tests.training.conftest import triplets
 
 
@@ -58,7 +58,7 @@ def test_lora_on_each_encoder_trains_saves_and_merges(tiny, tokenizer_of, tmp_pa
     base = tiny(encoder, vocab_size=max(tokenizer.get_vocab().values()) + 1)
     untouched = base.encode(SENTENCES, tokenizer)
     model = add_lora(base, r=4)
-    np.testing.assert_allclose(model.encode(SENTENCES, tokenizer), untouched, atol=1e-6)
+    assert_close_to(model.encode(SENTENCES, tokenizer), untouched)
 
     # Two matrices for each linear layer of the encoder, and the pooler.
     names = set(trained(model))
@@ -85,7 +85,7 @@ def test_lora_on_each_encoder_trains_saves_and_merges(tiny, tokenizer_of, tmp_pa
         assert type(merged) is type(base)
         assert merged.state_dict().keys() == tiny(encoder).state_dict().keys()
         found = merged.encode(SENTENCES, tokenizer)
-        np.testing.assert_allclose(found, adapted, atol=1e-5)
+        assert_close_to(found, adapted, 1e-5)
         what = "LoRA merged, against the adapter beside the weights, every encoder"
         record_difference("peft", what, abs(found - adapted).max())
 
@@ -100,7 +100,7 @@ def test_every_pooler_is_trained_in_full_and_merged(tiny_model, tokenizer, tmp_p
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(tiny_model(pooler_type=pooler_type), tmp_path)
     np.testing.assert_array_equal(loaded.encode(SENTENCES, tokenizer), adapted)
-    np.testing.assert_allclose(model.merge_and_unload().encode(SENTENCES, tokenizer), adapted, atol=1e-5)
+    assert_close_to(model.merge_and_unload().encode(SENTENCES, tokenizer), adapted, 1e-5)
 
 
 def test_named_layers_are_adapted_and_the_pooler_never(tiny_model):
@@ -239,11 +239,11 @@ def test_the_best_checkpoint_is_what_is_merged_and_saved(make_trainer, tiny_mode
     alone = PeftModel.from_pretrained(tiny_model(), f"{out}/adapter").encode(SENTENCES, tokenizer)
     np.testing.assert_array_equal(alone, best)
     for model in (trainer.model, AutoModel.from_pretrained(out)):
-        np.testing.assert_allclose(model.encode(SENTENCES, tokenizer), best, atol=1e-5)
+        assert_close_to(model.encode(SENTENCES, tokenizer), best, 1e-5)
     # Imported here, as it takes seconds and the two processes below import this module.
     from sentence_transformers import SentenceTransformer
 
-    np.testing.assert_allclose(SentenceTransformer(out, device="cpu").encode(list(SENTENCES)), best, atol=1e-5)
+    assert_close_to(SentenceTransformer(out, device="cpu").encode(list(SENTENCES)), best, 1e-5)
 
 
 def test_the_final_folder_is_that_of_a_run_without_lora(make_trainer, tiny_model):

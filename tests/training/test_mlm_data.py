@@ -38,6 +38,7 @@ from modeling_layerpool.training.mlm import (
 )
 from modeling_layerpool.training.own_tokenizer import train_tokenizer
 
+from ..conftest import assert_close_to
 from .conftest import WORDS
 
 
@@ -356,8 +357,8 @@ def test_with_attention_inside_documents_other_texts_of_the_block_do_not_matter(
     first = len(word_tokenizer("red dog")["input_ids"])
     assert len(word_tokenizer("green house")["input_ids"]) == first
     second = slice(first, first + len(word_tokenizer("big cat")["input_ids"]))
-    torch.testing.assert_close(one[second], other[second], atol=1e-6, rtol=0)
-    torch.testing.assert_close(one[second], alone[: second.stop - first], atol=1e-6, rtol=0)
+    assert_close_to(one[second], other[second])
+    assert_close_to(one[second], alone[: second.stop - first])
     assert not torch.allclose(one[:first], other[:first], atol=1e-3)
 
 

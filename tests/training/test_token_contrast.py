@@ -21,7 +21,7 @@ from modeling_layerpool.training import (
     semantic_similarity,
 )
 from modeling_layerpool.training.losses import BLOCK_ELEMENTS, token_contrast
-from tests.conftest import ROOT, launch
+from tests.conftest import ROOT, assert_close_to, launch
 from tests.training.token_batches import VOCABULARY, Collator, blocks, draw_by_rows
 
 
@@ -414,7 +414,7 @@ def test_attention_inside_sequences_gives_the_states_of_the_sequences_alone(make
         places = batch["sequence_ids"] == number
         if places.any():
             alone = model(input_ids=batch["input_ids"][places].unsqueeze(0), output_hidden_states=True)
-            torch.testing.assert_close(states[places], alone.hidden_states[-1][0], atol=2e-6, rtol=1e-5)
+            assert_close_to(states[places], alone.hidden_states[-1][0])
 
 
 @pytest.mark.parametrize("name", MODELS)

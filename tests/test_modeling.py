@@ -322,7 +322,8 @@ def test_compiled_without_graph_breaks_it_gives_the_same(tiny_model, tokenizer):
     packed = pack_sentences(token_ids(tokenizer), pad_token_id=0)
     padded = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
-        for inputs in (packed, padded):
+        left = {name: value.flip(1) for name, value in padded.items()}
+        for inputs in (packed, padded, left):
             torch.testing.assert_close(compiled(**inputs).pooler_output, model(**inputs).pooler_output)
 
 

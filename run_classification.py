@@ -21,7 +21,7 @@ from pathlib import Path
 from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
-from modeling_layerpool.checkpoints import load_layerpool, read_checkpoint_json
+from modeling_layerpool.checkpoints import has_classifier, load_layerpool, read_config
 from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
@@ -29,6 +29,7 @@ from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training.classification import (
     GLUE,
     METRIC_NAMES,
+    PROBLEM_TYPES,
     ClassificationDataArguments,
     ClassificationModelArguments,
     ClassificationTrainer,
@@ -94,10 +95,16 @@ def parse_arguments() -> tuple[
 
 def saved_labels(model_args: ClassificationModelArguments) -> Labels | None:
     """What the checkpoint's classifier says of a row, if it is one of this package with a classifier."""
-    config = read_checkpoint_json(model_args.model_name_or_path, "config.json", model_args.revision) or {}
-    is_ours = str(config.get("model_type")).startswith("layerpool_")
-    is_classifier = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or [])
-    return Labels.from_config(config) if is_ours and is_classifier else None
+    config = read_config(model_args.model_name_or_path, model_args.revision)
+    if not (config.get("model_type", "").startswith("layerpool_") and has_classifier(config)):
+        return None
+    labels = Labels.from_config(config)
+    if labels.problem_type not in PROBLEM_TYPES:
+        raise InputError(
+            f"{model_args.model_name_or_path}: config.json: problem_type must be one of {', '.join(PROBLEM_TYPES)}, "
+            f"not {labels.problem_type!r}"
+        )
+    return labels
 
 
 def load_data(
@@ -233,6 +240,8 @@ def run(
         revision=model_args.revision,
         allow_pickle=model_args.allow_pickle,
         attn_implementation=model_args.attn_implementation,
+        dtype=model_args.dtype or ("float32" if training_args.do_train else "auto"),
+        ignore_mismatched_sizes=not is_saved,
         **labels.config_fields,
         **model_args.config_overrides(),
     )

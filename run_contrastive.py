@@ -152,6 +152,7 @@ def run(
         revision=model_args.revision,
         allow_pickle=model_args.allow_pickle,
         attn_implementation=model_args.attn_implementation,
+        dtype=model_args.dtype or ("float32" if training_args.do_train else "auto"),
         **model_args.config_overrides(),
     )
     adapter = {}

@@ -21,9 +21,9 @@ from typing import Any
 import torch.distributed as dist
 from datasets import Dataset, IterableDataset
 from tabulate import tabulate
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from modeling_layerpool.checkpoints import LOADING_ERRORS, check_tokenizer, loading_error
+from modeling_layerpool.checkpoints import load_tokenizer
 from modeling_layerpool.command_line import read_arguments
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.evaluation import geometry, sts
@@ -147,11 +147,7 @@ def open_tokenizer(
     """The tokenizer of a new model: the one named, that of the checkpoint to resume from, or one trained on texts."""
     name = model_args.tokenizer_name or checkpoint
     if name is not None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        except LOADING_ERRORS as error:
-            raise loading_error(name, error, "has no tokenizer that could be opened") from error
-        check_tokenizer(name, tokenizer)
+        tokenizer = load_tokenizer(name)
         check_special_tokens(tokenizer, name)
         return tokenizer
 
@@ -246,9 +242,10 @@ def run(
     probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
 
     # 3. Tokenizer and model
+    dtype = model_args.dtype or ("float32" if training_args.do_train else "auto")
     if is_new:
         tokenizer = open_tokenizer(model_args, training_args, train_texts, checkpoint)
-        model = start_model(config, tokenizer, model_args.attn_implementation)
+        model = start_model(config, tokenizer, model_args.attn_implementation, dtype)
         # Further positions of a new model are never trained.
         tokenizer.model_max_length = training_args.max_seq_length
     else:
@@ -257,6 +254,7 @@ def run(
             revision=model_args.revision,
             allow_pickle=model_args.allow_pickle,
             attn_implementation=model_args.attn_implementation,
+            dtype=dtype,
         )
         check_special_tokens(tokenizer, model_args.model_name_or_path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model))

@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     sentences1, sentences2, scores = read_sts_file(options.sts_file)
     texts, threads = [*sentences1, *sentences2], torch.get_num_threads()
-    model, tokenizer = load_layerpool(options.model_name_or_path, pooler_type="mean")
+    model, tokenizer = load_layerpool(options.model_name_or_path, pooler_type="mean", dtype="auto")
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f"{folder}/model")
         tokenizer.save_pretrained(f"{folder}/model")

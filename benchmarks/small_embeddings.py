@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[384, 256, 128, 64])
     options = parser.parse_args()
     pooler_type = (read_checkpoint_json(options.model_name_or_path, "config.json") or {}).get("pooler_type", "mean")
-    model, tokenizer = load_layerpool(options.model_name_or_path, pooler_type=pooler_type)
+    model, tokenizer = load_layerpool(options.model_name_or_path, pooler_type=pooler_type, dtype="auto")
     sentences1, sentences2, scores = read_sts_file(options.data / "stsb" / "dev.jsonl")
     train1, train2, _ = read_sts_file(options.data / "stsb" / "train.jsonl")
     calibration = model.encode(list(dict.fromkeys(train1 + train2)), tokenizer, show_progress_bar=True)

@@ -281,6 +281,16 @@ class LayerPoolMixin:
         return self.config.max_position_embeddings
 
     @property
+    def input_device(self) -> torch.device:
+        """Where the encoder computes, which is not where weights are that accelerate has offloaded."""
+        if self.device.type == "meta":
+            for module in self.base_model.modules():
+                device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+        return self.device
+
+    @property
     def auto_map(self) -> dict[str, str]:
         """What the auto classes open a saved folder with: every save names all models of the encoder."""
         stem = self.config_class.__name__.removesuffix("Config")
@@ -417,7 +427,7 @@ class LayerPoolEmbeddingMixin:
         for index, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise ValueError(f"Sentence {index} is no text but {type(sentence).__name__}: {sentence!r}")
-        embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.device)
+        embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.input_device)
         with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
             # Windows bound the memory for token ids, and are wide enough for sorting by length to pay.
             for begin in range(0, len(sentences), _ENCODE_WINDOW):
@@ -447,19 +457,20 @@ class LayerPoolEmbeddingMixin:
     def _embed(
         self, token_ids: Sequence[Sequence[int]], max_tokens_per_batch: int | None, progress: Any
     ) -> torch.Tensor:
+        device = self.input_device
         if max_tokens_per_batch is None:
-            max_tokens_per_batch = 2048 if self.device.type == "cpu" else 16384
+            max_tokens_per_batch = 2048 if device.type == "cpu" else 16384
         if max_tokens_per_batch <= 0:
             raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
-        embeddings = torch.zeros(len(token_ids), self.embedding_dim, device=self.device)
+        embeddings = torch.zeros(len(token_ids), self.embedding_dim, device=device)
         was_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
                 for batch in _batches_by_length(token_ids, max_tokens_per_batch):
                     packed = pack_sentences([token_ids[index] for index in batch], self.config.pad_token_id or 0)
-                    output = self(**{name: value.to(self.device) for name, value in packed.items()})
-                    embeddings[torch.tensor(batch, device=self.device)] = output.pooler_output.float()
+                    output = self(**{name: value.to(device) for name, value in packed.items()})
+                    embeddings[torch.tensor(batch, device=device)] = output.pooler_output.float().to(device)
                     progress.update(len(batch))
         finally:
             self.train(was_training)

@@ -55,21 +55,33 @@ class ReadingOrder:
 
 
 class PaddedSentences:
-    """One sentence a row: `attention_mask (b, t)`, 1 for tokens and 0 for padding, or None where nothing is padded."""
+    """
+    One sentence a row: `attention_mask (b, t)`, 0 for padding, on either side, and not 0 for tokens; or None where
+    nothing is padded.
+    """
 
     def __init__(self, attention_mask: torch.Tensor | None):
         self.attention_mask = attention_mask
 
     def first(self, state: torch.Tensor) -> torch.Tensor:
-        """The first token of every sentence: `(b, t, h) -> (b, h)`, a copy that does not keep `state` alive."""
-        return state[:, 0].clone()
+        """
+        The first token of every sentence: `(b, t, h) -> (b, h)`, a copy that does not keep `state` alive. Of a row of
+        padding alone the first position.
+        """
+        if self.attention_mask is None:
+            return state[:, 0].clone()
+        # Of equal numbers argmax takes the first. It finds it where the mask is: no synchronisation.
+        first = (self.attention_mask != 0).int().argmax(dim=1).to(state.device)
+        rows, length = state.shape[:2]
+        places = torch.arange(rows, device=state.device) * length + first
+        return state.flatten(0, 1).index_select(0, places)
 
     def mean(self, state: torch.Tensor) -> torch.Tensor:
         """The mean over each sentence's tokens, summed in at least float32: `(b, t, h) -> (b, h)`, 0 for no tokens."""
         wide = state.to(torch.promote_types(state.dtype, torch.float32))
         if self.attention_mask is None:
             return wide.mean(dim=1).to(state.dtype)
-        mask = self.attention_mask.to(wide.dtype).unsqueeze(1)  # (b, 1, t)
+        mask = self.attention_mask.to(wide.device, wide.dtype).unsqueeze(1)  # (b, 1, t)
         total = torch.bmm(mask, wide).squeeze(1)
         return (total / mask.sum(dim=-1).clamp(min=1)).to(state.dtype)
 
@@ -79,7 +91,7 @@ class PaddedSentences:
         if self.attention_mask is None:
             lengths = torch.full((rows,), length)
             return ReadingOrder.of(lengths, lambda sentence, inside: sentence * length + inside, state.device)
-        padding = self.attention_mask == 0
+        padding = (self.attention_mask == 0).to(state.device)
         columns = padding.byte().argsort(dim=1, stable=True)  # of each row's tokens, and then of its padding
         return ReadingOrder.of(
             (~padding).sum(dim=1).clamp(min=1),
@@ -101,20 +113,20 @@ class PackedSentences:
 
     def first(self, state: torch.Tensor) -> torch.Tensor:
         """The first token of every sentence: `(rows, length, h) -> (s, h)`."""
-        return state.flatten(0, 1).index_select(0, self.sequence_starts)
+        return state.flatten(0, 1).index_select(0, self.sequence_starts.to(state.device))
 
     def mean(self, state: torch.Tensor) -> torch.Tensor:
         """The mean over each sentence's tokens, summed in at least float32: `(rows, length, h) -> (s, h)`."""
         flat = state.flatten(0, 1)
         wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
         # scatter_add rather than index_add: the same sum, and several times faster backwards on a CPU.
-        owner = self.owner.unsqueeze(-1).expand_as(wide)
+        owner = self.owner.to(state.device).unsqueeze(-1).expand_as(wide)
         total = wide.new_zeros(self.tokens.shape[0] + 1, wide.shape[-1]).scatter_add(0, owner, wide)
-        return (total[:-1] / self.tokens.clamp(min=1)).to(state.dtype)
+        return (total[:-1] / self.tokens.to(state.device).clamp(min=1)).to(state.dtype)
 
     def reading_order(self, state: torch.Tensor) -> ReadingOrder:
         """How a recurrent network reads the tokens of a state `(rows, length, h)`."""
-        starts = self.sequence_starts
+        starts = self.sequence_starts.to(state.device)
         lengths = self.tokens.squeeze(-1).long()
         return ReadingOrder.of(lengths, lambda sentence, inside: starts[sentence] + inside, state.device)
 

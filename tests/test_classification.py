@@ -163,13 +163,14 @@ def test_a_classifier_comes_back_as_it_was_saved(tiny, tokenizer_of, encoder, tm
         torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
 
 
-def test_another_number_of_labels_starts_a_new_classifier(tiny, tokenizer, tmp_path):
+def test_another_number_of_labels_starts_a_new_classifier_if_asked_for(tiny, tokenizer, tmp_path):
     model = tiny("bert", classifier=True, num_labels=3)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     same, _ = load_layerpool(str(tmp_path), task="sequence-classification")
     assert torch.equal(same.classifier.weight, model.classifier.weight)
-    other, _ = load_layerpool(str(tmp_path), task="sequence-classification", num_labels=5)
+    options = {"num_labels": 5, "ignore_mismatched_sizes": True}
+    other, _ = load_layerpool(str(tmp_path), task="sequence-classification", **options)
     assert other.classifier.weight.shape == (5, 32)
     assert torch.equal(other.pooler.query.weight, model.pooler.query.weight)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):

@@ -77,6 +77,52 @@ def test_the_pooler_reads_the_librarys_hidden_states_also_where_layers_are_left_
     torch.testing.assert_close(got.last_hidden_state, expected)
 
 
+def padded_left(model, sentences):
+    batch = padded(model, sentences)
+    lengths = [len(sentence) for sentence in sentences]
+    return {
+        name: torch.stack([row.roll(len(row) - length) for row, length in zip(rows, lengths, strict=True)])
+        for name, rows in batch.items()
+    }
+
+
+# What of the first token or of the order of the tokens an embedding reads.
+READERS = [
+    {"pooler_type": "cls"},
+    {"pooler_type": "mean"},
+    {"pooler_type": "layer_attention"},
+    {"pooler_type": "layer_attention", "pooler_residual": "cls"},
+    {"pooler_type": "weighted_layers", "pooler_residual": "cls"},
+    {"pooler_type": "hire"},
+]
+
+
+@pytest.mark.parametrize("options", READERS, ids=lambda options: "-".join(options.values()))
+def test_left_padding_changes_nothing_where_positions_do_not_count_it(tiny, encoder, sentences, options):
+    model = tiny(encoder, initializer_range=0.2, **options)
+    inputs = padded_left(model, sentences)
+    assert (inputs["attention_mask"][:, 0] == 0).any()
+    if encoder in ("bert", "distilbert", "electra"):
+        # Here transformers counts the padding on the left, unless positions are given.
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    expected = model.encode_token_ids(sentences)
+    with torch.no_grad():
+        for dtype in (torch.long, torch.bool, torch.float32):
+            got = model(**inputs | {"attention_mask": inputs["attention_mask"].to(dtype)}).pooler_output
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
+
+
+def test_the_first_token_of_a_left_padded_row_is_read_whatever_its_position(tiny, encoder, sentences):
+    model = tiny(encoder, initializer_range=0.2, pooler_type="cls")
+    inputs = padded_left(model, sentences)
+    with torch.no_grad():
+        output = model(**inputs)
+    first = inputs["input_ids"].shape[1] - inputs["attention_mask"].sum(1)
+    assert first.any()
+    expected = output.last_hidden_state[torch.arange(len(sentences)), first]
+    torch.testing.assert_close(output.pooler_output, expected, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
 def test_packed_equals_padded(tiny, encoder, sentences, pooler_type):
     model = tiny(encoder, pooler_type=pooler_type)

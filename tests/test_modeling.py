@@ -5,6 +5,7 @@ import pickle
 import threading
 import weakref
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -273,6 +274,35 @@ def test_encode_refuses_what_is_no_text(tiny_model, tokenizer):
         tiny_model().encode(["a"], tokenizer, max_tokens_per_batch=0)
 
 
+def offload_to_cpu(model, folder):
+    return accelerate.cpu_offload(model)
+
+
+def offload_to_disk(model, folder):
+    return accelerate.disk_offload(model, folder / "offloaded")
+
+
+def dispatch(model, folder):
+    model.save_pretrained(folder / "saved")
+    devices = {"bert": "disk", "pooler": "disk"}
+    return (
+        type(model).from_pretrained(folder / "saved", device_map=devices, offload_folder=folder / "offloaded").eval()
+    )
+
+
+@pytest.mark.parametrize("offload", [offload_to_cpu, offload_to_disk, dispatch])
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "hire", "weighted_layers", "mean"])
+def test_encode_works_where_the_weights_are_offloaded(tiny_model, tokenizer, tmp_path, offload, pooler_type):
+    model = tiny_model(pooler_type=pooler_type)
+    expected, one = model.encode(SENTENCES, tokenizer), model.encode_token_ids([[7, 8, 9]])
+    offloaded = offload(model, tmp_path)
+    assert offloaded.device.type == "meta"
+    np.testing.assert_allclose(offloaded.encode(SENTENCES, tokenizer), expected, atol=1e-6)
+    tensor = offloaded.encode(SENTENCES, tokenizer, normalize=True, convert_to_numpy=False)
+    assert tensor.device.type == "cpu"
+    torch.testing.assert_close(offloaded.encode_token_ids([[7, 8, 9]]), one, atol=1e-6, rtol=0)
+
+
 def test_rows_of_nothing_but_padding_are_finite(tiny_model):
     for pooler_type in POOLER_TYPES:
         for attention in ("sdpa", "eager"):
@@ -321,7 +351,8 @@ def test_compiled_without_graph_breaks_it_gives_the_same(tiny_model, tokenizer):
     packed = pack_sentences(token_ids(tokenizer), pad_token_id=0)
     padded = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
-        for inputs in (packed, padded):
+        left = {name: value.flip(1) for name, value in padded.items()}
+        for inputs in (packed, padded, left):
             torch.testing.assert_close(compiled(**inputs).pooler_output, model(**inputs).pooler_output)
 
 

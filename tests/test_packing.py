@@ -91,6 +91,10 @@ def test_packed_and_padded_reductions_agree(sentences):
     mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sentences])
     torch.testing.assert_close(flat.mean(state), PaddedSentences(mask).mean(padded))
     torch.testing.assert_close(flat.first(state), PaddedSentences(mask).first(padded))
+    left, left_mask = padded.flip(1), mask.flip(1)  # and the sentences backwards
+    torch.testing.assert_close(flat.mean(state), PaddedSentences(left_mask).mean(left))
+    last = torch.stack([table[sentence[-1]] for sentence in sentences])
+    torch.testing.assert_close(PaddedSentences(left_mask).first(left), last)
 
 
 @settings(deadline=None)
@@ -111,6 +115,22 @@ def test_a_recurrent_network_reads_every_token_once_and_in_order(sentences):
         assert (order.batch_sizes[1:] <= order.batch_sizes[:-1]).all()
         read = [tokens[order.ranks == rank].tolist() for rank in order.rank_of_sentence]
         assert read == sentences
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.float16])
+def test_the_first_token_is_found_on_either_side_of_the_padding_with_any_kind_of_mask(dtype):
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [0, 0, 1], [0, 1, 0], [0, 0, 0]]).to(dtype)
+    state = torch.arange(6 * 3).view(6, 3, 1).expand(-1, -1, 2).float()
+    first = PaddedSentences(mask).first(state)[:, 0] - 3 * torch.arange(6)
+    assert first.tolist() == [0, 0, 1, 2, 1, 0]  # of a row without a token the first position
+
+
+def test_the_first_tokens_of_padded_rows_are_a_copy_that_gets_the_gradient():
+    state = torch.zeros(2, 3, 4, requires_grad=True)
+    PaddedSentences(torch.tensor([[0, 1, 1], [1, 1, 0]])).first(state).sum().backward()
+    assert state.grad.sum(dim=-1).tolist() == [[0, 4, 0], [4, 0, 0]]
+    first = PaddedSentences(None).first(state.detach())
+    assert first.untyped_storage().data_ptr() != state.untyped_storage().data_ptr()
 
 
 def test_a_sentence_mean_is_summed_in_float32():

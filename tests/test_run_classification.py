@@ -11,6 +11,7 @@ import torch
 import yaml
 from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
 from .conftest import ROOT, launch
@@ -337,6 +338,21 @@ def test_a_new_classifier_is_started_if_asked_for(run, arguments, files, out, tm
     assert not old["classifier.weight"].equal(new["classifier.weight"])
 
 
+def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(
+    run, arguments, files, out, tiny_model, tokenizer, tmp_path
+):
+    model, results = tiny_model(pooler_type="layer_attention").half(), []
+    for dtype in (torch.float16, torch.float32):
+        folder = tmp_path / str(dtype)
+        model.to(dtype).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        run(arguments | files() | {"model_name_or_path": str(folder), "overwrite_output_dir": True})
+        results.append(load_file(out / "model.safetensors"))
+    half, whole = results
+    assert {weight.dtype for weight in half.values()} == {torch.float32}
+    assert all(half[name].equal(weight) for name, weight in whole.items())
+
+
 # --- the card ---
 
 
@@ -526,6 +542,53 @@ def test_a_saved_classifier_with_other_classes_is_not_quietly_replaced(run, refu
     sentence = refused(options | {"train_file": train, "problem_type": "regression"}, writes_nothing=False)
     assert "is for single_label_classification; start a new one with --ignore_mismatched_sizes" in sentence
     assert not (tmp_path / "later").exists()
+
+
+@pytest.mark.parametrize("name", ["classifier.bias", "pooler.query.weight"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_trained_head_that_is_missing_is_not_quietly_replaced(
+    run, refused, arguments, files, out, tmp_path, name, trains
+):
+    data = files()
+    run(arguments | data | {"pooler_type": "layer_attention"})
+    tensors = load_file(out / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    options = arguments | {"model_name_or_path": str(out), "output_dir": str(tmp_path / "later")}
+    parts = data if trains else {"test_file": data["test_file"]}
+    sentence = refused(options | parts, writes_nothing=False)
+    assert f"{out}: the weights lack {name}, which was trained; copy the whole checkpoint again, or start" in sentence
+    assert not (tmp_path / "later").exists()
+    if trains:
+        new = {"pooler_type": "mean"} if name.startswith("pooler.") else {"ignore_mismatched_sizes": True}
+        run(options | data | new)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id2label": ["no", "yes"]}, "id2label must give the name of each class by its number, not ['no', 'yes']"),
+        ({"id2label": {"first": "no"}}, "id2label must give the name of each class by its number"),
+        ({"id2label": {"0": None}}, "id2label must give the name of each class by its number"),
+        ({"architectures": "LayerPoolBertForSequenceClassification"}, "architectures must be a list of names"),
+        ({"architectures": 3}, "architectures must be a list of names, not 3"),
+        ({"problem_type": ["regression"]}, "problem_type must be one of single_label_classification"),
+        ({"model_type": ["layerpool_bert"]}, "model_type must be a name, not ['layerpool_bert']"),
+        ({"hidden_size": "32"}, "hidden_size must be a positive whole number, not '32'"),
+    ],
+)
+def test_a_broken_config_of_a_classifier_is_one_sentence(
+    refused, arguments, files, tiny, tokenizer, tmp_path, fields, message
+):
+    folder = tmp_path / "classifier"
+    names = {0: "no", 1: "yes", 2: "perhaps"}
+    tiny("bert", classifier=True, pooler_type="mean", id2label=names).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(read_json(path) | fields))
+    sentence = refused(arguments | files() | {"model_name_or_path": str(folder)})
+    assert str(folder) in sentence
+    assert message in sentence
 
 
 def test_a_mistake_ends_the_process_with_exit_code_2_and_one_sentence(arguments, files, tmp_path):

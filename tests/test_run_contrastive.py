@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from modeling_layerpool import LayerPoolBertModel
+from modeling_layerpool.checkpoints import load_layerpool
 
 from .conftest import ROOT, assert_close_to, launch
 from .training.conftest import triplets
@@ -323,7 +324,7 @@ def test_a_folder_that_is_not_empty_is_not_written_into_unasked(refused, tiny_fo
     assert os.listdir(files["out"]) == ["mine.txt"]
 
 
-# --- LoRA ---
+# --- the dtype of the weights ---
 
 
 @pytest.fixture
@@ -336,6 +337,57 @@ def train(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return run_to_its_end
+
+
+def half_and_whole(folder, tmp_path):
+    """Copies of a folder whose weights are in float16, and the same numbers in float32."""
+    copies = {}
+    for dtype in (torch.float16, torch.float32):
+        copies[dtype] = tmp_path / f"in {dtype}"
+        LayerPoolBertModel.from_pretrained(folder, dtype=torch.float16).to(dtype).save_pretrained(copies[dtype])
+        AutoTokenizer.from_pretrained(folder).save_pretrained(copies[dtype])
+    return copies[torch.float16], copies[torch.float32]
+
+
+@pytest.mark.parametrize("mixed", [{}, {"bf16": True}])
+def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(
+    train, tiny_folder, files, tmp_path, mixed
+):
+    results = []
+    for number, folder in enumerate(half_and_whole(tiny_folder, tmp_path)):
+        out = str(tmp_path / f"out-{number}")
+        options = {"output_dir": out, "mlm_weight": 0.1, "save_strategy": "no"} | mixed
+        train(arguments(str(folder), files, **options))
+        results.append([load_file(f"{out}/{name}.safetensors") for name in ("model", "mlm_head")])
+        assert read_json(f"{out}/config.json")["dtype"] == "float32"
+    for half, whole in zip(*results, strict=True):
+        for name, weight in whole.items():
+            assert weight.dtype == torch.float32
+            assert half[name].dtype == torch.float32
+            assert torch.equal(half[name], weight), name
+
+
+def test_a_run_holds_the_dtype_that_is_asked_for_and_evaluation_that_of_the_file(
+    train, tiny_folder, files, tmp_path, monkeypatch
+):
+    half, _ = half_and_whole(tiny_folder, tmp_path)
+    opened = []
+
+    def load(*args, **kwargs):
+        model, tokenizer = load_layerpool(*args, **kwargs)
+        opened.append(model.dtype)
+        return model, tokenizer
+
+    monkeypatch.setattr("modeling_layerpool.checkpoints.load_layerpool", load)
+    measured = {"do_train": None, "train_file": None, "do_eval": True, "validation_file": files["sts"]}
+    train(arguments(str(half), files, **measured))
+    train(arguments(str(half), files, **measured, dtype="float32"))
+    train(arguments(str(half), files, dtype="bfloat16", overwrite_output_dir=True))
+    assert opened == [torch.float16, torch.float32, torch.bfloat16]
+    assert load_file(f"{files['out']}/model.safetensors")["bert.embeddings.LayerNorm.bias"].dtype == torch.bfloat16
+
+
+# --- LoRA ---
 
 
 def test_lora_leaves_an_ordinary_folder_with_the_adapter_beside_it(train, tiny_folder, files, tokenizer):

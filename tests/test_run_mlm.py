@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -106,6 +107,30 @@ def run(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return start
+
+
+def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(run, arguments, out, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    model = BertForMaskedLM(
+        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
+    )
+    model, results = model.half(), []
+    for dtype in (torch.float16, torch.float32):
+        folder = tmp_path / str(dtype)
+        model.to(dtype).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        options = {"model_type": None, "config_overrides": None, "vocab_size": None, "overwrite_output_dir": True}
+        run(arguments | options | {"model_name_or_path": str(folder)})
+        results.append(load_file(out / "model.safetensors"))
+    half, whole = results
+    assert {weight.dtype for weight in half.values()} == {torch.float32}
+    assert all(half[name].equal(weight) for name, weight in whole.items())
+
+
+def test_a_new_model_is_made_in_the_dtype_that_is_asked_for(run, fails, arguments, out):
+    assert "--dtype auto is that of a checkpoint" in fails(arguments | {"dtype": "auto"})
+    run(arguments | {"dtype": "bfloat16", "max_steps": 1})
+    assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
 
 
 @pytest.fixture

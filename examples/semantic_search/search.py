@@ -75,7 +75,7 @@ def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizer
         name = str(get_model_path())
     pooler_type = (read_checkpoint_json(name, "config.json") or {}).get("pooler_type", "mean")
     logging.disable_progress_bar()  # of the weights
-    model, tokenizer = load_layerpool(name, pooler_type=pooler_type)
+    model, tokenizer = load_layerpool(name, pooler_type=pooler_type, dtype="auto")
     logging.enable_progress_bar()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 

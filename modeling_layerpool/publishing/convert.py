@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checkpoints import LOADING_ERRORS, MODELS, EncoderClasses, check_tokenizer, loading_error, read_checkpoint_json
+from ..checkpoints import MODELS, EncoderClasses, check_sizes, load_tokenizer, loading_errors, read_config
 from ..errors import InputError, usage_errors
 from .folders import check_output, written_in_one_step
 
@@ -125,11 +125,9 @@ def convert(
     options = {"pooler_type": "cls"} if mlp == "drop" else {"pooler_type": "layer_attention"}
     if mlp == "keep":
         options["pooler_layers"] = [-1]
-    try:
+    with loading_errors(str(path.parent / "config.json")):
         model = classes.embedding(classes.config.from_pretrained(path.parent, **options)).eval()
         original = type(model.base_model)(model.config, add_pooling_layer=False).eval()
-    except Exception as error:  # fields that do not fit can raise anything
-        raise loading_error(str(path.parent / "config.json"), error) from error
     parts = sort_tensors(path, tensors, kind, original, drop_mlp=mlp == "drop")
     tokenizer = read_tokenizer(path.parent, original.config.vocab_size)
 
@@ -178,12 +176,11 @@ def find_weights(source: Path) -> Path:
 
 def encoder_classes(folder: Path) -> EncoderClasses:
     """The classes of the encoder that `config.json` names."""
-    config = read_checkpoint_json(str(folder), "config.json")
-    if not isinstance(config, dict):
-        raise InputError(f"{folder}: has no config.json" if config is None else f"{folder}: config.json is no object")
+    config = read_config(str(folder))
     model_type = config.get("model_type", "bert")
     for classes in MODELS:
         if model_type in ENCODER_TYPES and model_type in classes.config.encoder_model_types:
+            check_sizes(str(folder), config, classes.config)
             return classes
         if model_type == classes.config.model_type:
             raise InputError(f"{folder}: is a model of this package already")
@@ -194,15 +191,17 @@ def encoder_classes(folder: Path) -> EncoderClasses:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, by name. A pickle is opened without running code from it."""
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: a damaged pickle, or one that cannot be opened without running its code") from error
-    except Exception as error:  # a damaged file can raise anything
-        raise loading_error(str(path), error, "could not be read") from error
+    with loading_errors(str(path), "could not be read"):
+        try:
+            tensors = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+        except pickle.UnpicklingError as error:
+            raise InputError(
+                f"{path}: a damaged pickle, or one that cannot be opened without running its code"
+            ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise InputError(f"{path}: holds something else than tensors by name")
     return tensors
@@ -296,11 +295,7 @@ def sort_tensors(
 
 def read_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder, if it goes with as many word embeddings."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except LOADING_ERRORS as error:
-        raise loading_error(str(folder), error, "has no tokenizer that could be opened") from error
-    check_tokenizer(str(folder), tokenizer)
+    tokenizer = load_tokenizer(str(folder))
     if len(tokenizer) > vocabulary:
         raise InputError(f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the encoder {vocabulary}")
     return tokenizer

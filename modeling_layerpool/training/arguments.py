@@ -12,6 +12,10 @@ from .objectives import OBJECTIVES
 from .pairwise import PAIRWISE_LOSSES
 
 
+# As in the example scripts of transformers.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 @dataclass
 class ContrastiveTrainingArguments(RunArguments):
     r"""
@@ -282,6 +286,14 @@ class ModelArguments:
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, flash_attention_2, flex_attention ... Default: the library's."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hold the weights in this type, or in the checkpoint's (auto). Default: float32 to train, which "
+            "--bf16 and --fp16 leave so; else the checkpoint's.",
+            "choices": DTYPES,
+        },
     )
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     allow_pickle: bool = field(

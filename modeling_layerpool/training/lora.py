@@ -4,7 +4,6 @@ its linear layers and the pooler are trained.
 """
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
+from ..checkpoints import read_json_object
 from ..errors import InputError
 
 
@@ -143,7 +143,7 @@ def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
         path = Path(checkpoint, adapter, ADAPTER_CONFIG)  # where PEFT saves one with a name
     if not path.is_file():
         raise InputError(f"{checkpoint}: holds no adapter; resume it without --use_lora")
-    saved, own = json.loads(path.read_text(encoding="utf-8")), model.peft_config[adapter].to_dict()
+    saved, own = read_json_object(path), model.peft_config[adapter].to_dict()
     for option, name in SHARED.items():
         first, second = (
             sorted(value) if isinstance(value, (list, set)) else value for value in (saved.get(name), own.get(name))

@@ -22,17 +22,17 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, no_model, read_checkpoint_json
+from ..checkpoints import check_sizes, check_weights, load_tokenizer, loading_errors, read_config
 from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
 from ..rows import check_text, read_rows, require_columns
+from .arguments import DTYPES
 from .batching import EpochDataLoader
 from .blocks import BLOCK_PACKINGS, BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
 from .data import file_identity
@@ -77,6 +77,14 @@ class LanguageModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, ... Default: the library's choice."}
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hold the weights in this type, or in the checkpoint's (auto). Default: float32 to train, which "
+            "--bf16 and --fp16 leave so; else the checkpoint's.",
+            "choices": DTYPES,
+        },
+    )
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
     allow_pickle: bool = field(
         default=False, metadata={"help": "Accept weights that are pickled, if there are no safetensors."}
@@ -89,6 +97,8 @@ class LanguageModelArguments:
         for name in ("config_overrides", "tokenizer_name", "vocab_size"):
             if self.model_name_or_path is not None and getattr(self, name) is not None:
                 raise InputError(f"--{name} is for a new model (--model_type); {self.model_name_or_path} has its own")
+        if self.model_type is not None and self.dtype == "auto":
+            raise InputError("--dtype auto is that of a checkpoint; a new model (--model_type) has none yet")
         if self.vocab_size is not None and self.tokenizer_name is not None:
             raise InputError(
                 "--vocab_size is for a tokenizer that is trained; --tokenizer_name has its own vocabulary"
@@ -304,18 +314,25 @@ def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfi
         except (ValueError, TypeError) as error:
             raise InputError(f"--config_overrides {overrides}: {override} does not fit ({error})") from error
         values[name] = getattr(config, name)
-    try:
+    with loading_errors(f"--config_overrides {overrides}", "makes no configuration"):
         # Made anew, as some fields follow from others: ModernBERT's kinds of layers from their number.
         return AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError, ArithmeticError) as error:
-        raise loading_error(f"--config_overrides {overrides}", error, "makes no configuration") from error
 
 
 def start_model(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, attn_implementation: str | None = None
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """
     A new model, whose vocabulary and special tokens are the tokenizer's.
+
+    Args:
+        config: of the model; it is changed in place.
+        tokenizer: of the texts.
+        attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
+        dtype: of the weights. Default: `torch.float32`.
 
     Raises:
         InputError: no model can be made of the configuration.
@@ -325,43 +342,55 @@ def start_model(
         if hasattr(config, f"{name}_token_id"):
             setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        model = AutoModelForMaskedLM.from_config(config, **attention)
-    except (*LOADING_ERRORS, TypeError, KeyError, ArithmeticError, AssertionError) as error:
-        raise loading_error(f"--model_type {config.model_type}", error, "no model can be made of this") from error
+    with loading_errors(f"--model_type {config.model_type}", "no model can be made of this"):
+        model = AutoModelForMaskedLM.from_config(config, dtype=dtype, **attention)
     _check_encoder(model, f"--model_type {config.model_type}")
     return model
 
 
 def load_masked_language_model(
-    name: str, *, revision: str = "main", allow_pickle: bool = False, attn_implementation: str | None = None
+    name: str,
+    *,
+    revision: str = "main",
+    allow_pickle: bool = False,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Open a checkpoint that `AutoModelForMaskedLM` opens, with its tokenizer. A head that it lacks starts anew.
+    Open a checkpoint that `AutoModelForMaskedLM` opens, with its tokenizer, for training. A head that it lacks starts
+    anew.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        revision: branch, tag or commit on the Hub. Default: `"main"`.
+        allow_pickle: accept weights that are pickled, if there are no safetensors. Default: False.
+        attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
+        dtype: of the weights, or `"auto"` for that of the file, as in transformers. Default: `torch.float32`, as
+            weights in half precision lose small updates; mixed precision in training is autocast's.
 
     Raises:
-        InputError: there is no such checkpoint, it has no weights or tokenizer, its weights are pickled or not those
-            of the encoder, or the library has no masked language model of its type.
+        InputError: there is no such checkpoint, it is broken, it has no weights or tokenizer, its weights are pickled
+            or not those of the encoder, or transformers has no masked language model of its type.
     """
-    config = read_checkpoint_json(name, "config.json", revision)
-    if config is None:
-        raise no_model(name, revision)
-    if config.get("model_type") not in {known.model_type for known in MODEL_FOR_MASKED_LM_MAPPING}:
-        raise InputError(f"{name}: there is no masked language model of type {config.get('model_type')!r}")
+    config = read_config(name, revision)
+    classes = {known.model_type: known for known in MODEL_FOR_MASKED_LM_MAPPING}
+    model_type = config.get("model_type")
+    if model_type not in classes:
+        raise InputError(f"{name}: there is no masked language model of type {model_type!r}")
+    check_sizes(name, config, classes[model_type])
     if Path(name).is_dir():
         check_weights(Path(name), allow_pickle=allow_pickle)
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
+    with loading_errors(name):
         model, info = AutoModelForMaskedLM.from_pretrained(
             name,
             revision=revision,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
+            dtype=dtype,
             **attention,
         )
-    except LOADING_ERRORS as error:
-        raise loading_error(name, error) from error
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     of_encoder = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
     if of_encoder:
@@ -373,11 +402,7 @@ def load_masked_language_model(
         logger.warning(
             f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except LOADING_ERRORS as error:
-        raise loading_error(name, error, "has no tokenizer that could be opened") from error
-    check_tokenizer(name, tokenizer)
+    tokenizer = load_tokenizer(name, revision)
     _check_encoder(model, name)
     return model, tokenizer
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from ..checkpoints import LOADING_ERRORS, loading_error
+from ..checkpoints import loading_errors
 
 
 logger = logging.getLogger(__name__)
@@ -83,13 +83,14 @@ class MaskedLanguageHead(nn.Module):
         allow_pickle: bool = False,
     ) -> "MaskedLanguageHead":
         """
-        The head of a checkpoint on a layer-pooled encoder, or a new one where the checkpoint has none.
+        The head of a checkpoint on a layer-pooled encoder, or a new one where the checkpoint has none. Its weights
+        have the dtype of the encoder.
 
         Args:
             encoder: a layer-pooled encoder.
-            checkpoint: a folder or a Hub name; None for a new head.
-            revision: branch, tag or commit on the Hub.
-            allow_pickle: accept weights that are pickled, if there are no safetensors.
+            checkpoint: a folder or a Hub name. Default: None, for a new head.
+            revision: branch, tag or commit on the Hub. Default: `"main"`.
+            allow_pickle: accept weights that are pickled, if there are no safetensors. Default: False.
 
         Raises:
             InputError: the checkpoint could not be loaded.
@@ -99,8 +100,8 @@ class MaskedLanguageHead(nn.Module):
             fields.pop(name, None)
         config = AutoConfig.for_model(type(encoder.config).encoder_model_types[0], **fields)
         if checkpoint is None:
-            return cls(AutoModelForMaskedLM.from_config(config), encoder)
-        try:
+            return cls(AutoModelForMaskedLM.from_config(config, dtype=encoder.dtype), encoder)
+        with loading_errors(checkpoint):
             language_model, info = AutoModelForMaskedLM.from_pretrained(
                 checkpoint,
                 config=config,
@@ -109,8 +110,6 @@ class MaskedLanguageHead(nn.Module):
                 output_loading_info=True,
                 dtype=encoder.dtype,
             )
-        except LOADING_ERRORS as error:
-            raise loading_error(checkpoint, error) from error
         absent = [key for key in info["missing_keys"] if not key.startswith(f"{language_model.base_model_prefix}.")]
         if absent:
             logger.warning(f"{checkpoint}: has no head for masked language modelling; it starts anew")

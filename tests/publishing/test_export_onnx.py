@@ -47,6 +47,13 @@ def test_real_weights_agree_to_1e4_up_to_512_tokens_and_64_texts(exported, recor
     # Padding does not matter.
     alone = np.concatenate([run(folder / "model.onnx", tokenizer, [text]) for text in texts])
     np.testing.assert_allclose(alone, expected, atol=1e-4)
+    # Nor on which side it is, but for the positions of the tokens, which are those of transformers.
+    batch = tokenizer(texts, padding=True, padding_side="left", truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        expected_left = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    feed = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
+    np.testing.assert_allclose(session.run(["pooler_output"], feed)[0], expected_left, atol=1e-4)
     what = "an exported file, 1 to 64 texts of 1 to 512 tokens"
     record_difference("onnxruntime", what, max(done.max_difference, abs(alone - expected).max()))
 
@@ -99,9 +106,10 @@ def export(model):
 def largest_difference(model, exported_model):
     differences = []
     for batch, length in ((1, 1), (5, 33), (2, 512)):
-        inputs = exporting._inputs(model, batch, length)
-        with torch.no_grad():
-            differences.append((exported_model(*inputs) - model(*inputs).pooler_output).abs().max())
+        right = exporting._inputs(model, batch, length)
+        for inputs in (right, [tensor.flip(1) for tensor in right]):  # padded on either side
+            with torch.no_grad():
+                differences.append((exported_model(*inputs) - model(*inputs).pooler_output).abs().max())
     return max(differences)
 
 

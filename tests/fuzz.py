@@ -30,6 +30,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,20 +50,13 @@ import modeling_layerpool.publishing.plots
 from . import fuzz_inputs as inputs
 
 
-SCRIPTS = tuple(inputs.ARGUMENTS)
-SECONDS = 60  # a case of a second that takes so long hangs
+SCRIPTS = tuple(inputs.RUNS)
+SECONDS = 120  # a case takes a second: what takes so long on a busy machine hangs
 MOST_MEMORY = 4 << 30  # more than there is now, so that a case fails and not the machine
 MOST_STEPS = 6  # longer plans are valid, too, and are ended here as an early stop would
 MOST_WORKERS = 4
-SENTENCE = re.compile(r"(\S+\.py: )?error: \S+(\s+\S+){2,}")
-TRAINED = (
-    "model.safetensors",
-    "config.json",
-    "tokenizer.json",
-    "README.md",
-    "trainer_state.json",
-    "train_results.json",
-)
+SENTENCE = re.compile(r"error: \S+(\s+\S+){2,}")
+TRAINED = ("model.safetensors", "config.json", "tokenizer.json", "README.md", "trainer_state.json")
 
 
 @dataclass
@@ -89,6 +83,9 @@ class Failure:
     kind: str
     origin: str
     detail: str
+
+    def record(self) -> list:
+        return [self.case.script, self.case.number, self.kind, self.origin, self.detail, self.case.broken]
 
     def __str__(self) -> str:
         return f"{self.kind} at {self.origin}\n  {self.detail}\n  {self.case.broken}\n  {self.case.command}"
@@ -161,6 +158,7 @@ class Fuzzer:
     def check(self, seed: int, number: int) -> tuple[int, list[Failure]]:
         """Run a case: its exit code, and all that is wrong with how it ended."""
         case = self.case(seed, number)
+        self.broken, self.words = case.broken, case.words
         top = self.folder / "case"
         before = snapshot(top)
         ended = self._run(case)
@@ -175,7 +173,8 @@ class Fuzzer:
         else:
             if "Traceback (most recent call last)" in self.errors:
                 wrong.append(("a traceback was printed", lines[-1]))
-            if code > 0 and not (SENTENCE.fullmatch(lines[-1]) and len([1 for w in lines if SENTENCE.match(w)]) == 1):
+            is_usage = any(line.startswith(f"{self.script}: error: ") for line in lines)  # argparse's own
+            if code > 0 and not is_usage and [line for line in lines if SENTENCE.fullmatch(line)] != lines[-1:]:
                 wrong.append((f"exit code {code} without one sentence", " | ".join(lines[-3:])))
             changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
             if code == 2 and changed:
@@ -195,8 +194,10 @@ class Fuzzer:
         if pid == 0:
             try:
                 run_script(case, scratch)
+            except BaseException:  # of the harness itself
+                traceback.print_exc()
             finally:
-                os._exit(99)  # the harness itself is broken
+                os._exit(99)
         _, status = os.waitpid(pid, 0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # data workers that the case left
@@ -300,10 +301,12 @@ def is_own(file: str) -> bool:
 
 
 def origin_of(error: BaseException) -> str:
-    """The last line of our own code that an exception passed."""
+    """The last line of our own code that an exception passed, and the function of a library that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if is_own(frame.filename)] or frames[-1:]
-    return f"{Path(own[-1].filename).name}:{own[-1].name}: {own[-1].line}" if own else ""
+    origin = [f"{Path(frame.filename).name}:{frame.name}: {frame.line}" for frame in own[-1:]]
+    inner = [f"{Path(frame.filename).name}:{frame.name}" for frame in frames[-1:] if frame is not own[-1]]
+    return " > ".join(origin + inner)
 
 
 def snapshot(folder: Path) -> dict[str, str]:
@@ -344,15 +347,14 @@ def has_nan(path: Path) -> bool:
     return bool(found)
 
 
-def check_cases(script: str, seed: int, numbers: range, folder: Path) -> tuple[Counter, list[Failure]]:
-    """Run the cases of these numbers; how often each exit code was there, and all failures."""
+def check_cases(script: str, seed: int, numbers: Iterable[int], folder: Path, show: bool = False):
+    """Run the cases of these numbers, and yield the exit code and the failures of each."""
     fuzzer = Fuzzer(script, folder)
-    codes, failures = Counter(), []
     for number in numbers:
-        code, wrong = fuzzer.check(seed, number)
-        codes["failed" if wrong else code] += 1
-        failures += wrong
-    return codes, failures
+        code, failures = fuzzer.check(seed, number)
+        if show:
+            print(f"{fuzzer.broken}\n{fuzzer.words}\n{fuzzer.output}\n{fuzzer.errors}\nexit code {code}")
+        yield code, failures
 
 
 def summarize(failures: list[Failure]) -> str:
@@ -375,23 +377,16 @@ def main() -> None:
     torch.set_num_threads(1)
     counts, failures = [], []
     for script in args.script or SCRIPTS:
+        codes: Counter = Counter()
         with tempfile.TemporaryDirectory() as folder:
-            if args.only is not None:
-                fuzzer = Fuzzer(script, Path(folder))
-                code, failures = fuzzer.check(args.seed, args.only)
-                case = fuzzer.case(args.seed, args.only)
-                print(f"{case.broken}\n{case.words}\n{fuzzer.output}\n{fuzzer.errors}\nexit code {code}")
-                continue
-            codes, found = check_cases(script, args.seed, range(args.cases), Path(folder))
-        failures += found
-        counts.append({"script": script, "cases": args.cases, **{f"exit {c}": codes[c] for c in (0, 2, 1)}})
-        counts[-1]["failed"] = codes["failed"]
-        if args.log:
-            with open(args.log, "a") as file:
-                for failure in found:
-                    case = failure.case
-                    file.write(json.dumps([script, case.number, failure.kind, failure.origin, failure.detail,
-                                           case.broken]) + "\n")  # fmt: skip
+            numbers = range(args.cases) if args.only is None else [args.only]
+            for code, found in check_cases(script, args.seed, numbers, Path(folder), show=args.only is not None):
+                codes["failed" if found else f"exit {code}"] += 1
+                failures += found
+                for failure in found if args.log else ():
+                    with open(args.log, "a") as file:
+                        file.write(json.dumps(failure.record()) + "\n")
+        counts.append({"script": script, **{name: codes[name] for name in ("exit 0", "exit 2", "exit 1", "failed")}})
     print(summarize(failures))
     print(tabulate(counts, headers="keys"))
     sys.exit(bool(failures))

@@ -1,10 +1,12 @@
-"""Small valid inputs for each of the four scripts, and seeded ways to break them: flags, texts, JSON and files."""
+"""Small valid inputs for each of the four scripts, and seeded ways to break them: flags, JSON, texts and files."""
 
 import gzip
 import json
 import random
 import runpy
 import struct
+import typing
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,27 +21,9 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertForSequenceClassification, LayerPoolBertModel
-from modeling_layerpool.training import ContrastiveTrainingArguments
-from modeling_layerpool.training.arguments import DataArguments, LoraArguments, ModelArguments
-from modeling_layerpool.training.classification import (
-    ClassificationDataArguments,
-    ClassificationModelArguments,
-    ClassificationTrainingArguments,
-)
-from modeling_layerpool.training.mlm import LanguageDataArguments, LanguageModelArguments, MaskedLanguageArguments
 
 
 ROOT = Path(__file__).parent.parent
-ARGUMENTS = {
-    "run_contrastive.py": (ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments),
-    "run_mlm.py": (LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments),
-    "run_classification.py": (
-        ClassificationModelArguments,
-        ClassificationDataArguments,
-        ClassificationTrainingArguments,
-    ),
-    "run_evaluation.py": (runpy.run_path(str(ROOT / "run_evaluation.py"), run_name="read")["EvaluationArguments"],),
-}
 WORDS = [
     "red",
     "blue",
@@ -61,77 +45,66 @@ WORDS = [
 
 
 def build(folder: Path) -> None:
-    """Models, data and odd links that the runs below name, in a folder that a run starts in."""
-    tokenizer = Tokenizer(
-        WordLevel({w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}, "[UNK]")
-    )
+    """Models, data and odd links that the runs below name, in the folder that a run starts in."""
+    special = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, "[UNK]"))
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=40, **names)
-    small = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 20,
-        "max_position_embeddings": 40,
-    }
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(tokenizer), "max_position_embeddings": 40}
+    classes = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}, "pooler_type": "hire"}
     torch.manual_seed(0)
     models = {
-        "layerpool": LayerPoolBertModel(LayerPoolBertConfig(**small)),
-        "classifier": LayerPoolBertForSequenceClassification(
-            LayerPoolBertConfig(
-                **small, id2label={0: "no", 1: "yes"}, label2id={"no": 0, "yes": 1}, pooler_type="hire"
-            )
-        ),
-        "bert": BertModel(BertConfig(**small)),
-        "mlm": BertForMaskedLM(BertConfig(**small)),
-        "st": BertModel(BertConfig(**small)),
+        "layerpool": LayerPoolBertModel(LayerPoolBertConfig(**sizes)),
+        "classifier": LayerPoolBertForSequenceClassification(LayerPoolBertConfig(**sizes, **classes)),
+        "bert": BertModel(BertConfig(**sizes)),
+        "mlm": BertForMaskedLM(BertConfig(**sizes)),
+        "st": BertModel(BertConfig(**sizes)),
     }
     for name, model in models.items():
         model.save_pretrained(folder / "models" / name)
         tokenizer.save_pretrained(folder / "models" / name)
-    kinds = {"": "models.Transformer", "1_Pooling": "models.Pooling", "2_Normalize": "models.Normalize"}
+    (folder / "models/st/2_Normalize").mkdir()
+    parts = enumerate({"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}.items())
     modules = [
-        {"idx": place, "name": str(place), "path": path, "type": f"sentence_transformers.{kind}"}
-        for place, (path, kind) in enumerate(kinds.items())
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in parts
     ]
-    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
     write(folder / "models/st/modules.json", json.dumps(modules))
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
     write(folder / "models/st/1_Pooling/config.json", json.dumps(pooling))
     write(folder / "models/st/sentence_bert_config.json", json.dumps({"max_seq_length": 30, "do_lower_case": False}))
-    (folder / "models/st/2_Normalize").mkdir()
 
-    def text(row: int) -> str:
-        return " ".join(WORDS[(row * 5 + place * (row % 4 + 1)) % len(WORDS)] for place in range(row % 6 + 2))
-
-    rows = range(10)
-    data = folder / "data"
-    write_table(
-        data / "triplets.jsonl", [{"anchor": text(r), "positive": text(r + 9), "negative": "no"} for r in rows]
-    )
-    write_table(data / "triplets.csv", [{"anchor": text(r), "positive": text(r + 9)} for r in rows])
-    write_table(data / "sts.jsonl", [{"sentence1": text(r), "sentence2": text(r + 4), "score": r / 2} for r in rows])
-    write_table(data / "sts.tsv", [{"sentence1": text(r), "sentence2": text(r + 4), "score": r % 4} for r in rows])
-    write_table(
-        data / "pairs.jsonl.gz", [{"sentence1": text(r), "sentence2": text(r + 4), "label": r % 2} for r in rows]
-    )
-    write_table(data / "subsets.csv", [{"sentence1": text(r), "sentence2": "a cat", "score": r, "subset": "ab"[r % 2]}
-                                       for r in rows])  # fmt: skip
-    write_table(data / "labelled.jsonl", [{"sentence": text(r), "label": ("no", "yes")[r % 2]} for r in rows])
-    write_table(data / "labelled.csv", [{"sentence": text(r), "label": ("no", "yes")[r % 2]} for r in rows])
-    write_table(data / "several.jsonl", [{"text": text(r), "label": ["good", "long"][: r % 3]} for r in rows])
-    write_table(data / "unlabelled.jsonl", [{"sentence": text(r)} for r in rows])
-    write_table(data / "texts.jsonl", [{"text": text(r)} for r in rows])
-    write(data / "texts.txt", "".join(f"{text(row)}\n" for row in rows))
-    write(data / "texts.txt.gz", "".join(f"{text(row)}\n" for row in rows))
-    write_table(data / "beir/corpus.jsonl", [{"_id": f"d{r}", "title": "a cat", "text": text(r)} for r in rows])
-    write_table(data / "beir/queries.jsonl", [{"_id": f"q{r}", "text": text(r)} for r in range(3)])
-    write_table(
-        data / "beir/qrels/test.tsv", [{"query-id": f"q{r}", "corpus-id": f"d{r}", "score": 1} for r in (0, 1)]
-    )
-    write(data / "evaluation.json", json.dumps({"geometry": {"alignment": 0.5, "uniformity": -1.5}}))
+    texts = [" ".join(WORDS[(r * 5 + i * (r % 4 + 1)) % len(WORDS)] for i in range(r % 6 + 2)) for r in range(20)]
+    pairs = [{"sentence1": texts[r], "sentence2": texts[r + 4]} for r in range(10)]
+    labelled = [{"sentence": text, "label": ("no", "yes")["good" in text]} for text in texts[:10]]
+    tables = {
+        "triplets.jsonl": [{"anchor": texts[r], "positive": texts[r + 9], "negative": "no"} for r in range(10)],
+        "triplets.csv": [{"anchor": texts[r], "positive": texts[r + 9]} for r in range(10)],
+        "sts.jsonl": [pair | {"score": r / 2} for r, pair in enumerate(pairs)],
+        "sts.tsv": [pair | {"score": r % 4} for r, pair in enumerate(pairs)],
+        "subsets.csv": [pair | {"score": r, "subset": "ab"[r % 2]} for r, pair in enumerate(pairs)],
+        "pairs.jsonl.gz": [pair | {"label": r % 2} for r, pair in enumerate(pairs)],
+        "labelled.jsonl": labelled,
+        "labelled.csv": labelled,
+        "several.jsonl": [{"text": text, "label": ["good", "long"][: r % 3]} for r, text in enumerate(texts[:10])],
+        "unlabelled.jsonl": [{"sentence": text} for text in texts[:10]],
+        "texts.jsonl": [{"text": text} for text in texts[:10]],
+        "beir/corpus.jsonl": [{"_id": f"d{r}", "title": "a cat", "text": texts[r]} for r in range(10)],
+        "beir/queries.jsonl": [{"_id": f"q{r}", "text": texts[r]} for r in range(3)],
+        "beir/qrels/test.tsv": [{"query-id": f"q{r}", "corpus-id": f"d{r}", "score": 1} for r in range(2)],
+    }
+    for name, rows in tables.items():
+        lines = [json.dumps(row) for row in rows]
+        if not name.endswith((".jsonl", ".jsonl.gz")):
+            mark = "\t" if name.endswith(".tsv") else ","
+            lines = [mark.join(map(str, row)) for row in [rows[0], *(row.values() for row in rows)]]
+        write(folder / "data" / name, "".join(f"{line}\n" for line in lines))
+    for name in ("texts.txt", "texts.txt.gz"):
+        write(folder / "data" / name, "".join(f"{text}\n" for text in texts[:10]))
+    write(folder / "data/evaluation.json", json.dumps({"geometry": {"alignment": 0.5, "uniformity": -1.5}}))
     (folder / "links").mkdir()
     (folder / "links/dangling").symlink_to("nowhere")
     (folder / "links/loop").symlink_to("loop")
@@ -139,16 +112,7 @@ def build(folder: Path) -> None:
 
 def write(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode()
-    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
-
-
-def write_table(path: Path, rows: list[dict]) -> None:
-    if ".jsonl" in path.name:
-        write(path, "".join(f"{json.dumps(row)}\n" for row in rows))
-    else:
-        between = "\t" if path.suffix == ".tsv" else ","
-        write(path, "".join(f"{between.join(map(str, row))}\n" for row in [rows[0], *(row.values() for row in rows)]))
+    path.write_bytes(gzip.compress(content.encode(), mtime=0) if path.suffix == ".gz" else content.encode())
 
 
 TRAINING = {
@@ -232,12 +196,8 @@ PROMISING = {
     "device": ["cpu", "cpu:0", "cpu:1", "cuda", "cuda:99", "meta", "mps", "xpu", "mkldnn", "vulkan", "0"],
     "attn_implementation": ["eager", "sdpa", "flash_attention_2", "flex_attention", "paged|sdpa", "owner/kernel"],
     "pooler_type": ["layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two"],
-    "pooler_activation": ["gelu", "relu", "tanh", "linear", "GELU"],
-    "pooler_output_activation": ["tanh", "linear", "Tanh"],
     "pooler_residual": ["mean", "cls", "none"],
-    "pooler_scaling": ["num_states", "sqrt_hidden_size"],
     "pooler_layers": ["0", "-1", "0 1 2", "2 1", "1 1", "3", "-4"],
-    "projection_dim": ["1", "8"],
     "lora_target_modules": ["query", "query value", "nothing", "pooler", "LayerNorm", "embeddings"],
     "optim_args": ["a", "a=b", "a=1,b", "betas=1", "rank=x", "="],
     "optim_target_modules": ["all-linear", "all_linear", "query", "["],
@@ -253,30 +213,32 @@ PROMISING = {
     "metric_for_best_model": ["loss", "spearman", "accuracy", "eval_loss", "eval_", "runtime", "eval_runtime"],
     "score_range": ["0 5", "5 0", "nan nan", "0 inf", "-inf inf", "0", "0 1 2", "0 1e-320", "-1e308 1e308"],
     "text_columns": ["sentence", "sentence sentence", "label", "sentence label", "nothing", "a b c"],
-    "label_column": ["label", "score", "sentence", "nothing"],
     "sts": ["stsb", "x", "=", "a=", "=data/sts.jsonl", "../x=data/sts.jsonl", "a\nb=data/sts.jsonl",
             "a=data/beir", "a=b=c", "é=data/sts.jsonl", f"{'n' * 300}=data/sts.jsonl", "\udcff=data/sts.jsonl"],
     "retrieval": ["x", "a=data", "a=data/sts.jsonl", "../a=data/beir", "a=links/dangling"],
     "compare": ["a=data/evaluation.json", "a=data/sts.jsonl", "../a=data/evaluation.json", "a=data"],
     "sts_subset_column": ["", "subset", "score", "sentence1", "nothing"],
-    "revision": ["main", "x", "../..", "refs/pr/1"],
-    "hub_strategy": ["end", "every_save", "checkpoint", "all_checkpoints"],
     "dataset_name": ["nobody/nothing", "data", "data/sts.jsonl", "json", "csv", "a/b/c"],
     "dataloader_multiprocessing_context": ["fork", "spawn", "forkserver", "x"],
 }  # fmt: skip
 FILES = ("_file", "_dir", "_path", "_checkpoint", "tokenizer_name")
 
 
+@cache
 def flags_of(script: str) -> dict:
-    """The argparse action of each flag, by its name."""
-    actions = HfArgumentParser(ARGUMENTS[script])._actions
-    return {action.dest: action for action in actions if action.dest != "help"}
+    """The argparse action of each flag of a script, by its name."""
+    names = runpy.run_path(str(ROOT / script), run_name="read")
+    if script == "run_evaluation.py":
+        types = (names["EvaluationArguments"],)
+    else:
+        types = typing.get_args(names["parse_arguments"].__annotations__["return"])
+    return {action.dest: action for action in HfArgumentParser(types)._actions if action.dest != "help"}
 
 
 def draw_value(rng: random.Random, name: str, action) -> object:
     """A nasty value of a flag as a text, a list of texts, or True for a flag without value."""
     if action.choices and rng.random() < 0.9:
-        choice = str(getattr(rng.choice(list(action.choices)), "value", ""))
+        choice = rng.choice(list(action.choices))
         return choice if rng.random() < 0.7 else rng.choice([choice.upper(), choice[:-1], f" {choice}", choice + "s"])
     if name in PROMISING and rng.random() < 0.7:
         value = rng.choice(PROMISING[name])

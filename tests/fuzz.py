@@ -158,7 +158,7 @@ class Fuzzer:
     def check(self, seed: int, number: int) -> tuple[int, list[Failure]]:
         """Run a case: its exit code, and all that is wrong with how it ended."""
         case = self.case(seed, number)
-        self.broken, self.words = case.broken, case.words
+        self.last = case
         top = self.folder / "case"
         before = snapshot(top)
         ended = self._run(case)
@@ -179,7 +179,7 @@ class Fuzzer:
             changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
             if code == 2 and changed:
                 wrong.append(("exit code 2, and files were changed", ", ".join(sorted(changed))))
-            if code == 0 and "-h" not in case.words:
+            if code == 0 and ended["plan"]:  # there is none after -h
                 wrong += [("exit code 0, and not there", name) for name in missing(ended["plan"], case.folder)]
             for name in sorted(changed & after.keys()):
                 if name.endswith(".json") and has_nan(top / name):
@@ -325,8 +325,6 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 def missing(plan: dict, folder: Path) -> list[str]:
     """What a run promised and did not write."""
-    if not plan:
-        return ["arguments that were read"]
     out, names = folder / plan["output_dir"], []
     if "do_train" not in plan:
         names = ["evaluation.json", *(["plots"] if plan["plots"] else [])]
@@ -353,7 +351,7 @@ def check_cases(script: str, seed: int, numbers: Iterable[int], folder: Path, sh
     for number in numbers:
         code, failures = fuzzer.check(seed, number)
         if show:
-            print(f"{fuzzer.broken}\n{fuzzer.words}\n{fuzzer.output}\n{fuzzer.errors}\nexit code {code}")
+            print(fuzzer.last.broken, fuzzer.last.words, fuzzer.output, fuzzer.errors, f"exit code {code}", sep="\n")
         yield code, failures
 
 

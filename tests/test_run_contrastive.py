@@ -442,7 +442,7 @@ def test_a_run_without_lora_takes_the_adapter_of_the_one_that_it_overwrites_away
     ("options", "message"),
     [
         ({"lora_r": 4}, "lora_r does nothing without use_lora"),
-        ({"use_lora": True, "lora_r": 0}, "lora_r=0 must be positive"),
+        ({"use_lora": True, "lora_r": 0}, "lora_r=0 must be at least 1"),
         ({"use_lora": True, "lora_target_modules": ["q_proj"]}, "no linear layer 'q_proj' to adapt; use dense, key"),
         ({"use_lora": True, "push_to_hub": True}, "give --hub_strategy end"),
         (

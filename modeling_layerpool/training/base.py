@@ -115,7 +115,7 @@ def _check_compilation(backend: str, mode: str | None) -> None:
 
 def _check_optimizer(args: TrainingArguments) -> None:
     """Make the optimizer and the schedule once, of one weight: a package may be missing, or an option wrong."""
-    layer = torch.nn.Linear(1, 1)
+    layer = torch.nn.Linear(1, 1, device="meta")  # which draws no random number
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, layer)
     except ImportError as error:

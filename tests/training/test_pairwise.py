@@ -46,7 +46,7 @@ def loss_of(trainer):
 
 @pytest.mark.parametrize("loss", ["bsc", "mse", "combined", "bce", "cosent"])
 def test_each_loss_is_the_function_of_its_name_on_scaled_scores(make_pairwise, loss):
-    trainer = make_pairwise(pairwise_loss=loss, temperature=0.2)
+    trainer = make_pairwise(pairwise_loss=loss, **({} if loss == "mse" else {"temperature": 0.2}))
     got, first, second, values = loss_of(trainer)
     torch.testing.assert_close(values, torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0]))
     contrastive = batch_softmax_contrastive(first, second, values >= 0.5, temperature=0.2)
@@ -147,7 +147,7 @@ def test_two_processes_train_like_one(tiny_model, tokenizer, tmp_path, loss):
     [
         ({"pairwise_loss": "cosine"}, "pairwise_loss='cosine' is unknown; use one of bsc, mse"),
         ({"second_loss": "cosine"}, "second_loss='cosine' is unknown"),
-        ({"combined_weight": 2.0}, "combined_weight=2.0 must be between 0 and 1"),
+        ({"combined_weight": 2.0}, "combined_weight=2.0 must be at least 0 and at most 1"),
         ({"score_range": [5.0, 0.0]}, "score_range=.* must be two numbers, the lower one first"),
         ({"symmetric": True}, "symmetric does nothing with objective=pairwise"),
     ],

@@ -557,7 +557,7 @@ def test_a_stream_is_trained_on(make_trainer):
         ({"token_anchors": "some"}, "token_anchors='some' is unknown"),
         ({"token_temperature": 0.0}, "token_temperature=0.0 must be above 0"),
         ({"token_contrast_weight": -1.0}, "token_contrast_weight=-1.0 must be above 0"),
-        ({"token_window": 1}, "token_window=1 leaves no place"),
+        ({"token_window": 1}, "token_window=1 must be at least 2"),
         ({"token_negatives": 0}, "token_negatives=0 must be at least 1"),
         ({"subtracted_state": "first"}, "subtracted_state='first' must be embeddings, none or the number"),
         ({"objective": "mlm", "token_window": 3}, "token_window does nothing under objective mlm"),

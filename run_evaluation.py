@@ -7,7 +7,6 @@ prints a table and writes `D/evaluation.json`; with --plots, pictures in `D/plot
 of sentence-transformers, or any other encoder of transformers. See docs/evaluation.md and docs/plots.md.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +37,9 @@ from modeling_layerpool.evaluation import (
     run_metadata,
     write_results,
 )
+from modeling_layerpool.evaluation.encoders import prompts_in_use, query_and_document_encoders
 from modeling_layerpool.evaluation.report import check_output_dir
+from modeling_layerpool.rows import read_json
 
 
 SUBSET_COLUMN = "subset"
@@ -122,22 +123,29 @@ def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable |
         name, equals, path = value.partition("=")
         if not name or (equals and not path) or (not equals and built_in is None):
             raise InputError(f"{flag} {value}: expected NAME=PATH")
+        check_unicode_flag(flag, name)
         if name in sets:
             raise InputError(f"{flag}: the name {name!r} is given twice")
         sets[name] = read(path) if equals else built_in(name)
     return sets
 
 
+def check_unicode_flag(flag: str, value: str) -> None:
+    """Raise an `InputError` for bytes that are no UTF-8: they could not be written into the results."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{flag} {value!r}: is not valid Unicode; give another name") from error
+
+
 def read_geometry(path: str) -> dict[str, float]:
     """Alignment and uniformity of the model whose `evaluation.json` this is."""
+    content = read_json(path)
     try:
-        geometry = json.loads(Path(path).read_text(encoding="utf-8"))["geometry"]
-        geometry = {name: float(geometry[name]) for name in ("alignment", "uniformity")}
+        geometry = {name: float(content["geometry"][name]) for name in ("alignment", "uniformity")}
         if all(map(math.isfinite, geometry.values())):
             return geometry
-    except OSError as error:
-        raise InputError(f"--compare {path}: {error.strerror}") from error
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, OverflowError):
         pass
     raise InputError(f"--compare {path}: no evaluation.json with alignment and uniformity")
 
@@ -146,8 +154,11 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
     """Evaluate, write `evaluation.json` and return its content. All data is read before the model is loaded."""
     if not (arguments.sts or arguments.pairs or arguments.retrieval):
         raise InputError("nothing to evaluate: give --sts, --pairs or --retrieval")
-    if arguments.max_tokens_per_batch < 1:
-        raise InputError(f"--max_tokens_per_batch {arguments.max_tokens_per_batch}: must be at least 1")
+    for flag in ("max_tokens_per_batch", "max_seq_length"):
+        value = getattr(arguments, flag)
+        if value is not None and value < 1:
+            raise InputError(f"--{flag} {value}: must be at least 1")
+    check_unicode_flag("--model_name_or_path", arguments.model_name_or_path)
     check_output_dir(arguments.output_dir)
     if arguments.compare and not arguments.plots:
         raise InputError("--compare does nothing without --plots")
@@ -183,28 +194,34 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
         allow_pickle=arguments.allow_pickle,
     )
     encoder = ShardedEncoder(loaded)
+    prompts = prompts_in_use(loaded, sentences=bool(sts or pairs), retrieval=bool(retrieval))
+    of_sentences, of_documents = prompts.get("sentences", ""), prompts.get("documents", "")
     results: dict[str, Any] = {"sts": {}, "retrieval": {}, "geometry": {}}
     for name, (sentences1, sentences2, scores, subsets) in sts.items():
         remembered = CachingEncoder(encoder)
         results["sts"][name] = evaluate_sts(remembered, sentences1, sentences2, scores, subsets)
         if plots:
             plots.note_similarities(name, remembered, sentences1, sentences2, scores)
-            plots.note_texts(name, [*sentences1, *sentences2], remembered)
+            plots.note_texts(name, [*sentences1, *sentences2], remembered, prompt=of_sentences)
         if not results["geometry"]:
             positives = positive_pairs(sentences1, sentences2, scores)
             results["geometry"] = evaluate_geometry(remembered, *positives, [*sentences1, *sentences2])
     for name, labelled in pairs.items():
         results.setdefault("pairs", {})[name] = evaluate_pairs(encoder, labelled, pairs_dev.get(name))
         if plots:
-            plots.note_texts(name, [*labelled.sentences1, *labelled.sentences2])
+            plots.note_texts(name, [*labelled.sentences1, *labelled.sentences2], prompt=of_sentences)
     for name, (corpus, queries, qrels) in retrieval.items():
         remembered = CachingEncoder(encoder)
         results["retrieval"][name] = evaluate_retrieval(remembered, corpus, queries, qrels)
+        query_encoder, document_encoder = query_and_document_encoders(remembered)
+        texts = list(corpus.values())
         if plots:
-            plots.note_texts(name, list(corpus.values()), remembered)
+            plots.note_texts(name, texts, document_encoder, prompt=of_documents)
         if not results["geometry"]:
             positives = relevant_pairs(corpus, queries, qrels)
-            results["geometry"] = evaluate_geometry(remembered, *positives, list(corpus.values()))
+            results["geometry"] = evaluate_geometry(document_encoder, *positives, texts, query_encoder=query_encoder)
+    if prompts:
+        results["prompts"] = prompts
     results |= run_metadata(arguments.model_name_or_path, arguments.revision)
     if is_main_process():
         write_results(results, arguments.output_dir)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import transformers
 
-from .encoders import Encoder
+from .encoders import Encoder, query_and_document_encoders
 
 
 def join_processes() -> None:
@@ -43,11 +43,14 @@ class ShardedEncoder:
     [`join_processes`] comes first. Then `encode` has to be called on all processes, with the same texts in the same
     order: texts are dealt out in turn, the longest first, and every process gets all embeddings, float32 (n, d), in
     the order of the texts. With a single process it asks the encoder for all. A process that fails ends: the others
-    then lose their connection to it and end as well.
+    then lose their connection to it and end as well. Its `queries` and `documents` share the work in the same way.
     """
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
+        of_queries, of_documents = query_and_document_encoders(encoder)
+        self.queries = self if of_queries is encoder else ShardedEncoder(of_queries)
+        self.documents = self if of_documents is encoder else ShardedEncoder(of_documents)
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         if not dist.is_initialized():

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +15,46 @@ from transformers.utils import logging
 
 from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, no_model, read_checkpoint_json
 from ..errors import InputError
+from .sentence_transformers_files import Module, Prompts, check_modules, is_folder, read_modules, read_settings
 
 
 POOLINGS = ("mean", "cls")
 
 
 class Encoder(Protocol):
-    """Anything that turns n texts into n embeddings."""
+    """Anything that turns n texts into n embeddings.
+
+    One that embeds the queries or the documents of a retrieval set in another way than other texts, after a prompt
+    for instance, has encoders for them as its attributes `queries` and `documents`.
+    """
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         """Embeddings (len(sentences), d), float, in the order of the sentences."""
+
+
+def query_and_document_encoders(encoder: Encoder) -> tuple[Encoder, Encoder]:
+    """The encoders of the queries and of the documents of a retrieval set: the encoder itself unless it has others."""
+    return tuple(getattr(encoder, kind, None) or encoder for kind in ("queries", "documents"))
+
+
+def encode_queries_and_documents(
+    encoder: Encoder, queries: Sequence[str], documents: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of queries (q, d) and of documents (c, d), in a single call if one encoder is for both."""
+    of_queries, of_documents = query_and_document_encoders(encoder)
+    if of_queries is of_documents:
+        embeddings = of_queries.encode([*queries, *documents])
+        return embeddings[: len(queries)], embeddings[len(queries) :]
+    return of_queries.encode(list(queries)), of_documents.encode(list(documents))
+
+
+def prompts_in_use(encoder: Encoder, *, sentences: bool, retrieval: bool) -> dict[str, str]:
+    """The prompts before `sentences`, `queries` and `documents` that an evaluation of these uses, unless empty."""
+    of_queries, of_documents = query_and_document_encoders(encoder)
+    encoders = {"sentences": encoder} if sentences else {}
+    encoders |= {"queries": of_queries, "documents": of_documents} if retrieval else {}
+    prompts = {kind: getattr(encoder, "prompt", "") for kind, encoder in encoders.items()}
+    return {kind: prompt for kind, prompt in prompts.items() if prompt}
 
 
 class CachingEncoder:
@@ -34,11 +64,15 @@ class CachingEncoder:
         encoder: the encoder to ask.
 
     `encode` returns float32 (n, d); it raises a `RuntimeError` for embeddings of another shape or with values that
-    are not finite, which would otherwise end in a score that looks like one.
+    are not finite, which would otherwise end in a score that looks like one. Queries and documents are remembered
+    apart from other texts if the encoder embeds them in another way.
     """
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
+        of_queries, of_documents = query_and_document_encoders(encoder)
+        self.queries = self if of_queries is encoder else CachingEncoder(of_queries)
+        self.documents = self if of_documents is encoder else CachingEncoder(of_documents)
         self.rows: dict[str, int] = {}
         self.embeddings = np.zeros((0, 0), dtype=np.float32)
 
@@ -64,16 +98,22 @@ class CachingEncoder:
 
 @dataclass
 class LayerPoolEncoder:
-    """A model of this package with its tokenizer, embedding with the pooler that the checkpoint names."""
+    """A model of this package with its tokenizer, embedding with the pooler that the checkpoint names.
+
+    The `prompt` is put before each text; queries and documents may have encoders with prompts of their own.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_tokens_per_batch: int
     show_progress_bar: bool = True
+    prompt: str = ""
+    queries: "LayerPoolEncoder | None" = None
+    documents: "LayerPoolEncoder | None" = None
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         return self.model.encode(
-            sentences,
+            [self.prompt + sentence for sentence in sentences],
             self.tokenizer,
             max_tokens_per_batch=self.max_tokens_per_batch,
             normalize=False,
@@ -84,10 +124,17 @@ class LayerPoolEncoder:
 
 @dataclass
 class SentenceTransformersEncoder:
-    """A `SentenceTransformer`, embedding with the modules that its folder lists."""
+    """A `SentenceTransformer`, embedding with the modules that its folder lists.
+
+    The model's `method` itself puts the `prompt` before each text, and may choose modules by the kind of text.
+    """
 
     model: Any
     max_tokens_per_batch: int
+    prompt: str = ""
+    method: str = "encode"
+    queries: "SentenceTransformersEncoder | None" = None
+    documents: "SentenceTransformersEncoder | None" = None
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         tokenizer = self.model.tokenizer
@@ -98,7 +145,8 @@ class SentenceTransformersEncoder:
 
         def embed(batch: list[int]) -> np.ndarray:
             texts = [sentences[index] for index in batch]
-            return self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True)
+            encode = getattr(self.model, self.method)
+            return encode(texts, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True)
 
         return _encode_by_length(lengths, self.max_tokens_per_batch, embed)
 
@@ -163,7 +211,8 @@ def load_encoder(
     """Open a folder or a model of the Hub as an encoder.
 
     A model of this package (`model_type` "layerpool_...") embeds with its own pooler; a sentence-transformers model
-    (it has a `modules.json`) with its own modules, and needs that library; any other by mean pooling.
+    (it has a `modules.json`) with its own modules and prompts, and needs sentence-transformers; any other by mean
+    pooling. A model of this package to which such a file adds further modules is a sentence-transformers model.
 
     Args:
         model_name_or_path: a folder, or a name on the Hub.
@@ -182,25 +231,31 @@ def load_encoder(
         An [`Encoder`] whose embeddings are float32 and not normalised (unless a sentence-transformers module does).
 
     Raises:
-        InputError: there is no such model, it lacks weights or a tokenizer, its weights are pickled, it needs
-            `trust_remote_code` or sentence-transformers, there is no such device, or an argument does not fit it.
+        InputError: there is no such model, one of its files is broken, it lacks weights or a tokenizer, its weights
+            are pickled, it needs `trust_remote_code` or sentence-transformers, there is no such device, or an argument
+            does not fit it.
     """
     name = str(model_name_or_path)
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"--pooling {pooling}: use one of {', '.join(POOLINGS)}")
-    if Path(name).is_dir() and revision != "main":
+    if is_folder(name) and revision != "main":
         raise InputError(f"--revision {revision}: {name} is a folder, and only a model of the Hub has revisions")
     config = read_checkpoint_json(name, "config.json", revision)
-    modules = read_checkpoint_json(name, "modules.json", revision)
-    if config is None and modules is None:
-        raise no_model(name, revision)
     is_layerpool = str((config or {}).get("model_type", "")).startswith("layerpool_")
-    is_sentence_transformers = modules is not None and not is_layerpool and pooling is None
     if is_layerpool and pooling is not None:
         raise InputError(f"--pooling {pooling}: {name} has its own pooler, {config.get('pooler_type')}")
-    if Path(name).is_dir():
-        places = [module["path"] for module in modules] if is_sentence_transformers else [""]
-        check_weights(*(Path(name, place) for place in places), allow_pickle=allow_pickle)
+    modules = read_modules(name, revision) if pooling is None else None
+    if config is None and modules is None:
+        raise no_model(name, revision)
+    prompts, truncate_dim = (Prompts(), None) if modules is None else read_settings(name, revision)
+    is_sentence_transformers = modules is not None and not (
+        is_layerpool and _is_one_transformer(modules) and truncate_dim is None
+    )
+    if is_sentence_transformers:
+        _require_sentence_transformers(name, is_layerpool)
+        check_modules(name, modules, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    elif is_folder(name):
+        check_weights(Path(name), allow_pickle=allow_pickle)
 
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loading = {
@@ -215,43 +270,72 @@ def load_encoder(
             model.max_seq_length = _length_limit(model, model.tokenizer, max_seq_length)
         elif max_seq_length is not None:
             raise InputError(f"--max_seq_length {max_seq_length}: {name} has no tokenizer whose length could be set")
-        return SentenceTransformersEncoder(model, max_tokens_per_batch)
+        encoder = SentenceTransformersEncoder(model, max_tokens_per_batch, prompts.sentences)
+        encoder.queries = replace(encoder, prompt=prompts.queries, method="encode_query")
+        encoder.documents = replace(encoder, prompt=prompts.documents, method="encode_document")
+        return encoder
     model, tokenizer = _load_transformers(name, is_layerpool, **loading)
     check_tokenizer(name, tokenizer)
     tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
     model = model.to(device)
     if is_layerpool:
-        return LayerPoolEncoder(model, tokenizer, max_tokens_per_batch)
+        encoder = LayerPoolEncoder(model, tokenizer, max_tokens_per_batch, prompt=prompts.sentences)
+        if any(prompts):
+            encoder.queries = replace(encoder, prompt=prompts.queries)
+            encoder.documents = replace(encoder, prompt=prompts.documents)
+        return encoder
     return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # no such device; torch was built without it
-        raise InputError(f"--device {device}: {str(error).splitlines()[0]}") from error
+        usable = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:  # no such device; torch was built without it
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise InputError(f"--device {device}: torch cannot use it ({reason}); use cpu, or cuda on a GPU") from error
+    if usable.type == "meta":
+        raise InputError(f"--device {device}: its tensors have no values to compute with; use cpu, or cuda on a GPU")
+    return usable
+
+
+def _is_one_transformer(modules: list[Module]) -> bool:
+    """Whether modules.json lists what a model of this package writes there, and nothing more."""
+    first, *more = modules
+    names = first.type.split(".")  # releases of sentence-transformers differ in those between
+    return (names[0], names[-1], first.path, more) == ("sentence_transformers", "Transformer", "", [])
+
+
+def _require_sentence_transformers(name: str, is_layerpool: bool) -> None:
+    try:
+        import sentence_transformers  # noqa: F401
+    except ImportError as error:
+        way_out = "" if is_layerpool else "; or give --pooling to pool its encoder directly"
+        raise InputError(
+            f"{name}: a sentence-transformers model, which needs that package (pip install sentence-transformers)"
+            f"{way_out}"
+        ) from error
 
 
 def _load_sentence_transformer(
     name: str, device: torch.device, revision: str, trust_remote_code: bool, use_safetensors: bool | None
 ):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Router
+
     try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(
-            f"{name}: a sentence-transformers model, which needs that library (pip install sentence-transformers); "
-            "or give --pooling to pool its encoder directly"
-        ) from error
-    try:
-        return SentenceTransformer(
+        model = SentenceTransformer(
             name,
             device=str(device),
             revision=revision,
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": use_safetensors},
         )
-    except LOADING_ERRORS as error:
-        raise loading_error(name, error) from error
+        # Modules that do not fit each other fail when they compute; a Router may need to be told what for.
+        if not any(isinstance(module, Router) for module in model):
+            model.encode(["a text"], show_progress_bar=False)
+        return model
+    except Exception as error:  # a broken file can end in any
+        raise _loading_error(name, error) from error
 
 
 def _load_transformers(
@@ -266,12 +350,12 @@ def _load_transformers(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
         )
-    except LOADING_ERRORS as error:
-        raise loading_error(name, error) from error
+    except Exception as error:  # a broken file can end in any
+        raise _loading_error(name, error) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as error:
-        raise loading_error(name, error, "has no tokenizer that could be opened") from error
+    except Exception as error:
+        raise _loading_error(name, error, "has no tokenizer that could be opened") from error
     # A pooler over the first token is not used here; anything else that was not loaded would be random.
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}
@@ -285,6 +369,13 @@ def _load_transformers(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def _loading_error(name: str, error: Exception, problem: str = "could not be loaded") -> InputError:
+    """`loading_error`, with the type of an exception that is not made for users: the text alone may be a bare key."""
+    if not isinstance(error, LOADING_ERRORS):
+        error = ValueError(f"{type(error).__name__}: {error}")
+    return loading_error(name, error, problem)
 
 
 def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:

@@ -125,6 +125,7 @@ def evaluate_geometry(
     positives2: Sequence[str],
     texts: Sequence[str],
     *,
+    query_encoder: Encoder | None = None,
     max_texts: int = 10_000,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -133,6 +134,7 @@ def evaluate_geometry(
     Args:
         encoder: called once, with each distinct text once.
         positives1, positives2: (b,) the two sides of pairs that mean the same.
+        query_encoder: of `positives1`, if they are queries that are embedded in another way than the rest.
         texts: any texts, repeats allowed: only distinct ones count, since a repeat is at distance 0 in any space.
         max_texts: with more distinct texts than this, a random sample of so many stands for them.
         seed: of that sample.
@@ -151,8 +153,13 @@ def evaluate_geometry(
     texts = list(dict.fromkeys(texts))
     if len(texts) > max_texts:
         texts = random.Random(seed).sample(texts, max_texts)
-    embeddings = CachingEncoder(encoder).encode([*texts, *positives1, *positives2])
-    of_texts, first, second = np.split(embeddings, [len(texts), len(texts) + len(positives1)])
+    remembered = CachingEncoder(encoder)
+    if query_encoder is None or query_encoder is encoder:
+        embeddings = remembered.encode([*texts, *positives1, *positives2])
+        of_texts, first, second = np.split(embeddings, [len(texts), len(texts) + len(positives1)])
+    else:
+        of_texts, second = np.split(remembered.encode([*texts, *positives2]), [len(texts)])
+        first = CachingEncoder(query_encoder).encode(positives1)
     singular_values = spectrum(of_texts)
     return {
         "alignment": alignment(first, second),

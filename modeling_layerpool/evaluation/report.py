@@ -15,6 +15,7 @@ from tabulate import tabulate
 from transformers.utils import cached_file, extract_commit_hash
 
 from ..errors import InputError
+from ..rows import reading_errors
 
 
 RESULTS_FILE = "evaluation.json"
@@ -22,7 +23,7 @@ PACKAGES = ("modeling-layerpool", "torch", "transformers", "accelerate", "senten
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """`results` (as in `evaluation.json`) as tables: one each for STS, pairs, retrieval and the geometry."""
+    """`results` (as in `evaluation.json`) as tables: STS, pairs, retrieval, the geometry, and the prompts if any."""
     tables = []
     for group in ("sts", "pairs", "retrieval"):
         if sets := results.get(group):
@@ -32,6 +33,12 @@ def format_results(results: Mapping[str, Any]) -> str:
             tables.append(tabulate(rows, headers="keys", floatfmt=".2f", missingval="undefined"))
     if geometry := results.get("geometry"):
         tables.append(tabulate([geometry], headers="keys", floatfmt=".4f", missingval="undefined"))
+    if prompts := results.get("prompts"):
+        # in quotation marks, as most prompts end with a space
+        rows = [
+            {"prompts": kind, "before each": json.dumps(text, ensure_ascii=False)} for kind, text in prompts.items()
+        ]
+        tables.append(tabulate(rows, headers="keys"))
     return "\n\n".join(tables)
 
 
@@ -72,7 +79,12 @@ def _cached_commit(name: str, revision: str) -> str | None:
 def check_output_dir(output_dir: str | Path) -> Path:
     """Return the folder as a path if it is one, or can be made. Nothing is created."""
     output_dir = Path(output_dir)
-    existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    with reading_errors(f"--output_dir {output_dir}"):
+        existing = next(path for path in (output_dir, *output_dir.absolute().parents) if os.path.lexists(path))
+        if existing.is_symlink() and not existing.exists():
+            raise InputError(f"--output_dir {output_dir}: {existing} is a link to nothing; remove it")
+        if (output_dir / RESULTS_FILE).is_dir():
+            raise InputError(f"--output_dir {output_dir}: its {RESULTS_FILE} is a folder; remove it")
     if not existing.is_dir():
         raise InputError(f"--output_dir {output_dir}: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

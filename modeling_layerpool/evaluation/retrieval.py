@@ -10,8 +10,9 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..rows import check_number, check_text, read_rows, require_columns
-from .encoders import CachingEncoder, Encoder
+from .encoders import CachingEncoder, Encoder, encode_queries_and_documents
 from .metrics import RANKING_DEPTH, ranking_scores
+from .sentence_transformers_files import is_folder
 
 
 # The headline first, and whether more of it is better.
@@ -38,7 +39,7 @@ def read_retrieval_folder(folder: str | Path) -> tuple[Texts, Texts, Qrels]:
             names an unknown query or document, or contradicts an earlier judgement.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise InputError(f"{folder}: no such folder")
     corpus = _read_texts(_find(folder, "corpus.jsonl", "corpus.jsonl.gz"), with_title=True)
     queries = _read_texts(_find(folder, "queries.jsonl", "queries.jsonl.gz"), with_title=False)
@@ -148,7 +149,8 @@ def evaluate_retrieval(
     are plainly numbered apart.
 
     Args:
-        encoder: called once, with each distinct text once.
+        encoder: called once, with each distinct text once. If it has encoders of its own for queries and documents,
+            each of them is.
         corpus: `{document id: text}`; its order decides between equal cosines.
         queries: `{query id: text}`.
         qrels: `{query id: {document id: relevance}}`, relevant above 0.
@@ -168,8 +170,8 @@ def evaluate_retrieval(
     scored = [query for query in queries if any(relevance > 0 for relevance in qrels.get(query, {}).values())]
     if not scored:
         raise InputError("no query has a relevant document (relevance above 0)")
-    texts = [*(queries[query] for query in scored), *corpus.values()]
-    of_queries, of_corpus = np.split(CachingEncoder(encoder).encode(texts), [len(scored)])
+    texts_of_queries, texts_of_corpus = [queries[query] for query in scored], list(corpus.values())
+    of_queries, of_corpus = encode_queries_and_documents(CachingEncoder(encoder), texts_of_queries, texts_of_corpus)
 
     documents = list(corpus)
     rankings = []

@@ -316,9 +316,14 @@ class EvaluationPlots:
         self.similarities: dict[str, tuple[np.ndarray, Sequence[float]]] = {}
         self.variances: np.ndarray | None = None
 
-    def note_texts(self, name: str, texts: Sequence[str], encoder: CachingEncoder | None = None) -> None:
-        """Note the texts of a set, and of the first set that has an encoder how their embeddings are spread."""
-        self.texts[name] = _sample([*self.texts.get(name, ()), *texts], LAYER_TEXTS)
+    def note_texts(
+        self, name: str, texts: Sequence[str], encoder: CachingEncoder | None = None, prompt: str = ""
+    ) -> None:
+        """Note the texts of a set, and of the first set that has an encoder how their embeddings are spread.
+
+        The `prompt` is what the model reads before each text.
+        """
+        self.texts[name] = _sample([*self.texts.get(name, ()), *(prompt + text for text in texts)], LAYER_TEXTS)
         if encoder is not None and self.variances is None:
             self.variances = spectrum(encoder.encode(_sample(texts, SPECTRUM_TEXTS))) ** 2
 

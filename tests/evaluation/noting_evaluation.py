@@ -28,7 +28,7 @@ encode = LayerPoolEncoder.encode
 def noting_encode(self, sentences):
     if rank == failing_rank:
         raise MemoryError("the device of this process is full")
-    embedded.extend(sentences)
+    embedded.extend(self.prompt + sentence for sentence in sentences)
     return encode(self, sentences)
 
 

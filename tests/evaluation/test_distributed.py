@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,35 @@ def test_two_processes_share_the_texts_and_measure_what_one_does(start, tmp_path
     assert printed == one.stdout.splitlines(), "only the main process prints"
     assert two.stderr.count("Encoding:   0%") == one.stderr.count("Encoding:   0%") > 0
     assert two.stderr.count("Searching:   0%") == one.stderr.count("Searching:   0%") > 0
+
+
+def test_processes_keep_a_text_apart_that_is_a_query_and_a_document(start, tiny_folder, tmp_path):
+    settings = {
+        "prompts": {"query": "query: ", "document": "passage: ", "alike": "like: "},
+        "default_prompt_name": "alike",
+    }
+    write_lines(Path(tiny_folder, "config_sentence_transformers.json"), [settings])
+    folder = write_retrieval(tmp_path / "retrieval")
+    both = "Dogs were the first animals that people kept."
+    write_lines(
+        folder / "queries.jsonl", [{"_id": name, "text": text} for name, text in (("q1", both), ("q2", "dogs"))]
+    )
+    data = ("--retrieval", f"small={folder}", "--sts", f"inline={write_pairs(tmp_path / 'pairs.jsonl')}")
+    (one, alone), (two, shared) = start(1, *data), start(2, *data)
+    assert one.returncode == 0, one.stderr[-4000:]
+    assert two.returncode == 0, two.stderr[-4000:]
+
+    whole, shares = read(alone / "0.json")["embedded"], [read(shared / f"{rank}.json")["embedded"] for rank in (0, 1)]
+    assert Counter(shares[0] + shares[1]) == Counter(whole)
+    assert all(shares)
+    assert {f"query: {both}", f"passage: {both}", "passage: Onion", "like: A man plays the guitar."} <= set(whole)
+    assert len(whole) == len(set(whole)) == 2 + 4 + len({text for *pair, _ in PAIRS for text in pair})
+
+    expected, measured = read(alone / "evaluation.json"), read(shared / "evaluation.json")
+    assert measured["prompts"] == {"sentences": "like: ", "queries": "query: ", "documents": "passage: "}
+    for group, name in (("retrieval", "small"), ("sts", "inline")):
+        assert measured[group][name] == pytest.approx(expected[group][name], rel=1e-6)
+    assert measured["geometry"] == pytest.approx(expected["geometry"], abs=1e-6)
 
 
 def test_a_usage_error_ends_all_processes_with_code_2(start):

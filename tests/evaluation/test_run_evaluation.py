@@ -1,17 +1,30 @@
 import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
+from transformers import BertConfig, BertModel
 
 import run_evaluation
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
-from modeling_layerpool.evaluation import read_sts_file, report, write_results
+from modeling_layerpool.evaluation import (
+    alignment,
+    load_encoder,
+    mean_cosine,
+    read_retrieval_folder,
+    read_sts_file,
+    relevant_pairs,
+    report,
+    write_results,
+)
 from modeling_layerpool.evaluation.metrics import similarity_scores
 
 from ..conftest import ROOT
@@ -108,6 +121,34 @@ def test_the_means_over_subsets_are_there_for_the_sets_that_have_subsets(evaluat
     assert list(json.loads(path.read_text())["sts"]["n"]) == ["spearman", "pearson", "pairs"]
 
 
+def test_the_prompts_in_use_are_told_and_no_others(evaluate, tiny_folder, sts_file, retrieval_folder):
+    prompts = {"query": "query: ", "document": "passage: ", "alike": "like: "}
+    write_lines(
+        Path(tiny_folder, "config_sentence_transformers.json"), [{"prompts": prompts, "default_prompt_name": "alike"}]
+    )
+    sts, retrieval = ("--sts", f"a={sts_file}"), ("--retrieval", f"a={retrieval_folder}")
+    for sets, expected in (
+        (sts, {"sentences": "like: "}),
+        (retrieval, {"queries": "query: ", "documents": "passage: "}),
+        ((*sts, *retrieval), {"sentences": "like: ", "queries": "query: ", "documents": "passage: "}),
+    ):
+        code, output, _, path = evaluate("--model_name_or_path", tiny_folder, *sets)
+        assert code == 0
+        assert json.loads(path.read_text())["prompts"] == expected
+        told = output[output.index("prompts") :].splitlines()[2:]
+        assert [line.split(maxsplit=1) for line in told] == [[kind, f'"{text}"'] for kind, text in expected.items()]
+    # alone, the geometry is that of queries and documents as they are ranked
+    _, _, _, path = evaluate("--model_name_or_path", tiny_folder, *retrieval)
+    encoder = load_encoder(tiny_folder)
+    corpus, queries, qrels = read_retrieval_folder(retrieval_folder)
+    first, second = relevant_pairs(corpus, queries, qrels)
+    geometry = json.loads(path.read_text())["geometry"]
+    documents = encoder.documents.encode(list(corpus.values()))
+    assert geometry["mean_cosine"] == pytest.approx(mean_cosine(documents), abs=1e-6)
+    expected = alignment(encoder.queries.encode(first), encoder.documents.encode(second))
+    assert geometry["alignment"] == pytest.approx(expected, abs=1e-6)
+
+
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 
@@ -189,6 +230,25 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         (["--retrieval", "{retrieval}"], "expected NAME=PATH"),
         (["--retrieval", "a=missing"], "missing: no such folder"),
         (["--sts", "a={sts}", "--max_tokens_per_batch", "0"], "--max_tokens_per_batch 0: must be at least 1"),
+        (["--sts", "a={sts}", "--max_seq_length", "0"], "--max_seq_length 0: must be at least 1"),
+        (["--sts", "a={sts}", "--max_seq_length", "-5"], "--max_seq_length -5: must be at least 1"),
+        (["--sts", "a={long}.jsonl"], ".jsonl: cannot be read (File name too long)"),
+        (["--pairs", "a={long}.jsonl"], ".jsonl: cannot be read (File name too long)"),
+        (["--retrieval", "a={long}"], "xxx: cannot be read (File name too long)"),
+        (["--sts", "a={sts}", "--model_name_or_path", "{long}"], "xxx: cannot be read (File name too long)"),
+        (["--sts", "a={sts}", "--output_dir", "{long}"], "xxx: cannot be read (File name too long)"),
+        (["--sts", "a={sts}", "--output_dir", "{sts}/deep/er"], "pairs.jsonl is a file, not a folder"),
+        (["--sts", "a={sts}", "--output_dir", "{dangling}"], "dangling is a link to nothing; remove it"),
+        (["--sts", "a={sts}", "--output_dir", "{dangling}/deeper"], "dangling is a link to nothing; remove it"),
+        (["--sts", "a={sts}", "--output_dir", "{taken}"], "its evaluation.json is a folder; remove it"),
+        (["--sts", "\udc80={sts}"], "--sts '\\udc80': is not valid Unicode"),
+        (["--retrieval", "\udc80={retrieval}"], "--retrieval '\\udc80': is not valid Unicode"),
+        (
+            ["--sts", "a={sts}", "--model_name_or_path", "\udc80"],
+            "--model_name_or_path '\\udc80': is not valid Unicode",
+        ),
+        (["--sts", "a={surrogate_subset}"], "line 1: the column 'subset' is not valid Unicode"),
+        (["--retrieval", "a={surrogate_id}"], "corpus.jsonl, line 1: the column '_id' is not valid Unicode"),
         (
             ["--sts", "a={sts}", "--sts_subset_column", "genre"],
             "--sts_subset_column genre: no --sts set has this column",
@@ -200,16 +260,30 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 def test_wrong_input_is_one_sentence_and_exit_code_2_before_the_model_is_opened(
     evaluate, arguments, message, sts_file, retrieval_folder, tmp_path
 ):
-    places = {"sts": sts_file, "retrieval": retrieval_folder, "empty": write_lines(tmp_path / "empty.jsonl", [])}
+    row = {"sentence1": "a", "sentence2": "b", "score": 1, "subset": "\ud800"}
+    places = {
+        "sts": sts_file,
+        "retrieval": retrieval_folder,
+        "empty": write_lines(tmp_path / "empty.jsonl", []),
+        "long": "x" * 300,
+        "dangling": tmp_path / "dangling",
+        "taken": tmp_path / "taken",
+        "surrogate_subset": write_lines(tmp_path / "subset.jsonl", [row, row | {"score": 2}]),
+        "surrogate_id": write_retrieval(tmp_path / "ids"),
+    }
+    places["dangling"].symlink_to(tmp_path / "nothing")
+    (tmp_path / "taken" / "evaluation.json").mkdir(parents=True)
+    write_lines(tmp_path / "ids" / "corpus.jsonl", [{"_id": "\ud800", "text": "a"}])
+    before = sorted(tmp_path.rglob("*"))
     filled = [argument.format(**places) for argument in arguments]
     # a model that would be an error of its own
-    code, output, errors, path = evaluate("--model_name_or_path", "no-such-model", *filled)
+    code, output, errors, _ = evaluate("--model_name_or_path", "no-such-model", *filled)
     assert code == 2
     assert message in errors
     assert errors.startswith("error: ")
     assert len(errors.splitlines()) == 1
     assert output == ""
-    assert not path.parent.exists()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_model_that_is_not_there_is_one_sentence_and_writes_nothing(evaluate, sts_file):
@@ -219,13 +293,14 @@ def test_a_model_that_is_not_there_is_one_sentence_and_writes_nothing(evaluate, 
     assert not path.exists()
 
 
-@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cuda:x", "meta", "meta:0", "vulkan", "hpu", "-1"])
 def test_a_device_that_is_not_there_is_one_sentence(evaluate, tiny_folder, sts_file, device):
     code, _, errors, path = evaluate(
-        "--model_name_or_path", str(tiny_folder), "--sts", f"a={sts_file}", "--device", device
+        "--model_name_or_path", str(tiny_folder), "--sts", f"a={sts_file}", f"--device={device}"
     )
     assert code == 2
     assert errors.splitlines()[-1].startswith(f"error: --device {device}: ")
+    assert errors.splitlines()[-1].endswith("use cpu, or cuda on a GPU")
     assert "Traceback" not in errors
     assert not path.exists()
 
@@ -241,3 +316,94 @@ def test_the_script_runs_as_a_program_and_keeps_the_table_on_standard_output(min
 def test_further_columns_of_a_file_are_ignored():
     sets = run_evaluation.read_sets("--sts", [f"sickr={real_data('sick/test.jsonl')}"], read_sts_file)
     assert [len(column) for column in sets["sickr"]] == [4927, 4927, 4927]
+
+
+@pytest.fixture
+def theirs(tiny_config, tokenizer, tmp_path):
+    """A small sentence-transformers folder: an encoder, a mean over its tokens, and a Dense module."""
+    torch.manual_seed(0)
+    BertModel(BertConfig(**tiny_config)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    modules = [Transformer(str(tmp_path / "bert")), Pooling(32), Dense(32, 8)]
+    SentenceTransformer(modules=modules, device="cpu").save(str(tmp_path / "theirs"))
+    return tmp_path / "theirs"
+
+
+TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+DEEP = "[" * 100_000
+
+
+BROKEN = [
+    ("modules.json", [], "modules.json: must be a list with at least one module, got []"),
+    ("modules.json", [{}], "modules.json, module 1: 'type' must be a text, got None"),
+    ("modules.json", {"0": TRANSFORMER}, "modules.json: must be a list with at least one module"),
+    ("modules.json", ["Transformer"], "modules.json, module 1: must be an object, got 'Transformer'"),
+    ("modules.json", [TRANSFORMER, POOLING | {"path": None}], "module 2: 'path' must be a text, got None"),
+    ("modules.json", [TRANSFORMER, POOLING | {"path": ["a"]}], "module 2: 'path' must be a text, got ['a']"),
+    ("modules.json", [TRANSFORMER, POOLING | {"name": 1}], "module 2: 'name' must be a text, got 1"),
+    ("modules.json", [TRANSFORMER, POOLING | {"path": "../1_Pooling"}], "which is not inside the model's"),
+    ("modules.json", [TRANSFORMER, POOLING | {"path": "/etc"}], "which is not inside the model's"),
+    ("modules.json", [TRANSFORMER, POOLING | {"path": "x" * 300}], "cannot be read (File name too long)"),
+    (
+        "modules.json",
+        [TRANSFORMER, POOLING | {"path": "2_Pooling"}],
+        "names the folder 2_Pooling, which is missing",
+    ),
+    ("modules.json", "[", "modules.json: not valid JSON"),
+    ("modules.json", DEEP, "modules.json: JSON that is nested too deeply"),
+    ("modules.json", b"\xff", "modules.json: not valid UTF-8"),
+    ("modules.json", [POOLING], "1_Pooling: has no weights"),
+    ("config_sentence_transformers.json", [], "config_sentence_transformers.json: must be a JSON object, got []"),
+    ("config_sentence_transformers.json", "{", "config_sentence_transformers.json: not valid JSON"),
+    ("config_sentence_transformers.json", {"prompts": ["query: "]}, "'prompts' must be an object of texts"),
+    ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "the prompt 'query' must be a text, got 1"),
+    ("config_sentence_transformers.json", {"prompts": {"query": "\ud800"}}, "is not valid Unicode"),
+    ("config_sentence_transformers.json", {"default_prompt_name": "a"}, "'a', which is none of the prompts"),
+    ("config_sentence_transformers.json", {"default_prompt_name": ["a"]}, "which is none of the prompts"),
+    ("config_sentence_transformers.json", {"truncate_dim": "8"}, "'truncate_dim' must be a whole number"),
+    ("config_sentence_transformers.json", {"__version__": 5}, "could not be loaded (TypeError: "),
+    ("sentence_bert_config.json", "{", "sentence_bert_config.json: not valid JSON"),
+    ("sentence_bert_config.json", [1], "sentence_bert_config.json: must be a JSON object, got [1]"),
+    ("sentence_bert_config.json", {"model_args": 5}, "could not be loaded ("),
+    ("sentence_bert_config.json", {"unheard": 5}, "could not be loaded (TypeError: "),
+    ("1_Pooling/config.json", "{", "1_Pooling/config.json: not valid JSON"),
+    ("1_Pooling/config.json", DEEP, "1_Pooling/config.json: JSON that is nested too deeply"),
+    ("1_Pooling/config.json", [], "1_Pooling/config.json: must be a JSON object, got []"),
+    ("1_Pooling/config.json", {"pooling_mode": "sum"}, "could not be loaded ("),
+    ("2_Dense/config.json", {"in_features": 32, "out_features": 9}, "could not be loaded ("),
+    ("config.json", {"model_type": "bert", "hidden_size": 0}, "could not be loaded ("),
+]
+
+
+@pytest.mark.parametrize("flags", [(), ("--trust_remote_code", "--allow_pickle")])
+@pytest.mark.parametrize(("file", "content", "message"), BROKEN, ids=[message for *_, message in BROKEN])
+def test_a_broken_sentence_transformers_folder_is_one_sentence(
+    evaluate, theirs, sts_file, file, content, message, flags
+):
+    path = theirs / file
+    if isinstance(content, dict) and file == "1_Pooling/config.json":
+        content = json.loads(path.read_text()) | content
+    if not isinstance(content, bytes):
+        content = (content if isinstance(content, str) else json.dumps(content)).encode()
+    path.write_bytes(content)
+    code, output, errors, results = evaluate("--model_name_or_path", str(theirs), "--sts", f"a={sts_file}", *flags)
+    assert code == 2
+    assert errors.splitlines()[-1].startswith(f"error: {theirs}")
+    assert message in errors.splitlines()[-1]
+    assert output == ""
+    assert not results.parent.exists()
+
+
+def test_a_folder_of_a_module_that_is_missing_or_does_not_fit_is_one_sentence(evaluate, theirs, sts_file):
+    shutil.rmtree(theirs / "1_Pooling")
+    code, _, errors, results = evaluate("--model_name_or_path", str(theirs), "--sts", f"a={sts_file}")
+    assert code == 2
+    assert errors.splitlines()[-1] == (
+        f"error: {theirs}/modules.json: names the folder 1_Pooling, which is missing; copy the whole model"
+    )
+    SentenceTransformer(modules=[Transformer(str(theirs)), Pooling(32), Dense(16, 8)], device="cpu").save(str(theirs))
+    code, _, errors, results = evaluate("--model_name_or_path", str(theirs), "--sts", f"a={sts_file}")
+    assert code == 2
+    assert errors.splitlines()[-1].startswith(f"error: {theirs}: could not be loaded (mat1 and mat2 shapes cannot be")
+    assert not results.parent.exists()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -310,6 +311,21 @@ def test_each_text_of_a_set_is_embedded_once(evaluate, folder_of, monkeypatch):
     assert len(asked) == len(set(asked)) > 0
 
 
+def test_weights_of_layers_are_those_of_texts_with_their_prompt(evaluate, folder_of, tmp_path, monkeypatch):
+    layer_weights, read = plots.layer_weights, []
+    monkeypatch.setattr(
+        plots, "layer_weights", lambda *data, **options: (read.extend(data[2]), layer_weights(*data, **options))[1]
+    )
+    folder = folder_of("layer_attention")
+    prompts = {"query": "query: ", "document": "passage: ", "alike": "like: "}
+    settings = {"prompts": prompts, "default_prompt_name": "alike"}
+    write_lines(Path(folder, "config_sentence_transformers.json"), [settings])
+    sts, retrieval = write_pairs(tmp_path / "pairs.jsonl"), write_retrieval(tmp_path / "retrieval")
+    evaluate(folder, sts=[f"a={sts}"], retrieval=[f"b={retrieval}"])
+    assert {"like: A man plays the guitar.", "passage: Onion"} <= set(read)
+    assert all(text.startswith(("like: ", "passage: ")) for text in read)
+
+
 def test_other_encoders_are_plotted_without_weights_of_layers(evaluate, tiny_config, tokenizer, tmp_path):
     BertModel(BertConfig(**tiny_config)).save_pretrained(tmp_path / "plain")
     tokenizer.save_pretrained(tmp_path / "plain")
@@ -355,10 +371,16 @@ def test_a_value_that_is_not_defined_is_not_plotted(evaluate, folder_of, tmp_pat
 @pytest.mark.parametrize(
     ("compare", "message"),
     [
-        (["a=missing.json"], "--compare missing.json: No such file or directory"),
+        (["a=missing.json"], "missing.json: no such file"),
         (["a={broken}"], "broken.json: no evaluation.json with alignment and uniformity"),
         (["a={null}"], "null.json: no evaluation.json with alignment and uniformity"),
         (["a={nan}"], "nan.json: no evaluation.json with alignment and uniformity"),
+        (["a={list}"], "list.json: no evaluation.json with alignment and uniformity"),
+        (["a={huge}"], "huge.json: no evaluation.json with alignment and uniformity"),
+        (["a={deep}"], "deep.json: JSON that is nested too deeply"),
+        (["a={half}"], "half.json: not valid JSON"),
+        (["a=" + "x" * 300], "cannot be read (File name too long)"),
+        (["\udc80={good}"], "--compare '\\udc80': is not valid Unicode"),
         (["{nan}"], "expected NAME=PATH"),
         (["this model={good}"], "'this model' is the name of the model that is measured"),
     ],
@@ -370,7 +392,10 @@ def test_what_cannot_be_compared_is_one_sentence_before_the_model_is_opened(eval
         "nan": {"geometry": {"alignment": float("nan"), "uniformity": -1}},
         "good": {"geometry": {"alignment": 0.1, "uniformity": -1}},
     }
-    files = {name: write_lines(tmp_path / f"{name}.json", [json.dumps(text)]) for name, text in contents.items()}
+    contents |= {"list": [1], "huge": {"geometry": {"alignment": 10**400, "uniformity": -1}}}
+    contents = {name: json.dumps(content) for name, content in contents.items()}
+    contents |= {"deep": "[" * 100_000, "half": '{"geometry": '}
+    files = {name: write_lines(tmp_path / f"{name}.json", [text]) for name, text in contents.items()}
     with pytest.raises(InputError) as error:
         evaluate("no-such-model", compare=[value.format(**files) for value in compare])
     assert message in str(error.value)

@@ -1,0 +1,231 @@
+"""What a sentence-transformers model says in its JSON files: its modules, the code that they name, and its prompts."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import torch
+from transformers.utils import cached_file
+
+from ..checkpoints import check_weights
+from ..errors import InputError
+from ..rows import check_unicode, read_json, reading_errors, shown
+
+
+SETTINGS_FILE = "config_sentence_transformers.json"
+# The first of these that says anything configures a Transformer module.
+TRANSFORMER_FILES = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+class Module(NamedTuple):
+    """A module by its dotted `type` and its folder, `path`, which is "" for the model's own."""
+
+    type: str
+    path: str
+
+
+class Prompts(NamedTuple):
+    """The text that goes before each sentence, each query of a retrieval set, and each of its documents."""
+
+    sentences: str = ""
+    queries: str = ""
+    documents: str = ""
+
+
+class Settings(NamedTuple):
+    """What `config_sentence_transformers.json` says about embeddings. `truncate_dim` is None for the whole width."""
+
+    prompts: Prompts = Prompts()
+    truncate_dim: int | None = None
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether this is a folder. Raises an `InputError` for a name that no file system takes."""
+    with reading_errors(path):
+        return Path(path).is_dir()
+
+
+def read_modules(name: str, revision: str = "main") -> list[Module] | None:
+    """The modules that `modules.json` of a folder or a model of the Hub lists, or None if there is no such file.
+
+    Raises:
+        InputError: the file is broken, lists no modules, or names a folder outside of the model's.
+    """
+    where = Path(name, "modules.json")
+    content = _read(name, "modules.json", revision)
+    if content is None:
+        return None
+    if not isinstance(content, list) or not content:
+        raise InputError(f"{where}: must be a list with at least one module, got {shown(content)}")
+    for number, entry in enumerate(content, 1):
+        if not isinstance(entry, dict):
+            raise InputError(f"{where}, module {number}: must be an object, got {shown(entry)}")
+        for key in ("type", "path", "name"):
+            if not isinstance(entry.get(key), str):
+                raise InputError(f"{where}, module {number}: {key!r} must be a text, got {shown(entry.get(key))}")
+        _check_path(entry["path"], where)
+    return [Module(entry["type"], entry["path"]) for entry in content]
+
+
+def read_settings(name: str, revision: str = "main") -> Settings:
+    """What `config_sentence_transformers.json` says, by the rules of sentence-transformers.
+
+    Its `encode_query` takes the prompt "query" and its `encode_document` the prompt "document", both empty if they are
+    not given; `encode` takes the one that `default_prompt_name` names, or none.
+
+    Raises:
+        InputError: the file is broken, a prompt is no text, or the default is not one of the prompts.
+    """
+    where = Path(name, SETTINGS_FILE)
+    content = _read_object(name, SETTINGS_FILE, revision)
+    if content is None or content.get("model_type", "SentenceTransformer") != "SentenceTransformer":
+        return Settings()  # sentence-transformers ignores the file of another kind of model
+    given = content.get("prompts", {})
+    if not isinstance(given, dict):
+        raise InputError(f"{where}: 'prompts' must be an object of texts, got {shown(given)}")
+    prompts = {"query": "", "document": ""}
+    for prompt_name, prompt in given.items():
+        if not isinstance(prompt, str | None):
+            raise InputError(f"{where}: the prompt {shown(prompt_name)} must be a text, got {shown(prompt)}")
+        prompts[prompt_name] = check_unicode(prompt or "", f"{where}, prompts", prompt_name)
+    default = content.get("default_prompt_name")
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise InputError(
+            f"{where}: 'default_prompt_name' is {shown(default)}, which is none of the prompts ({', '.join(prompts)})"
+        )
+    width = content.get("truncate_dim")
+    if width is not None and (type(width) is not int or width < 1):
+        raise InputError(f"{where}: 'truncate_dim' must be a whole number of at least 1, got {shown(width)}")
+    sentences = "" if default is None else prompts[default]
+    return Settings(Prompts(sentences, prompts["query"], prompts["document"]), width)
+
+
+def check_modules(
+    name: str, modules: list[Module], revision: str = "main", *, trust_remote_code: bool, allow_pickle: bool
+) -> None:
+    """Check the folders of modules before sentence-transformers, which has to be installed, opens them.
+
+    Up to its release 5.4 it imports whatever class a local folder names, as the type of a module, of a module inside
+    a Router, as an activation function or as a tokenizer; and every release passes on the request for kernels of
+    anyone. Weights are checked in folders only: which files the Hub has is not known before they are downloaded.
+
+    Raises:
+        InputError: a folder is missing or its configuration is broken; or one names code that is not of
+            sentence-transformers or torch without `trust_remote_code`, or has pickled weights without `allow_pickle`.
+    """
+    from sentence_transformers.base.modules import Module as BaseModule
+    from sentence_transformers.base.modules import Router
+
+    folders = []
+    pending = [(module, Path(name, "modules.json")) for module in modules]
+    for module, where in pending:  # grows by the modules inside of modules
+        module_class = _class_of(module.type, "sentence_transformers.", BaseModule)
+        if module_class is None and not trust_remote_code:
+            raise _untrusted(where, module.type)
+        folder = Path(name, module.path)
+        folders.append(folder)
+        # A Normalize module has no files, so that its empty folder is lost in a repository.
+        needs_folder = module_class is not None and module_class.__name__ != "Normalize"
+        if needs_folder and is_folder(name) and not is_folder(folder):
+            raise InputError(f"{where}: names the folder {module.path}, which is missing; copy the whole model")
+        for file in _configuration_files(module_class):
+            path = PurePosixPath(module.path, file)
+            configuration = _read_object(name, str(path), revision) or {}
+            if not trust_remote_code:
+                _check_code(configuration, Path(name, path))
+            if issubclass(module_class, Router):
+                inside = _modules_inside(configuration, module.path, Path(name, path))
+                pending += [(inner, Path(name, path)) for inner in inside]
+    if is_folder(name):
+        check_weights(*folders, allow_pickle=allow_pickle)
+        for folder in folders:
+            # What is loaded if there is no model.safetensors, whatever else the folder has.
+            pickled = folder / "pytorch_model.bin"
+            has_safetensors = any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json"))
+            if pickled.exists() and not has_safetensors and not allow_pickle:
+                raise InputError(
+                    f"{pickled}: a pickle file, which can run code when it is opened; convert it to safetensors, or "
+                    "trust it with --allow_pickle"
+                )
+
+
+def _read(name: str, filename: str, revision: str) -> Any:
+    try:
+        path = cached_file(name, filename, revision=revision)
+    except OSError:  # there is no such file, or no network to look for it
+        path = None
+    return None if path is None else read_json(path)
+
+
+def _read_object(name: str, filename: str, revision: str) -> dict[str, Any] | None:
+    content = _read(name, filename, revision)
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{Path(name, filename)}: must be a JSON object, got {shown(content)}")
+    return content
+
+
+def _check_path(path: str, where: Path) -> None:
+    parts = PureWindowsPath(path)  # which knows both kinds of separators
+    if parts.anchor or ".." in parts.parts or "\0" in path:
+        raise InputError(f"{where}: names the folder {shown(path)}, which is not inside the model's")
+
+
+def _configuration_files(module_class: type | None) -> tuple[str, ...]:
+    """The files that configure a module of sentence-transformers; not known for the class of someone else."""
+    if module_class is None:
+        return ()
+    if module_class.config_file_name in TRANSFORMER_FILES:
+        return TRANSFORMER_FILES
+    return tuple(dict.fromkeys((module_class.config_file_name, "config.json")))
+
+
+def _modules_inside(configuration: dict[str, Any], folder: str, where: Path) -> Iterator[Module]:
+    types = configuration.get("types", {})
+    if not isinstance(types, dict) or not all(isinstance(module_type, str) for module_type in types.values()):
+        raise InputError(f"{where}: 'types' must be an object of texts, got {shown(types)}")
+    for path, module_type in types.items():
+        _check_path(path, where)
+        if not PurePosixPath(path).parts:
+            raise InputError(f"{where}: the name of a module inside must be that of its folder, got {shown(path)}")
+        yield Module(module_type, str(PurePosixPath(folder, path)))
+
+
+def _class_of(dotted_name: Any, package: str, base: type) -> type | None:
+    """The class that a dotted name means, if it is a `base` of this package; no other package is imported."""
+    from sentence_transformers.util import import_from_string
+
+    if not isinstance(dotted_name, str) or not dotted_name.startswith(package):
+        return None
+    try:
+        found = import_from_string(dotted_name)
+    except Exception:  # whatever the import of a module raises that is not there
+        return None
+    is_own = isinstance(found, type) and issubclass(found, base) and found.__module__.startswith(package)
+    return found if is_own else None
+
+
+def _check_code(configuration: dict[str, Any], where: Path) -> None:
+    from sentence_transformers.sentence_transformer.modules.tokenizer import WordTokenizer
+
+    allowed = {
+        "activation_function": ("torch.nn.", torch.nn.Module),
+        "tokenizer_class": ("sentence_transformers.", WordTokenizer),
+    }
+    for key, (package, base) in allowed.items():
+        if key in configuration and _class_of(configuration[key], package, base) is None:
+            raise _untrusted(where, configuration[key])
+    for key in ("model_args", "model_kwargs"):
+        options = configuration.get(key)
+        if isinstance(options, dict) and options.get("allow_all_kernels"):
+            raise _untrusted(where, "allow_all_kernels")
+
+
+def _untrusted(where: Path, code: Any) -> InputError:
+    return InputError(
+        f"{where}: names code to run, {shown(code)}, which is not part of sentence-transformers "
+        f"{version('sentence-transformers')}; trust it with --trust_remote_code"
+    )

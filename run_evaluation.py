@@ -9,12 +9,13 @@ of sentence-transformers, or any other encoder of transformers. See docs/evaluat
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from modeling_layerpool.command_line import read_arguments
+from modeling_layerpool.command_line import Range, check_arguments, read_arguments
 from modeling_layerpool.errors import InputError, usage_errors
 from modeling_layerpool.evaluation import (
     STS_DATASETS,
@@ -38,7 +39,8 @@ from modeling_layerpool.evaluation import (
     write_results,
 )
 from modeling_layerpool.evaluation.encoders import prompts_in_use, query_and_document_encoders
-from modeling_layerpool.evaluation.report import check_output_dir
+from modeling_layerpool.evaluation.report import results_folder
+from modeling_layerpool.folders import output_folder
 from modeling_layerpool.rows import read_json
 
 
@@ -48,6 +50,8 @@ SUBSET_COLUMN = "subset"
 @dataclass
 class EvaluationArguments:
     """What to measure, and where the results go."""
+
+    RANGES: ClassVar = dict.fromkeys(("max_seq_length", "max_tokens_per_batch"), Range(at_least=1))
 
     model_name_or_path: str = field(metadata={"help": "A folder or a model of the Hub."})
     output_dir: str = field(metadata={"help": "Folder for evaluation.json; created if it is not there."})
@@ -115,6 +119,9 @@ class EvaluationArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        check_arguments(self)
+
 
 def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable | None = None) -> dict[str, Any]:
     """Read every `NAME=PATH` (or built-in `NAME`) of a flag: `{name: what was read}`, in the order given."""
@@ -123,19 +130,10 @@ def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable |
         name, equals, path = value.partition("=")
         if not name or (equals and not path) or (not equals and built_in is None):
             raise InputError(f"{flag} {value}: expected NAME=PATH")
-        check_unicode_flag(flag, name)
         if name in sets:
             raise InputError(f"{flag}: the name {name!r} is given twice")
         sets[name] = read(path) if equals else built_in(name)
     return sets
-
-
-def check_unicode_flag(flag: str, value: str) -> None:
-    """Raise an `InputError` for bytes that are no UTF-8: they could not be written into the results."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{flag} {value!r}: is not valid Unicode; give another name") from error
 
 
 def read_geometry(path: str) -> dict[str, float]:
@@ -152,23 +150,26 @@ def read_geometry(path: str) -> dict[str, float]:
 
 def run(arguments: EvaluationArguments) -> dict[str, Any]:
     """Evaluate, write `evaluation.json` and return its content. All data is read before the model is loaded."""
+    join_processes()
+    with ExitStack() as folders:
+        if is_main_process():
+            folders.enter_context(results_folder(arguments.output_dir))
+            if arguments.plots:
+                folders.enter_context(output_folder(Path(arguments.output_dir, "plots")))
+        return measure(arguments)
+
+
+def measure(arguments: EvaluationArguments) -> dict[str, Any]:
+    """As [`run`], in a folder that is there."""
     if not (arguments.sts or arguments.pairs or arguments.retrieval):
         raise InputError("nothing to evaluate: give --sts, --pairs or --retrieval")
-    for flag in ("max_tokens_per_batch", "max_seq_length"):
-        value = getattr(arguments, flag)
-        if value is not None and value < 1:
-            raise InputError(f"--{flag} {value}: must be at least 1")
-    check_unicode_flag("--model_name_or_path", arguments.model_name_or_path)
-    check_output_dir(arguments.output_dir)
     if arguments.compare and not arguments.plots:
         raise InputError("--compare does nothing without --plots")
     plots = None
     if arguments.plots:
         from modeling_layerpool.publishing.plots import EvaluationPlots  # slow, as publishing knows all the rest
 
-        check_output_dir(Path(arguments.output_dir, "plots"))
         plots = EvaluationPlots(read_sets("--compare", arguments.compare, read_geometry))
-    join_processes()
     column = arguments.sts_subset_column
     readers = (partial(read, subset_column=column) for read in (read_sts_file, load_sts))
     sts = read_sets("--sts", arguments.sts, *readers)

@@ -22,7 +22,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.checkpoints import load_layerpool, read_checkpoint_json
+from modeling_layerpool.checkpoints import load_layerpool, read_config
 from modeling_layerpool.evaluation import read_sts_file, similarity_scores
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", default=str(get_model_path()), help="default: all-MiniLM-L6-v2, mean")
     parser.add_argument("--dims", type=int, nargs="+", default=[384, 256, 128, 64])
     options = parser.parse_args()
-    pooler_type = (read_checkpoint_json(options.model_name_or_path, "config.json") or {}).get("pooler_type", "mean")
+    pooler_type = read_config(options.model_name_or_path).get("pooler_type", "mean")
     model, tokenizer = load_layerpool(options.model_name_or_path, pooler_type=pooler_type, dtype="auto")
     sentences1, sentences2, scores = read_sts_file(options.data / "stsb" / "dev.jsonl")
     train1, train2, _ = read_sts_file(options.data / "stsb" / "train.jsonl")

@@ -227,39 +227,50 @@ def no_model(name: str, revision: str = "main") -> InputError:
 
 def read_checkpoint_json(name: str, filename: str, revision: str = "main") -> Any:
     """
-    A JSON file of a folder or of a model on the Hub, or None if there is none to reach; of `config.json` a dictionary.
+    The content of a JSON file of a folder or of a model on the Hub, or None if there is none to reach.
 
     Raises:
-        InputError: the file cannot be read, is not valid JSON, or `config.json` holds something else than an object.
+        InputError: the file cannot be read, or is not valid JSON.
     """
     try:
         path = cached_file(name, filename, revision=revision)
     except (OSError, ValueError):  # every way of not being there: folder, repository, file, network
         path = None
-    if path is None:
-        return None
-    return read_json_object(path) if filename == "config.json" else read_json(path)
+    return None if path is None else read_json(path)
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises an `InputError` if the file cannot be read, or holds something else."""
-    content = read_json(path)
+    return check_json_object(read_json(path), path)
+
+
+def check_json_object(content: Any, path: str | Path) -> dict[str, Any]:
+    """Return the content of a JSON file if it is an object. Raises an `InputError` if it is something else."""
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, names and their values, not {shown(content)}")
     return content
 
 
 def read_config(name: str, revision: str = "main") -> dict[str, Any]:
+    """The content of `config.json`, as [`find_config`] gives it. Raises an `InputError` if there is no such file."""
+    config = find_config(name, revision)
+    if config is None:
+        raise no_model(name, revision)
+    return config
+
+
+def find_config(name: str, revision: str = "main") -> dict[str, Any] | None:
     """
-    The `config.json` of a folder or of a model on the Hub, whose `model_type`, `architectures` and `id2label` are of
-    the right kind or not there.
+    The `config.json` of a folder or of a model on the Hub, or None if there is none to reach. Its `model_type`,
+    `architectures` and `id2label` are of the right kind or not there.
 
     Raises:
-        InputError: there is no such file, or it is broken.
+        InputError: the file is broken.
     """
     config = read_checkpoint_json(name, "config.json", revision)
     if config is None:
-        raise no_model(name, revision)
+        return None
+    check_json_object(config, Path(name, "config.json"))
     architectures, id2label = config.get("architectures") or [], config.get("id2label") or {}
     if not isinstance(config.get("model_type", ""), str):
         raise InputError(f"{name}: config.json: model_type must be a name, not {shown(config['model_type'])}")
@@ -299,10 +310,10 @@ def check_weights(*folders: Path, allow_pickle: bool) -> None:
         raise InputError(f"{folders[0]}: has no weights (model.safetensors)")
 
 
-def load_tokenizer(name: str, revision: str = "main") -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, revision: str = "main", *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint. Raises an `InputError` if there is none that could be used."""
     with loading_errors(name, "has no tokenizer that could be opened"):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     check_tokenizer(name, tokenizer)
     return tokenizer
 

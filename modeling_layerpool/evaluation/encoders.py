@@ -10,10 +10,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..checkpoints import LOADING_ERRORS, check_tokenizer, check_weights, loading_error, no_model, read_checkpoint_json
+from ..checkpoints import (
+    check_sizes,
+    check_tokenizer,
+    check_weights,
+    find_config,
+    load_tokenizer,
+    loading_errors,
+    no_model,
+)
 from ..errors import InputError
 from .sentence_transformers_files import Module, Prompts, check_modules, is_folder, read_modules, read_settings
 
@@ -240,13 +248,16 @@ def load_encoder(
         raise InputError(f"--pooling {pooling}: use one of {', '.join(POOLINGS)}")
     if is_folder(name) and revision != "main":
         raise InputError(f"--revision {revision}: {name} is a folder, and only a model of the Hub has revisions")
-    config = read_checkpoint_json(name, "config.json", revision)
-    is_layerpool = str((config or {}).get("model_type", "")).startswith("layerpool_")
+    config = find_config(name, revision)
+    model_type = (config or {}).get("model_type", "")
+    is_layerpool = model_type.startswith("layerpool_")
     if is_layerpool and pooling is not None:
         raise InputError(f"--pooling {pooling}: {name} has its own pooler, {config.get('pooler_type')}")
     modules = read_modules(name, revision) if pooling is None else None
     if config is None and modules is None:
         raise no_model(name, revision)
+    if model_type in CONFIG_MAPPING:
+        check_sizes(name, config, CONFIG_MAPPING[model_type])
     prompts, truncate_dim = (Prompts(), None) if modules is None else read_settings(name, revision)
     is_sentence_transformers = modules is not None and not (
         is_layerpool and _is_one_transformer(modules) and truncate_dim is None
@@ -275,7 +286,6 @@ def load_encoder(
         encoder.documents = replace(encoder, prompt=prompts.documents, method="encode_document")
         return encoder
     model, tokenizer = _load_transformers(name, is_layerpool, **loading)
-    check_tokenizer(name, tokenizer)
     tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
     model = model.to(device)
     if is_layerpool:
@@ -322,7 +332,7 @@ def _load_sentence_transformer(
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Router
 
-    try:
+    with loading_errors(name):
         model = SentenceTransformer(
             name,
             device=str(device),
@@ -333,15 +343,13 @@ def _load_sentence_transformer(
         # Modules that do not fit each other fail when they compute; a Router may need to be told what for.
         if not any(isinstance(module, Router) for module in model):
             model.encode(["a text"], show_progress_bar=False)
-        return model
-    except Exception as error:  # a broken file can end in any
-        raise _loading_error(name, error) from error
+    return model
 
 
 def _load_transformers(
     name: str, is_layerpool: bool, revision: str, trust_remote_code: bool, use_safetensors: bool | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    try:
+    with loading_errors(name):
         model, report = AutoModel.from_pretrained(
             name,
             revision=revision,
@@ -350,12 +358,7 @@ def _load_transformers(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
         )
-    except Exception as error:  # a broken file can end in any
-        raise _loading_error(name, error) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise _loading_error(name, error, "has no tokenizer that could be opened") from error
+    tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
     # A pooler over the first token is not used here; anything else that was not loaded would be random.
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}
@@ -369,13 +372,6 @@ def _load_transformers(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
-
-
-def _loading_error(name: str, error: Exception, problem: str = "could not be loaded") -> InputError:
-    """`loading_error`, with the type of an exception that is not made for users: the text alone may be a bare key."""
-    if not isinstance(error, LOADING_ERRORS):
-        error = ValueError(f"{type(error).__name__}: {error}")
-    return loading_error(name, error, problem)
 
 
 def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:

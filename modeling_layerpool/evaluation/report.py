@@ -1,11 +1,12 @@
 """Results as a table to read and as `evaluation.json` to keep."""
 
+import contextlib
 import json
 import math
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +16,7 @@ from tabulate import tabulate
 from transformers.utils import cached_file, extract_commit_hash
 
 from ..errors import InputError
-from ..rows import reading_errors
+from ..folders import output_folder
 
 
 RESULTS_FILE = "evaluation.json"
@@ -76,20 +77,13 @@ def _cached_commit(name: str, revision: str) -> str | None:
     return None
 
 
-def check_output_dir(output_dir: str | Path) -> Path:
-    """Return the folder as a path if it is one, or can be made. Nothing is created."""
-    output_dir = Path(output_dir)
-    with reading_errors(f"--output_dir {output_dir}"):
-        existing = next(path for path in (output_dir, *output_dir.absolute().parents) if os.path.lexists(path))
-        if existing.is_symlink() and not existing.exists():
-            raise InputError(f"--output_dir {output_dir}: {existing} is a link to nothing; remove it")
-        if (output_dir / RESULTS_FILE).is_dir():
+@contextlib.contextmanager
+def results_folder(output_dir: str | Path) -> Iterator[Path]:
+    """As [`output_folder`]; raises an `InputError`, too, if the results file could not be written there."""
+    with output_folder(output_dir) as path:
+        if (path / RESULTS_FILE).is_dir():
             raise InputError(f"--output_dir {output_dir}: its {RESULTS_FILE} is a folder; remove it")
-    if not existing.is_dir():
-        raise InputError(f"--output_dir {output_dir}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"--output_dir {output_dir}: {existing} is not writable")
-    return output_dir
+        yield path
 
 
 def write_results(results: Mapping[str, Any], output_dir: str | Path) -> Path:
@@ -98,20 +92,18 @@ def write_results(results: Mapping[str, Any], output_dir: str | Path) -> Path:
     The file is complete or untouched: it is written beside its place and moved there. The folder is created. A nan
     (a score that is not defined) becomes null, since JSON has no nan.
     """
-    output_dir = check_output_dir(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / RESULTS_FILE
     text = json.dumps(_null_for_nan(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=output_dir, prefix=f".{RESULTS_FILE}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    with results_folder(output_dir) as folder:
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{RESULTS_FILE}.")
+        try:
+            with open(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, folder / RESULTS_FILE)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return folder / RESULTS_FILE
 
 
 def _null_for_nan(value: Any) -> Any:

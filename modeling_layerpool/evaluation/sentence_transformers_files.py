@@ -6,11 +6,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import torch
-from transformers.utils import cached_file
 
-from ..checkpoints import check_weights
+from ..checkpoints import check_json_object, check_weights, read_checkpoint_json
 from ..errors import InputError
-from ..rows import check_unicode, read_json, reading_errors, shown
+from ..rows import check_unicode, reading_errors, shown
 
 
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -56,7 +55,7 @@ def read_modules(name: str, revision: str = "main") -> list[Module] | None:
         InputError: the file is broken, lists no modules, or names a folder outside of the model's.
     """
     where = Path(name, "modules.json")
-    content = _read(name, "modules.json", revision)
+    content = read_checkpoint_json(name, "modules.json", revision)
     if content is None:
         return None
     if not isinstance(content, list) or not content:
@@ -153,19 +152,9 @@ def check_modules(
                 )
 
 
-def _read(name: str, filename: str, revision: str) -> Any:
-    try:
-        path = cached_file(name, filename, revision=revision)
-    except OSError:  # there is no such file, or no network to look for it
-        path = None
-    return None if path is None else read_json(path)
-
-
 def _read_object(name: str, filename: str, revision: str) -> dict[str, Any] | None:
-    content = _read(name, filename, revision)
-    if content is not None and not isinstance(content, dict):
-        raise InputError(f"{Path(name, filename)}: must be a JSON object, got {shown(content)}")
-    return content
+    content = read_checkpoint_json(name, filename, revision)
+    return None if content is None else check_json_object(content, Path(name, filename))
 
 
 def _check_path(path: str, where: Path) -> None:

@@ -380,7 +380,7 @@ def test_a_value_that_is_not_defined_is_not_plotted(evaluate, folder_of, tmp_pat
         (["a={deep}"], "deep.json: JSON that is nested too deeply"),
         (["a={half}"], "half.json: not valid JSON"),
         (["a=" + "x" * 300], "cannot be read (File name too long)"),
-        (["\udc80={good}"], "--compare '\\udc80': is not valid Unicode"),
+        (["\udc80={good}"], 'compare="\\udc80='),
         (["{nan}"], "expected NAME=PATH"),
         (["this model={good}"], "'this model' is the name of the model that is measured"),
     ],

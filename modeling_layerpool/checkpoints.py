@@ -225,27 +225,17 @@ def no_model(name: str, revision: str = "main") -> InputError:
     return InputError(f"{name}: no such folder, nor a model to reach{of_revision}")
 
 
-def read_checkpoint_json(name: str, filename: str, revision: str = "main") -> Any:
-    """
-    The content of a JSON file of a folder or of a model on the Hub, or None if there is none to reach.
-
-    Raises:
-        InputError: the file cannot be read, or is not valid JSON.
-    """
+def find_file(name: str, filename: str, revision: str = "main") -> str | None:
+    """Where a file of a folder, or of a model on the Hub, lies on this machine; None if there is none to reach."""
     try:
-        path = cached_file(name, filename, revision=revision)
+        return cached_file(name, filename, revision=revision)
     except (OSError, ValueError):  # every way of not being there: folder, repository, file, network
-        path = None
-    return None if path is None else read_json(path)
+        return None
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises an `InputError` if the file cannot be read, or holds something else."""
-    return check_json_object(read_json(path), path)
-
-
-def check_json_object(content: Any, path: str | Path) -> dict[str, Any]:
-    """Return the content of a JSON file if it is an object. Raises an `InputError` if it is something else."""
+    content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, names and their values, not {shown(content)}")
     return content
@@ -267,10 +257,10 @@ def find_config(name: str, revision: str = "main") -> dict[str, Any] | None:
     Raises:
         InputError: the file is broken.
     """
-    config = read_checkpoint_json(name, "config.json", revision)
-    if config is None:
+    path = find_file(name, "config.json", revision)
+    if path is None:
         return None
-    check_json_object(config, Path(name, "config.json"))
+    config = read_json_object(path)
     architectures, id2label = config.get("architectures") or [], config.get("id2label") or {}
     if not isinstance(config.get("model_type", ""), str):
         raise InputError(f"{name}: config.json: model_type must be a name, not {shown(config['model_type'])}")

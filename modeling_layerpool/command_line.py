@@ -127,6 +127,13 @@ class _UniqueKeysLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _as_json(value: dict, where: str) -> str:
+    try:
+        return json.dumps(value)
+    except (ValueError, TypeError, RecursionError) as error:  # YAML has dates, and values that hold themselves
+        raise InputError(f"{where} is no value that JSON can hold ({error})") from error
+
+
 def _flags_of_file(path: str) -> list[str]:
     """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
     check_file(path)
@@ -151,5 +158,5 @@ def _flags_of_file(path: str) -> list[str]:
                 raise InputError(f"{path}: {name} must be one value or a list of values, got {shown(value)}")
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+            flags.append(f"--{name}={_as_json(value, f'{path}: {name}') if isinstance(value, dict) else value}")
     return flags

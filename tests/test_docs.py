@@ -1,5 +1,6 @@
 """The documentation builds without a warning, and is whole."""
 
+import dataclasses
 import importlib
 import re
 import subprocess
@@ -49,7 +50,8 @@ def test_docstrings_become_descriptions_of_arguments_and_fields(site):
     for name in ("sequence_ids", "max_tokens_per_batch", "pooler_gru_size"):
         assert re.search(rf"<code>{name}</code>\s*</td>\s*<td[^>]*>\s*<div[^>]*>\s*<p>(<code>)?\w", models), name
     training = (site / "api" / "training.html").read_text(encoding="utf-8")
-    for field in modeling_layerpool.training.ContrastiveTrainingArguments.__annotations__:
+    arguments = modeling_layerpool.training.ContrastiveTrainingArguments
+    for field in (field.name for field in dataclasses.fields(arguments) if field.name in arguments.__annotations__):
         assert f'id="modeling_layerpool.training.ContrastiveTrainingArguments.{field}"' in training, field
     assert "What cosines are divided by; above 0." in training  # help texts are the fields' descriptions
     assert "Shape <code>(B, h)</code>" in training

@@ -109,7 +109,7 @@ PROGRAMS = [
 ]
 
 
-class Parsed(Exception):  # noqa: N818
+class Parsed(BaseException):  # noqa: N818
     """A program has parsed its arguments, and is to go no further."""
 
 

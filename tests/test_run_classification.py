@@ -419,6 +419,7 @@ def refused(run, out, capsys):
         ("single", "train", 1, {"words": "a", "label": "no"}, "train.jsonl, line 1: no columns 'sentence1' and"),
         ("single", "train", 1, {"sentence": "a"}, "line 1: no column 'label' or 'labels' or 'score'"),
         ("single", "train", 2, {"sentence": "a", "label": {"b": 1}}, "line 2: the column 'label' must be a class"),
+        ("single", "train", 2, {"sentence": "a", "label": float("nan")}, "line 2: the column 'label' "),
         (
             "single",
             "validation",
@@ -501,6 +502,10 @@ def test_a_train_file_that_cannot_be_learned_from_is_refused(refused, arguments,
         ({"train_file": "gone.jsonl"}, "gone.jsonl: no such file"),
         ({"train_file": None}, "has no trained classifier to measure or to predict with"),
         ({"max_seq_length": 600}, "max_seq_length=600 is beyond the 512 positions of the model"),
+        ({"max_seq_length": 2}, "max_seq_length=2 must be at least 3"),
+        ({"max_seq_length": 1}, "max_seq_length=1 must be at least 3"),
+        ({"max_seq_length": 0}, "max_seq_length=0 must be at least 3"),
+        ({"max_seq_length": -5}, "max_seq_length=-5 must be at least 3"),
         ({"max_train_samples": 0}, "max_train_samples=0 must be at least 1"),
         ({"pooler_type": "attention"}, "pooler_type='attention' is unknown"),
         ({"model_name_or_path": "nowhere/at-all"}, "nowhere/at-all: no such folder, nor a model to reach"),
@@ -522,6 +527,18 @@ def test_a_dataset_that_cannot_be_reached_is_one_sentence(refused, arguments, op
 def test_label_smoothing_of_numbers_is_refused(refused, arguments, files):
     sentence = refused(arguments | files("regression") | {"label_smoothing_factor": 0.1})
     assert "--label_smoothing_factor needs labels that are one class a row" in sentence
+
+
+def test_pairs_need_room_for_three_special_tokens_and_a_text(refused, arguments, files):
+    sentence = refused(arguments | files("pair") | {"max_seq_length": 3})
+    assert "max_seq_length=3" in sentence
+    assert not re.search(r"\btexts? of 0\b", sentence)
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN"])
+def test_a_class_that_is_not_a_number_is_refused_in_a_table(refused, arguments, tmp_path, word):
+    (tmp_path / "train.csv").write_text(f"sentence,label\na cat,1\na dog,{word}\nred,2\n")
+    assert "train.csv, line 3: the column 'label' " in refused(arguments | {"train_file": str(tmp_path / "train.csv")})
 
 
 def test_texts_and_pairs_are_not_mixed(refused, arguments, files, tmp_path):

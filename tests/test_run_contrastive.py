@@ -265,6 +265,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, t
         ({"pooler_type": "attention"}, "pooler_type='attention' is unknown; use one of layer_attention"),
         ({"pooler_layers": [9]}, "pooler_layers names hidden state 9, but this encoder has 4"),
         ({"max_seq_length": 600}, "max_seq_length=600 is beyond the 512 positions of the model"),
+        ({"row_length": 5}, "row_length=5 is shorter than the longest text, "),
         ({"per_device_train_batch_size": 1}, "leaves a batch without negatives"),
         ({"model_name_or_path": "nowhere/at-all"}, "nowhere/at-all: no such folder, nor a model to reach"),
         ({"train_file": "gone.jsonl"}, "gone.jsonl: no such file"),

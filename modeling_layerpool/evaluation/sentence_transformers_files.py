@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoints import check_json_object, check_weights, read_checkpoint_json
+from ..checkpoints import check_weights, find_file, read_json_object
 from ..errors import InputError
-from ..rows import check_unicode, reading_errors, shown
+from ..rows import check_unicode, read_json, reading_errors, shown
 
 
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -55,9 +55,10 @@ def read_modules(name: str, revision: str = "main") -> list[Module] | None:
         InputError: the file is broken, lists no modules, or names a folder outside of the model's.
     """
     where = Path(name, "modules.json")
-    content = read_checkpoint_json(name, "modules.json", revision)
-    if content is None:
+    path = find_file(name, "modules.json", revision)
+    if path is None:
         return None
+    content = read_json(path)
     if not isinstance(content, list) or not content:
         raise InputError(f"{where}: must be a list with at least one module, got {shown(content)}")
     for number, entry in enumerate(content, 1):
@@ -153,8 +154,8 @@ def check_modules(
 
 
 def _read_object(name: str, filename: str, revision: str) -> dict[str, Any] | None:
-    content = read_checkpoint_json(name, filename, revision)
-    return None if content is None else check_json_object(content, Path(name, filename))
+    path = find_file(name, filename, revision)
+    return None if path is None else read_json_object(path)
 
 
 def _check_path(path: str, where: Path) -> None:

@@ -87,6 +87,8 @@ class RunArguments(TrainingArguments):
         self.eval_strategy_was_given = self.eval_strategy is not None
         if self.eval_strategy is None:
             self.eval_strategy = "no"
+            if self.load_best_model_at_end and self.save_strategy != "best":
+                self.eval_strategy, self.eval_steps = self.save_strategy, self.eval_steps or self.save_steps
         super().__post_init__()
         _check_reporting(self.report_to)
         if self.torch_compile:

@@ -84,6 +84,7 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
         "sentence_bert_config.json",
         "tokenizer.json",
     }
+    assert [name for name, content in files.items() if b"hf_test" in content] == []
     assert any(request == "POST /api/validate-yaml" for request in server.requests)
     expected = LayerPoolBertModel.from_pretrained(out).encode(list(SENTENCES), AutoTokenizer.from_pretrained(out))
     # Somebody else's later commit does not matter to who pins a revision.

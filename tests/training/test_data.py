@@ -89,6 +89,24 @@ def test_what_is_wrong_is_named_by_file_and_line(tmp_path, name, lines, message)
     assert str(error.value).startswith(f"{tmp_path}/{message}")
 
 
+@pytest.mark.parametrize("column", ["negative_0", "negative_01"])
+def test_a_negative_that_would_not_be_read_is_refused(column):
+    with pytest.raises(InputError, match=f"'{column}' is not read; number negatives from negative_1 on"):
+        SUPERVISED.select_columns(["anchor", "positive", column, "negative_1"], "data")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = write(tmp_path / "t.csv", "anchor,positive,anchor", "a,p,b")
+    with pytest.raises(InputError, match=r"t\.csv, line 1: .*'anchor'"):
+        load_file(path, SUPERVISED)
+
+
+def test_weight_on_negatives_that_are_not_there_is_refused():
+    objective = OBJECTIVES["supervised"](hard_negative_weight=1.0)
+    with pytest.raises(InputError, match="hard_negative_weight does nothing without a column 'negative'"):
+        objective.select_columns(["anchor", "positive"], "data")
+
+
 def test_numbered_negatives_come_in_their_order():
     available = ["anchor", "negative_10", "negative_2", "positive"]
     assert SUPERVISED.select_columns(available, "data") == ["anchor", "positive", "negative_2", "negative_10"]

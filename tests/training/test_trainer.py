@@ -9,6 +9,7 @@ from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer, NonFiniteLossError, info_nce
 from modeling_layerpool.training.contrastive import UnsupervisedObjective
+from modeling_layerpool.training.objective import Objective
 from tests.conftest import assert_close_to, needs_gradient_checkpointing
 
 from .conftest import triplets
@@ -187,6 +188,40 @@ def test_without_a_learned_temperature_the_objective_has_nothing_to_save(make_tr
     trainer = make_trainer(max_steps=1, save_strategy="steps", save_steps=1)
     trainer.train()
     assert not os.path.exists(f"{trainer.args.output_dir}/checkpoint-1/objective.safetensors")
+
+
+class ScaledObjective(Objective):
+    """An objective with a parameter of its own, and no temperature."""
+
+    name = "scaled"
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(20.0))
+
+    def select_columns(self, available, source):
+        return ["text", "text"]
+
+    def logs(self):
+        return {"scale": self.scale.item()}
+
+    def forward(self, batch):
+        scores = self.scale * torch.nn.functional.normalize(batch.columns[:, 0], dim=-1) @ batch.columns[:, 1].T
+        return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def test_an_objective_with_parameters_and_no_temperature_trains_and_logs_what_it_wants(make_trainer):
+    trainer = make_trainer(
+        objective=ScaledObjective(),
+        train_dataset=Dataset.from_list([{"text": row["anchor"]} for row in triplets(8)]),
+        max_steps=2,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+    )
+    trainer.train()
+    logged = [entry["scale"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(set(logged)) == 2
+    assert logged[-1] == trainer.objective.scale.item()
 
 
 def test_a_checkpoint_opens_as_a_model_with_its_tokenizer(make_trainer):
@@ -384,6 +419,20 @@ def test_an_evaluator_chooses_the_best_checkpoint(make_trainer):
     best = AutoModel.from_pretrained(f"{trainer.args.output_dir}/checkpoint-2").state_dict()
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, best[name]), name
+
+
+def test_a_metric_that_an_evaluator_does_not_measure_is_named_at_the_first_evaluation(make_trainer):
+    trainer = make_trainer(
+        evaluator=lambda model, tokenizer: {"score": 1.0, "pairs": 2},
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="scor",
+    )
+    with pytest.raises(InputError, match="metric_for_best_model='scor' is not measured here; use one of score, pairs"):
+        trainer.train()
 
 
 def test_a_streamed_dataset_trains_and_resumes(make_trainer):

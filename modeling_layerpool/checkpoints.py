@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -64,6 +64,7 @@ SIZES = (
     "vocab_size",
 )
 MOST_LAYERS = 1000
+MOST_TOKENS = 10_000_000
 # Files of a checkpoint, other than config.json, that hold one JSON object.
 JSON_FILES = (
     "tokenizer_config.json",
@@ -142,7 +143,11 @@ def load_layerpool(
         new_heads = _new_heads(config, config_overrides, ignore_mismatched_sizes)
     width = config.get("projection_dim")
     _check_whole(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
-    return model, load_tokenizer(model_name_or_path, revision)
+    tokenizer = load_tokenizer(model_name_or_path, revision)
+    check_vocabulary(model_name_or_path, model, tokenizer)
+    if tokenizer.pad_token is None:
+        raise InputError(f"{model_name_or_path}: the tokenizer has no padding token; name it in tokenizer_config.json")
+    return model, tokenizer
 
 
 def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatched_sizes: bool) -> tuple[str, ...]:
@@ -302,10 +307,45 @@ def check_weights(*folders: Path, allow_pickle: bool) -> None:
 
 def load_tokenizer(name: str, revision: str = "main", *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint. Raises an `InputError` if there is none that could be used."""
+    check_token_numbers(name, revision)
     with loading_errors(name, "has no tokenizer that could be opened"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     check_tokenizer(name, tokenizer)
     return tokenizer
+
+
+def check_token_numbers(name: str, revision: str = "main", folder: str = "") -> None:
+    """
+    Raise an `InputError` if `tokenizer.json`, in a folder of the model, numbers a token that no vocabulary is so large
+    for: the tokenizers package would make room for all below it, and end the process when memory runs out.
+    """
+    path = find_file(name, str(PurePosixPath(folder, "tokenizer.json")), revision)
+    if path is None:
+        return
+    content = read_json_object(path)
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    numbers = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict):
+            numbers[str(token.get("content"))] = token.get("id")
+    for token, number in numbers.items():
+        if isinstance(number, int) and not 0 <= number < MOST_TOKENS:
+            raise InputError(
+                f"{path}: the token {shown(token)} has the number {shown(number)}; the most is {MOST_TOKENS:,}"
+            )
+
+
+def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an `InputError` if the tokenizer knows a token that the model has no embedding of."""
+    embeddings = model.get_input_embeddings()
+    size = getattr(embeddings, "num_embeddings", None)
+    token, number = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    if size is not None and number >= size:
+        raise InputError(
+            f"{name}: the tokenizer gives {token!r} the number {number}, but the model has only {size} embeddings; "
+            "take the tokenizer that belongs to it"
+        )
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -20,5 +20,6 @@ def usage_errors() -> Iterator[None]:
     except InputError as error:
         # A data worker's error arrives with the worker's traceback before the sentence.
         sentence = str(error).rpartition(f"{InputError.__name__}: ")[2].strip()
-        print(f"error: {sentence}", file=sys.stderr)
+        # A name with a line break in it is shown as one line.
+        print("error: " + r"\n".join(sentence.splitlines()), file=sys.stderr)
         sys.exit(2)

@@ -109,7 +109,7 @@ PROGRAMS = [
 ]
 
 
-class Parsed(BaseException):  # noqa: N818
+class Parsed(BaseException):
     """A program has parsed its arguments, and is to go no further."""
 
 

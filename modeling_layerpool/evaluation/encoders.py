@@ -15,7 +15,9 @@ from transformers.utils import logging
 
 from ..checkpoints import (
     check_sizes,
+    check_token_numbers,
     check_tokenizer,
+    check_vocabulary,
     check_weights,
     find_config,
     load_tokenizer,
@@ -71,9 +73,9 @@ class CachingEncoder:
     Args:
         encoder: the encoder to ask.
 
-    `encode` returns float32 (n, d); it raises a `RuntimeError` for embeddings of another shape or with values that
-    are not finite, which would otherwise end in a score that looks like one. Queries and documents are remembered
-    apart from other texts if the encoder embeds them in another way.
+    `encode` returns float32 (n, d). It raises an `InputError` for values that are not finite, which would otherwise
+    end in a score that looks like one, and a `RuntimeError` for embeddings of another shape. Queries and documents
+    are remembered apart from other texts if the encoder embeds them in another way.
     """
 
     def __init__(self, encoder: Encoder):
@@ -93,7 +95,7 @@ class CachingEncoder:
             broken = ~np.isfinite(embeddings).all(axis=1)
             if broken.any():
                 text = new[int(broken.argmax())]
-                raise RuntimeError(
+                raise InputError(
                     f"{broken.sum()} of {len(new)} embeddings hold nan or infinity (the first of {text[:80]!r}): "
                     "the model's weights or its precision are broken, and no score was computed"
                 )
@@ -265,6 +267,8 @@ def load_encoder(
     if is_sentence_transformers:
         _require_sentence_transformers(name, is_layerpool)
         check_modules(name, modules, revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        for module in modules:
+            check_token_numbers(name, revision, module.path)
     elif is_folder(name):
         check_weights(Path(name), allow_pickle=allow_pickle)
 
@@ -359,6 +363,7 @@ def _load_transformers(
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
+    check_vocabulary(name, model, tokenizer)
     # A pooler over the first token is not used here; anything else that was not loaded would be random.
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}

@@ -52,8 +52,8 @@ class RunArguments(TrainingArguments):
     """
 
     RANGES: ClassVar = TRAINING_RANGES
-    # Fields of transformers' that a kind of training does not read.
-    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ()
+    # Fields of transformers' that a kind of training does not read; those of its base classes are not read either.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("use_liger_kernel",)
 
     overwrite_output_dir: bool = field(
         default=False,
@@ -74,7 +74,11 @@ class RunArguments(TrainingArguments):
 
     def __post_init__(self):
         check_arguments(self)
-        check_used(self, dict.fromkeys(self.WITHOUT_EFFECT, False), "in this kind of training")
+        for base in type(self).__mro__:
+            check_used(self, dict.fromkeys(vars(base).get("WITHOUT_EFFECT", ()), False), "in this kind of training")
+        of_workers = ("persistent_workers", "prefetch_factor", "multiprocessing_context")
+        is_used = {f"dataloader_{name}": self.dataloader_num_workers > 0 for name in of_workers}
+        check_used(self, is_used, "without dataloader_num_workers")
         if self.logging_nan_inf_filter:
             raise InputError("logging_nan_inf_filter must stay off: a loss that is not finite stops the training")
         if not torch.accelerator.is_available():
@@ -160,6 +164,8 @@ class LayerPoolTrainer(Trainer):
         write_model_card: Callable[[Trainer], None] | None = None,
         **kwargs: Any,
     ):
+        if kwargs.get("train_dataset") is not None:
+            _check_attention(model)
         self.write_model_card = write_model_card
         self._unchecked: list[tuple[int, Sequence[int], torch.Tensor]] = []
         if not args.direction_was_given and args.metric_for_best_model is not None:
@@ -219,12 +225,26 @@ class LayerPoolTrainer(Trainer):
             "pin_memory": args.dataloader_pin_memory,
             "persistent_workers": args.dataloader_persistent_workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": args.dataloader_multiprocessing_context,
             "worker_init_fn": partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
         super().log(logs, start_time)
+        # JSON, as which the state is saved, has no NaN.
+        self.state.log_history[-1] = _null_for_undefined(self.state.log_history[-1])
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # In the middle of training. A broken model is an error of its own, not a broken score.
+        self.check_finite()
+        self.check_weights()
+        return super()._evaluate(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # The library would take a first NaN for the best for ever, as no other number is better than it.
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        return not _is_undefined(metrics.get(name)) and super()._determine_best_metric(metrics, trial)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.check_finite()
@@ -253,8 +273,7 @@ class LayerPoolTrainer(Trainer):
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Write the metrics; one that is not defined becomes null, as JSON has no NaN."""
-        defined = {name: None if _is_undefined(value) else value for name, value in metrics.items()}
-        super().save_metrics(split, defined, combined)
+        super().save_metrics(split, _null_for_undefined(metrics), combined)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of `args.output_dir`, on the main process."""
@@ -276,6 +295,21 @@ class _BestMetricCallback(TrainerCallback):
 
 def unknown_metric(name: str, measured: Sequence[str]) -> InputError:
     return InputError(f"metric_for_best_model={name!r} is not measured here; use one of {', '.join(measured)}")
+
+
+def _check_attention(model: torch.nn.Module) -> None:
+    config = getattr(model, "config", None)
+    dropouts = (f"attention_{name}" for name in ("probs_dropout_prob", "probs_dropout", "dropout"))
+    dropout = next((name for name in dropouts if getattr(config, name, 0)), None)
+    if dropout is not None and config._attn_implementation == "flex_attention":
+        raise InputError(
+            f"attn_implementation=flex_attention has no dropout, and {dropout} of the model is "
+            f"{getattr(config, dropout)}; take sdpa to train"
+        )
+
+
+def _null_for_undefined(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if _is_undefined(value) else value for name, value in metrics.items()}
 
 
 def _is_undefined(value: Any) -> bool:

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..checkpoints import check_sizes, check_weights, load_tokenizer, loading_errors, read_config
+from ..checkpoints import check_sizes, check_vocabulary, check_weights, load_tokenizer, loading_errors, read_config
 from ..command_line import Range, check_arguments, check_used
 from ..errors import InputError
 from ..rows import check_text, read_rows, require_columns
@@ -403,6 +403,7 @@ def load_masked_language_model(
             f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
         )
     tokenizer = load_tokenizer(name, revision)
+    check_vocabulary(name, model, tokenizer)
     _check_encoder(model, name)
     return model, tokenizer
 

@@ -1,6 +1,7 @@
 """What every training script does around its trainer: the output folder, training, saving."""
 
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ def set_up_logging(args: TrainingArguments) -> None:
 
 def evaluate_when_saving(args: RunArguments) -> None:
     """Unless the arguments say when to evaluate: evaluate at every save, and keep the best checkpoint."""
+    if args.eval_on_start and not args.do_eval:
+        raise InputError("--eval_on_start needs something to evaluate on")
     if args.do_train and args.do_eval and not args.eval_strategy_was_given:
         if args.save_strategy == "best":
             raise InputError("--save_strategy best needs an --eval_strategy, to know when to measure")
@@ -74,9 +77,9 @@ def choose_best_by(args: RunArguments, metrics: Mapping[str, bool], default: str
 
 def warn_of_same_files(train: Sequence[str | None], validation: Sequence[str | None]) -> None:
     """Warn where a file is both trained on and measured on: its scores then say nothing about other data."""
-    trained = {Path(path).resolve() for path in train if path}
-    for path in validation:
-        if path and Path(path).resolve() in trained:
+    trained = {os.path.realpath(path) for path in train if path}
+    for path in dict.fromkeys(validation):
+        if path and os.path.realpath(path) in trained:
             logger.warning(f"{path} is trained on and measured on: its scores will say nothing about other data")
 
 
@@ -122,7 +125,7 @@ def _find_checkpoint(args: RunArguments) -> str | None:
             raise InputError(f"--resume_from_checkpoint: {output_dir} holds no checkpoint to resume from")
     elif resume is not None and (defect := find_defect(resume)):
         raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
-    in_place = resume is not None and Path(resume).resolve().parent == output_dir.resolve()
+    in_place = resume is not None and os.path.dirname(os.path.realpath(resume)) == os.path.realpath(output_dir)
     # The main process looks for all of them: another may be so slow that this run has written something by then.
     is_used = args.process_index == 0 and any(output_dir.iterdir())
     if args.do_train and is_used and not in_place and not args.overwrite_output_dir:
@@ -197,3 +200,5 @@ def one_sentence_errors():
             yield
         except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
             sys.exit(f"error: {error}")
+        except BlockingIOError as error:
+            sys.exit(f"error: the machine takes no more processes ({error}); lower --dataloader_num_workers")

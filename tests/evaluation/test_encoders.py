@@ -201,9 +201,12 @@ def test_the_cache_asks_only_for_what_is_new():
 
 
 @pytest.mark.parametrize(
-    ("vectors", "message"),
-    [({"a": [math.inf]}, "1 of 1 embeddings hold nan or infinity"), ({"a": 1.0}, r"shape \(1,\) for 1 texts")],
+    ("vectors", "error", "message"),
+    [
+        ({"a": [math.inf]}, InputError, "1 of 1 embeddings hold nan or infinity"),
+        ({"a": 1.0}, RuntimeError, r"shape \(1,\) for 1 texts"),
+    ],
 )
-def test_the_cache_refuses_broken_embeddings(vectors, message):
-    with pytest.raises(RuntimeError, match=message):
+def test_the_cache_refuses_broken_embeddings(vectors, error, message):
+    with pytest.raises(error, match=message):
         CachingEncoder(VectorEncoder(vectors)).encode(["a"])

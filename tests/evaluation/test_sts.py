@@ -159,7 +159,7 @@ def test_a_collapsed_encoder_has_no_correlation_and_says_so(caplog):
 
 def test_embeddings_that_are_not_finite_end_in_an_error_not_a_score():
     encoder = VectorEncoder({"a": [1, 0], "b": [math.nan, 1]})
-    with pytest.raises(RuntimeError, match=r"1 of 2 embeddings hold nan or infinity \(the first of 'b'\)"):
+    with pytest.raises(InputError, match=r"1 of 2 embeddings hold nan or infinity \(the first of 'b'\)"):
         evaluate_sts(encoder, ["a", "b"], ["b", "a"], [1, 2])
 
 

@@ -255,7 +255,7 @@ def run_script(case: Case, scratch: Path) -> None:
     os._exit(code)
 
 
-PLAN = ("output_dir", "do_train", "do_eval", "do_predict", "plots", "plot_curves")
+PLAN = ("output_dir", "do_train", "do_eval", "do_predict", "plots", "plot_curves", "sts", "retrieval")
 
 
 def limit_run() -> list:
@@ -327,7 +327,8 @@ def missing(plan: dict, folder: Path) -> list[str]:
     """What a run promised and did not write."""
     out, names = folder / plan["output_dir"], []
     if "do_train" not in plan:
-        names = ["evaluation.json", *(["plots"] if plan["plots"] else [])]
+        # Labelled pairs alone give nothing to draw.
+        names = ["evaluation.json", *(["plots"] if plan["plots"] and (plan["sts"] or plan["retrieval"]) else [])]
     else:
         names += TRAINED if plan["do_train"] else []
         names += ["eval_results.json"] if plan["do_eval"] else []

@@ -201,6 +201,18 @@ def test_rows_without_labels_are_predicted_and_not_measured(run, arguments, file
     assert "On the test data" not in (out / "README.md").read_text()
 
 
+def test_every_row_is_measured_and_predicted_whatever_is_dropped_in_training(run, arguments, files, out, tmp_path):
+    data = files() | {"per_device_eval_batch_size": 4}
+    run(arguments | data | {"dataloader_drop_last": True})
+    assert len(read_lines(out / "predictions.jsonl")) == 7
+    losses = []
+    for name, options in (("all", {}), ("dropped", {"dataloader_drop_last": True})):
+        again = {"model_name_or_path": str(out), "output_dir": str(tmp_path / name), "train_file": None}
+        run(arguments | data | again | options)
+        losses.append(read_json(tmp_path / name / "eval_results.json")["eval_loss"])
+    assert losses[0] == losses[1]
+
+
 def test_a_dataset_with_splits_and_class_names_takes_the_place_of_files(run, arguments, out, tmp_path):
     folder = tmp_path / "dataset"
     folder.mkdir()

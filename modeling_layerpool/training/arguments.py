@@ -204,8 +204,6 @@ class ContrastiveTrainingArguments(RunArguments):
             raise InputError(
                 "train_sampling_strategy=group_by_length does nothing here: texts are packed; leave it out"
             )
-        if "underflow_overflow" in (self.debug or ()):
-            raise InputError("debug=underflow_overflow cannot look into packed batches; leave it out")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay off: the collator needs every column")
         super().__post_init__()

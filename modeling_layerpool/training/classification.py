@@ -651,6 +651,14 @@ class ClassificationTrainer(LayerPoolTrainer):
             **self.worker_options(),
         )
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        # The library's, for rows to measure or to predict: `dataloader_drop_last` would leave some of them out.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
         # With group_by_length the library's is a shuffled one, and predictions would belong to other rows.
         return SequentialSampler(eval_dataset)

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..checkpoints import read_json_object
 from ..errors import InputError, usage_errors
 from ..folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments, unknown_metric
@@ -26,6 +27,8 @@ from .fault_tolerance import (
 )
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 
+
+METRICS_FILE = "all_results.json"
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +129,8 @@ def _find_checkpoint(args: RunArguments) -> str | None:
     elif resume is not None and (defect := find_defect(resume)):
         raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
     in_place = resume is not None and os.path.dirname(os.path.realpath(resume)) == os.path.realpath(output_dir)
+    if (output_dir / METRICS_FILE).exists():
+        read_json_object(output_dir / METRICS_FILE)  # to which the metrics of this run will be added
     # The main process looks for all of them: another may be so slow that this run has written something by then.
     is_used = args.process_index == 0 and any(output_dir.iterdir())
     if args.do_train and is_used and not in_place and not args.overwrite_output_dir:

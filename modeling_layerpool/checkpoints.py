@@ -1,5 +1,6 @@
 """Opening checkpoints, with one sentence for each way in which one can be unusable."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -222,9 +223,9 @@ def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) 
 
 def no_model(name: str, revision: str = "main") -> InputError:
     """Why a name without a `config.json` is no model."""
-    if Path(name, "adapter_config.json").is_file():
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
         return InputError(f"{name}: an adapter, which is no model of its own; give the folder that it was merged into")
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return InputError(f"{name}: has no config.json")
     of_revision = "" if revision == "main" else f" at the revision {revision}"
     return InputError(f"{name}: no such folder, nor a model to reach{of_revision}")

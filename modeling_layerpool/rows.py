@@ -89,6 +89,12 @@ def check_file(path: str | Path) -> None:
             raise InputError(f"{path}: is a folder, not a file" if Path(path).is_dir() else f"{path}: no such file")
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether this is a folder. Raises an `InputError` for a name that no file system takes."""
+    with reading_errors(path):
+        return Path(path).is_dir()
+
+
 @contextmanager
 def reading_errors(path: str | Path) -> Iterator[None]:
     """Turn a failure to open or read `path` (permissions, a name that is too long) into an `InputError`."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..rows import read_rows
+from ..rows import is_folder, read_rows
 from . import retrieval, sts
 from .encoders import LayerPoolEncoder
 from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file
@@ -34,7 +34,7 @@ def development_evaluator(
     Raises:
         InputError: the data is missing or broken.
     """
-    if Path(path).is_dir():
+    if is_folder(path):
         data, evaluate, metrics = (
             retrieval.read_retrieval_folder(path),
             retrieval.evaluate_retrieval,

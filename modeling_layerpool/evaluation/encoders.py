@@ -25,7 +25,8 @@ from ..checkpoints import (
     no_model,
 )
 from ..errors import InputError
-from .sentence_transformers_files import Module, Prompts, check_modules, is_folder, read_modules, read_settings
+from ..rows import is_folder
+from .sentence_transformers_files import Module, Prompts, check_modules, read_modules, read_settings
 
 
 POOLINGS = ("mean", "cls")

@@ -9,10 +9,9 @@ from torch.nn import functional as F
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..rows import check_number, check_text, read_rows, require_columns
+from ..rows import check_number, check_text, is_folder, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder, encode_queries_and_documents
 from .metrics import RANKING_DEPTH, ranking_scores
-from .sentence_transformers_files import is_folder
 
 
 # The headline first, and whether more of it is better.

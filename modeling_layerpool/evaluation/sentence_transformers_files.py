@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoints import check_weights, find_file, read_json_object
 from ..errors import InputError
-from ..rows import check_unicode, read_json, reading_errors, shown
+from ..rows import check_unicode, is_folder, read_json, shown
 
 
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -40,12 +40,6 @@ class Settings(NamedTuple):
 
     prompts: Prompts = Prompts()
     truncate_dim: int | None = None
-
-
-def is_folder(path: str | Path) -> bool:
-    """Whether this is a folder. Raises an `InputError` for a name that no file system takes."""
-    with reading_errors(path):
-        return Path(path).is_dir()
 
 
 def read_modules(name: str, revision: str = "main") -> list[Module] | None:

@@ -29,6 +29,8 @@ from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 
 
 METRICS_FILE = "all_results.json"
+# How the names of what a run writes end, but for checkpoints.
+WRITTEN = (".bin", ".json", ".jsonl", ".md", ".png", ".py", ".safetensors")
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ def output_of(args: RunArguments) -> Iterator[str | None]:
     """
     with output_folder(args.output_dir) if args.process_index == 0 else nullcontext():
         checkpoint = _find_checkpoint(args)
+        _check_unused(args, checkpoint)
         _check_hub(args)
         yield checkpoint
 
@@ -119,7 +122,7 @@ def _check_hub(args: RunArguments) -> None:
 
 
 def _find_checkpoint(args: RunArguments) -> str | None:
-    """The checkpoint to resume from, and the check that nothing in the way is overwritten unasked."""
+    """The checkpoint to resume from."""
     output_dir = Path(args.output_dir)
     resume = args.resume_from_checkpoint
     if resume is not None and str(resume).lower() in ("true", "1"):
@@ -128,17 +131,26 @@ def _find_checkpoint(args: RunArguments) -> str | None:
             raise InputError(f"--resume_from_checkpoint: {output_dir} holds no checkpoint to resume from")
     elif resume is not None and (defect := find_defect(resume)):
         raise InputError(f"--resume_from_checkpoint {resume}: {defect}")
-    in_place = resume is not None and os.path.dirname(os.path.realpath(resume)) == os.path.realpath(output_dir)
-    if (output_dir / METRICS_FILE).exists():
-        read_json_object(output_dir / METRICS_FILE)  # to which the metrics of this run will be added
+    return resume
+
+
+def _check_unused(args: RunArguments, checkpoint: str | None) -> None:
+    """The check that nothing in the way is overwritten unasked, and all that will be written can be."""
     # The main process looks for all of them: another may be so slow that this run has written something by then.
-    is_used = args.process_index == 0 and any(output_dir.iterdir())
-    if args.do_train and is_used and not in_place and not args.overwrite_output_dir:
+    if args.process_index > 0:
+        return
+    output_dir = Path(args.output_dir)
+    in_place = checkpoint is not None and os.path.dirname(os.path.realpath(checkpoint)) == os.path.realpath(output_dir)
+    if args.do_train and any(output_dir.iterdir()) and not in_place and not args.overwrite_output_dir:
         raise InputError(
             f"--output_dir {output_dir}: is not empty; choose another, resume with --resume_from_checkpoint true, or "
             "give --overwrite_output_dir"
         )
-    return resume
+    for path in output_dir.iterdir():
+        if path.suffix in WRITTEN and not path.is_file():
+            raise InputError(f"--output_dir {output_dir}: {path.name} in it is not a file; remove it")
+    if (output_dir / METRICS_FILE).exists():
+        read_json_object(output_dir / METRICS_FILE)  # to which the metrics of this run will be added
 
 
 def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:

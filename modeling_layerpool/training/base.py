@@ -53,7 +53,7 @@ class RunArguments(TrainingArguments):
 
     RANGES: ClassVar = TRAINING_RANGES
     # Fields of transformers' that a kind of training does not read; those of its base classes are not read either.
-    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("debug", "prediction_loss_only", "use_liger_kernel")
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("prediction_loss_only", "use_liger_kernel")
 
     overwrite_output_dir: bool = field(
         default=False,
@@ -79,6 +79,8 @@ class RunArguments(TrainingArguments):
         of_workers = ("persistent_workers", "prefetch_factor", "multiprocessing_context")
         is_used = {f"dataloader_{name}": self.dataloader_num_workers > 0 for name in of_workers}
         check_used(self, is_used, "without dataloader_num_workers")
+        if self.debug:  # both of its kinds fail: on masks of true and false, and without a TPU
+            raise InputError("debug does not work in this kind of training; leave it out")
         if self.logging_nan_inf_filter:
             raise InputError("logging_nan_inf_filter must stay off: a loss that is not finite stops the training")
         if not torch.accelerator.is_available():

@@ -146,8 +146,7 @@ def load_layerpool(
     _check_whole(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
     tokenizer = load_tokenizer(model_name_or_path, revision)
     check_vocabulary(model_name_or_path, model, tokenizer)
-    if tokenizer.pad_token is None:
-        raise InputError(f"{model_name_or_path}: the tokenizer has no padding token; name it in tokenizer_config.json")
+    check_padding(model_name_or_path, tokenizer)
     return model, tokenizer
 
 
@@ -335,6 +334,12 @@ def check_token_numbers(name: str, revision: str = "main", folder: str = "") -> 
             raise InputError(
                 f"{path}: the token {shown(token)} has the number {shown(number)}; the most is {MOST_TOKENS:,}"
             )
+
+
+def check_padding(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an `InputError` if texts of different length cannot make a batch."""
+    if tokenizer.pad_token is None:
+        raise InputError(f"{name}: the tokenizer has no padding token; name its pad_token in tokenizer_config.json")
 
 
 def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -62,6 +62,8 @@ def check_arguments(arguments: Any) -> None:
         value = getattr(arguments, field.name, None)
         if isinstance(value, list) and "list" not in str(field.type):  # argparse's answer to --name=--
             raise InputError(f"{field.name} must be one value")
+        if value == [] and field.default is None:
+            raise InputError(f"{field.name} must be at least one value")
         for item in value if isinstance(value, (list, tuple)) else [value]:
             _check_value(field.name, item, ranges.get(field.name))
 

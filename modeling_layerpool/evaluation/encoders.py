@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, PreTrainedT
 from transformers.utils import logging
 
 from ..checkpoints import (
+    check_padding,
     check_sizes,
     check_token_numbers,
     check_tokenizer,
@@ -377,6 +378,7 @@ def _load_transformers(
         model = model.get_encoder()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    check_padding(name, tokenizer)
     return model.eval(), tokenizer
 
 

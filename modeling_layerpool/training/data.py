@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
@@ -79,8 +79,9 @@ def load_hub(name: str, config: str | None, split: str, streaming: bool = False)
     """A split of a dataset on the Hub. Raises an `InputError` if there is none of that name, or no way to reach it."""
     try:
         return load_dataset(name, config, split=split, streaming=streaming)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
-        raise InputError(f"dataset {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # each way of not being there, or of being broken, has its own type
+        reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"dataset {name!r} cannot be loaded: {reason}") from error
 
 
 def is_tokenized(dataset: Dataset | IterableDataset) -> bool:

@@ -116,6 +116,7 @@ def test_a_shortened_flag_is_refused_in_every_script(run, here, monkeypatch, cap
 def test_the_checkpoint_that_is_kept_is_best_by_what_was_asked_for(run, here, metric, keeps_the_highest):
     options = {"validation_file": ["data/texts.jsonl"], "probe_file": "data/sts.jsonl", "measure_similarity": True}
     options |= {"save_steps": 1, "max_steps": 3, "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    options |= {"eval_strategy": "steps", "eval_steps": 1}
     code, said = run("run_mlm.py", **options, metric_for_best_model=metric, load_best_model_at_end=True)
     assert code == 0, said
     state = read_json("out/trainer_state.json")
@@ -123,6 +124,13 @@ def test_the_checkpoint_that_is_kept_is_best_by_what_was_asked_for(run, here, me
     measured = [entry[name] for entry in state["log_history"] if name in entry][:3]
     assert len(set(measured)) == 3, "the choice is none"
     assert state["best_metric"] == (max if keeps_the_highest else min)(measured)
+
+
+def test_the_best_checkpoint_can_be_asked_for_without_saying_when_to_evaluate(run, here):
+    options = {"probe_file": "data/sts.jsonl", "save_steps": 1, "load_best_model_at_end": True}
+    code, said = run("run_mlm.py", **options)
+    assert code == 0, said
+    assert read_json("out/trainer_state.json")["best_global_step"] in (1, 2)
 
 
 @pytest.mark.parametrize("script", TRAINING_SCRIPTS)

@@ -27,6 +27,7 @@ from modeling_layerpool.evaluation import (
 )
 from modeling_layerpool.evaluation.encoders import LayerPoolEncoder, SentenceTransformersEncoder
 
+from ..conftest import assert_close_to
 from .data import SENTENCES1, VectorEncoder
 
 
@@ -196,7 +197,7 @@ def test_code_of_a_folder_runs_with_the_flag(minilm, tmp_path):
     assert not (tmp_path / "marker").exists()
     embeddings = load_encoder(folder, trust_remote_code=True, device="cpu").encode(SENTENCES1)
     assert (tmp_path / "marker").exists()
-    np.testing.assert_allclose(embeddings, load_encoder(minilm, device="cpu").encode(SENTENCES1), atol=1e-6)
+    assert_close_to(embeddings, load_encoder(minilm, device="cpu").encode(SENTENCES1))
 
 
 def test_every_module_that_sentence_transformers_saves_is_its_own_code(static, tokenizer, router_folder, tmp_path):
@@ -230,7 +231,7 @@ def test_pickled_weights_of_any_module_need_the_flag(router_folder, dense_folder
 def test_a_model_of_ours_with_more_modules_embeds_with_all_of_them(dense_folder, tiny_folder):
     expected = SentenceTransformer(str(dense_folder), device="cpu").encode(SENTENCES1)
     assert expected.shape == (len(SENTENCES1), 8)
-    np.testing.assert_allclose(load_encoder(dense_folder, device="cpu").encode(SENTENCES1), expected, atol=1e-6)
+    assert_close_to(load_encoder(dense_folder, device="cpu").encode(SENTENCES1), expected)
     assert isinstance(load_encoder(tiny_folder), LayerPoolEncoder)
     SentenceTransformer(tiny_folder, device="cpu").save(tiny_folder)
     assert isinstance(load_encoder(tiny_folder), LayerPoolEncoder), "as sentence-transformers saves it"
@@ -241,7 +242,7 @@ def test_a_model_of_ours_that_is_cut_to_fewer_dimensions_is_measured_so(tiny_fol
     expected = SentenceTransformer(tiny_folder, device="cpu").encode(SENTENCES1)
     embeddings = load_encoder(tiny_folder, device="cpu").encode(SENTENCES1)
     assert embeddings.shape == expected.shape == (len(SENTENCES1), 5)
-    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+    assert_close_to(embeddings, expected)
 
 
 SETTINGS = [
@@ -276,7 +277,7 @@ def test_prompts_are_those_that_sentence_transformers_uses(kind, settings, tiny_
         (remembered.queries.encode, other.encode_query),
         (remembered.documents.encode, other.encode_document),
     ):
-        np.testing.assert_allclose(mine(SENTENCES1), theirs(SENTENCES1), atol=2e-6)
+        assert_close_to(mine(SENTENCES1), theirs(SENTENCES1))
 
     relevant = {query: set(judged) for query, judged in QRELS.items()}
     depths = {"mrr_at_k": [10], "ndcg_at_k": [10], "precision_recall_at_k": [100], "map_at_k": [1000]}

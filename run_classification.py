@@ -21,9 +21,9 @@ from pathlib import Path
 from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
-from modeling_layerpool.checkpoints import has_classifier, load_layerpool, read_config
-from modeling_layerpool.command_line import read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import has_classifier, load_layerpool, read_config
+from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training.classification import (

@@ -17,17 +17,12 @@ from functools import partial
 from tabulate import tabulate
 from transformers import set_seed
 
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.command_line import read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
-from modeling_layerpool.training import (
-    OBJECTIVES,
-    ContrastiveTrainer,
-    ContrastiveTrainingArguments,
-    Objective,
-)
+from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments, Objective
 from modeling_layerpool.training.arguments import DataArguments, LoraArguments, ModelArguments
 from modeling_layerpool.training.data import load_file, load_hub
 from modeling_layerpool.training.lora import add_lora, lora_settings

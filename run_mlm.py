@@ -23,9 +23,9 @@ from datasets import Dataset, IterableDataset
 from tabulate import tabulate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from modeling_layerpool.checkpoints import load_tokenizer
-from modeling_layerpool.command_line import read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_tokenizer
+from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import geometry, sts
 from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry

@@ -25,7 +25,7 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.training.classification import GLUE
 from modeling_layerpool.training.mlm import (
     MaskedLanguageArguments,

@@ -23,11 +23,7 @@ from transformers import (
     pipeline,
 )
 
-from modeling_layerpool import (
-    LayerPoolBertForSequenceClassification,
-    LayerPoolBertModel,
-    LayerPoolRobertaModel,
-)
+from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPoolBertModel, LayerPoolRobertaModel
 from modeling_layerpool.training.mlm import MaskedLanguageArguments, MaskedLanguageTrainer, tokenize_texts
 
 from .conftest import ROOT, launch

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..command_line import Range, check_arguments, check_used
-from ..errors import InputError
+from ..common.command_line import Range, check_arguments, check_used
+from ..common.errors import InputError
 from .base import RunArguments
 from .lora import require_peft
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, SaveStrategy
 
-from ..command_line import Range, check_arguments, check_used
-from ..errors import InputError
-from ..rows import check_number, check_text, check_unicode, read_rows, shown
+from ..common.command_line import Range, check_arguments, check_used
+from ..common.errors import InputError
+from ..common.rows import check_number, check_text, check_unicode, read_rows, shown
 from .arguments import ModelArguments
 from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler

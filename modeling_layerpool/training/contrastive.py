@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .losses import info_nce
 from .objective import EmbeddedBatch, Objective
 

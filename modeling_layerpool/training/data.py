@@ -15,14 +15,14 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError
-from ..rows import check_number, check_text, read_rows, reading_errors, require_columns
+from ..common.errors import InputError
+from ..common.rows import check_number, check_text, read_rows, reading_errors, require_columns
 from .objective import Objective
 
 
 def load_file(path: str, objective: Objective, streaming: bool = False) -> Dataset | IterableDataset:
     """
-    The rows of a local file (see [`~modeling_layerpool.rows.read_rows`]): the columns needed, and `row_number`.
+    The rows of a local file (see [`~modeling_layerpool.common.rows.read_rows`]): the columns needed, and `row_number`.
 
     Args:
         path: a jsonl, csv, tsv or txt file, also gzipped.

@@ -28,10 +28,17 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..checkpoints import check_sizes, check_vocabulary, check_weights, load_tokenizer, loading_errors, read_config
-from ..command_line import Range, check_arguments, check_used
-from ..errors import InputError
-from ..rows import check_text, read_rows, require_columns
+from ..common.checkpoints import (
+    check_sizes,
+    check_vocabulary,
+    check_weights,
+    load_tokenizer,
+    loading_errors,
+    read_config,
+)
+from ..common.command_line import Range, check_arguments, check_used
+from ..common.errors import InputError
+from ..common.rows import check_text, read_rows, require_columns
 from .arguments import DTYPES
 from .batching import EpochDataLoader
 from .blocks import BLOCK_PACKINGS, BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
@@ -205,7 +212,8 @@ class MaskedLanguageArguments(TokenContrastArguments):
 
 def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | IterableDataset:
     """
-    The texts of local files, one file behind the other (see [`~modeling_layerpool.rows.read_rows`]): rows with `text`.
+    The texts of local files, one file after the other (see [`~modeling_layerpool.common.rows.read_rows`]): rows with
+    `text`.
 
     Args:
         paths: txt files, or jsonl, csv or tsv ones with a column `text`, also gzipped.

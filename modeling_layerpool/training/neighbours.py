@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .batching import GlobalBatchSampler, share_of
 from .distributed import same_on_all
 

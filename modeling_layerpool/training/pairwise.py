@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..common.errors import InputError
 from .losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
 from .objective import EmbeddedBatch, Objective
 

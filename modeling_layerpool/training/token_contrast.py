@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..command_line import Range, check_arguments, check_used
-from ..errors import InputError
+from ..common.command_line import Range, check_arguments, check_used
+from ..common.errors import InputError
 from .base import LayerPoolTrainer, RunArguments
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .distributed import world_size

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
-from ..errors import InputError
-from ..rows import check_number
+from ..common.errors import InputError
+from ..common.rows import check_number
 from .arguments import ContrastiveTrainingArguments
 from .base import LayerPoolTrainer
 from .batching import (

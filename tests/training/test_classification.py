@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.classification import (
     ClassificationDataArguments,
     ClassificationTrainingArguments,

@@ -4,7 +4,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.data import load_file, load_hub, tokenize_dataset
 

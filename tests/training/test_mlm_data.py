@@ -20,7 +20,7 @@ from transformers import (
     RoFormerForMaskedLM,
 )
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.blocks import (
     BLOCK_PACKINGS,
     LAY,

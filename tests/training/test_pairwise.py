@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file as load_weights
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainingArguments
 from modeling_layerpool.training.data import load_file

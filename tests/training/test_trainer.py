@@ -6,7 +6,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer, NonFiniteLossError, info_nce
 from modeling_layerpool.training.contrastive import UnsupervisedObjective
 from modeling_layerpool.training.objective import Objective

@@ -32,8 +32,7 @@ from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
 from modeling_layerpool.training.data import load_hub
-from modeling_layerpool.training.masking import check_special_tokens
-from modeling_layerpool.training.mlm import (
+from modeling_layerpool.training.masked_lm.mlm import (
     LanguageDataArguments,
     LanguageModelArguments,
     MaskedLanguageArguments,
@@ -45,7 +44,8 @@ from modeling_layerpool.training.mlm import (
     start_model,
     tokenize_texts,
 )
-from modeling_layerpool.training.own_tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
+from modeling_layerpool.training.masked_lm.tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
+from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,

@@ -26,8 +26,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from modeling_layerpool.common.rows import read_rows
-from modeling_layerpool.training.classification import GLUE
-from modeling_layerpool.training.mlm import (
+from modeling_layerpool.training.classification.trainer import GLUE
+from modeling_layerpool.training.masked_lm.mlm import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
     load_texts,
@@ -35,7 +35,7 @@ from modeling_layerpool.training.mlm import (
     start_model,
     tokenize_texts,
 )
-from modeling_layerpool.training.own_tokenizer import train_tokenizer
+from modeling_layerpool.training.masked_lm.tokenizer import train_tokenizer
 
 
 OBJECTIVES = ("mlm", "taco")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, reading_errors, require_columns
-from .objective import Objective
+from .contrastive.objectives.base import Objective
 
 
 def load_file(path: str, objective: Objective, streaming: bool = False) -> Dataset | IterableDataset:

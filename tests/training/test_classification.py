@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.training.classification import (
+from modeling_layerpool.training.classification.trainer import (
     ClassificationDataArguments,
     ClassificationTrainingArguments,
     Labels,

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..common.checkpoints import (
+from ...common.checkpoints import (
     check_sizes,
     check_vocabulary,
     check_weights,
@@ -36,15 +36,15 @@ from ..common.checkpoints import (
     loading_errors,
     read_config,
 )
-from ..common.command_line import Range, check_arguments, check_used
-from ..common.errors import InputError
-from ..common.rows import check_text, read_rows, require_columns
-from .arguments import DTYPES
-from .batching import EpochDataLoader
+from ...common.command_line import Range, check_arguments, check_used
+from ...common.errors import InputError
+from ...common.rows import check_text, read_rows, require_columns
+from ..batching import EpochDataLoader
+from ..contrastive.arguments import DTYPES
+from ..data import file_identity
 from .blocks import BLOCK_PACKINGS, BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
-from .data import file_identity
-from .own_tokenizer import DEFAULT_VOCAB_SIZE
 from .token_contrast import TokenContrastArguments, TokenContrastTrainer
+from .tokenizer import DEFAULT_VOCAB_SIZE
 
 
 # Of the masks of validation texts: not the run's seed, so that runs are measured on the same masks.

@@ -21,14 +21,14 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..common.command_line import Range, check_arguments, check_used
-from ..common.errors import InputError
-from .base import LayerPoolTrainer, RunArguments
-from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
-from .distributed import world_size
-from .losses import token_contrast
-from .masking import predicted_places
-from .mlm_head import head_only_at
+from ...common.command_line import Range, check_arguments, check_used
+from ...common.errors import InputError
+from ..base import LayerPoolTrainer, RunArguments
+from ..batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
+from ..distributed import world_size
+from ..losses import token_contrast
+from ..masking import predicted_places
+from ..mlm_head import head_only_at
 
 
 CITATION = """@inproceedings{fu2022contextual,

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..common.command_line import Range, check_arguments, check_used
-from ..common.errors import InputError
-from .base import RunArguments
-from .lora import require_peft
+from ...common.command_line import Range, check_arguments, check_used
+from ...common.errors import InputError
+from ..base import RunArguments
+from ..lora import require_peft
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
-from .pairwise import PAIRWISE_LOSSES
+from .objectives.pairwise import PAIRWISE_LOSSES
 
 
 # As in the example scripts of transformers.

@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, SequentialSampler
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, SaveStrategy
 
-from ..common.command_line import Range, check_arguments, check_used
-from ..common.errors import InputError
-from ..common.rows import check_number, check_text, check_unicode, read_rows, shown
-from .arguments import ModelArguments
-from .base import LayerPoolTrainer, RunArguments
-from .batching import EpochDataLoader, GlobalBatchSampler
-from .data import load_hub
+from ...common.command_line import Range, check_arguments, check_used
+from ...common.errors import InputError
+from ...common.rows import check_number, check_text, check_unicode, read_rows, shown
+from ..base import LayerPoolTrainer, RunArguments
+from ..batching import EpochDataLoader, GlobalBatchSampler
+from ..contrastive.arguments import ModelArguments
+from ..data import load_hub
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -26,7 +26,7 @@ from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
 from modeling_layerpool.publishing import write_model_card
-from modeling_layerpool.training.classification.trainer import (
+from modeling_layerpool.training.classification import (
     GLUE,
     METRIC_NAMES,
     PROBLEM_TYPES,

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
 from modeling_layerpool.common.checkpoints import load_layerpool
-from modeling_layerpool.training.classification.trainer import (
+from modeling_layerpool.training.classification import (
     GLUE,
     ClassificationDataArguments,
     Labels,

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from modeling_layerpool.common.rows import read_rows
-from modeling_layerpool.training.classification.trainer import GLUE
+from modeling_layerpool.training.classification import GLUE
 from modeling_layerpool.training.masked_lm.mlm import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,

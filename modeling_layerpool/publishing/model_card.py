@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from ..common.rows import FORMATS, read_rows
 from ..evaluation.layers import average_by_length, layer_weights, weighs_layers
-from ..training.classification.trainer import ClassificationTrainer, Labels
+from ..training.classification import ClassificationTrainer, Labels
 from ..training.masked_lm.token_contrast import CITATION
 from .plots import plot_layer_weights, plot_learning_curves
 

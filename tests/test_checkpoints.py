@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool, loading_errors, read_json_object
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.training.contrastive.arguments import ModelArguments
-from modeling_layerpool.training.masked_lm.mlm import load_masked_language_model
+from modeling_layerpool.training.masked_lm.models import load_masked_language_model
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
+from modeling_layerpool.training.model_arguments import ModelArguments
 
 from .conftest import SENTENCES
 

@@ -15,7 +15,7 @@ if sys.platform != "linux":
 
 from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.data import load_file
-from modeling_layerpool.training.masked_lm.mlm import load_texts
+from modeling_layerpool.training.masked_lm.texts import load_texts
 
 from . import fuzz_inputs as inputs
 

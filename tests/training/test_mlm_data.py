@@ -29,14 +29,10 @@ from modeling_layerpool.training.masked_lm.blocks import (
     BlockSampler,
     StreamedBlocks,
 )
-from modeling_layerpool.training.masked_lm.mlm import (
-    MaskedLanguageArguments,
-    MaskedLanguageTrainer,
-    load_texts,
-    new_config,
-    tokenize_texts,
-)
+from modeling_layerpool.training.masked_lm.models import new_config
+from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
 from modeling_layerpool.training.masked_lm.tokenizer import train_tokenizer
+from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
 
 from ..conftest import assert_close_to
 from .conftest import WORDS

@@ -8,7 +8,7 @@ from transformers.trainer_utils import SaveStrategy
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
 from ..base import RunArguments
-from ..contrastive.arguments import ModelArguments
+from ..model_arguments import ModelArguments
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -24,7 +24,8 @@ from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments, Objective
 from modeling_layerpool.training.contrastive.arguments import DataArguments
-from modeling_layerpool.training.data import load_file, load_hub
+from modeling_layerpool.training.contrastive.data import load_file
+from modeling_layerpool.training.data import load_hub
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.model_arguments import LoraArguments, ModelArguments

@@ -1,5 +1,8 @@
 """Training on the library's Trainer: of layer-pooled encoders, and of masked language models with token contrast."""
 
+import sys
+
+from . import contrastive, masked_lm
 from .base import NonFiniteLossError
 from .contrastive.arguments import ContrastiveTrainingArguments
 from .contrastive.objectives import OBJECTIVES
@@ -14,6 +17,14 @@ from .masked_lm.token_contrast import (
     semantic_similarity,
 )
 
+
+# The modules that were documented before they moved into folders, under their old names.
+sys.modules |= {
+    f"{__name__}.mlm": masked_lm,
+    f"{__name__}.neighbours": contrastive.neighbours,
+    f"{__name__}.objective": contrastive.objectives.base,
+    f"{__name__}.pairwise": contrastive.objectives.pairwise,
+}
 
 __all__ = [
     "OBJECTIVES",

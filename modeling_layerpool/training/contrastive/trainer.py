@@ -29,13 +29,13 @@ from ..batching import (
     share_of,
     text_id,
 )
-from ..data import is_tokenized, tokenize_dataset
 from ..distributed import average_gradients, gather_rows, rows_of_all
 from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
 from ..random_state import RandomState
 from .arguments import ContrastiveTrainingArguments
+from .data import is_tokenized, tokenize_dataset
 from .neighbours import NeighbourBatchSampler
 from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective

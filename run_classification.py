@@ -21,9 +21,9 @@ from pathlib import Path
 from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
-from modeling_layerpool.checkpoints import has_classifier, load_layerpool, read_config
-from modeling_layerpool.command_line import read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import has_classifier, load_layerpool, read_config
+from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training.classification import (
@@ -40,6 +40,7 @@ from modeling_layerpool.training.classification import (
     restart_classifier,
     tokenize_part,
 )
+from modeling_layerpool.training.contrastive.trainer import set_max_seq_length
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
@@ -52,7 +53,6 @@ from modeling_layerpool.training.script import (
     train_and_save,
     warn_of_same_files,
 )
-from modeling_layerpool.training.trainer import set_max_seq_length
 
 
 PREDICTIONS_FILE = "predictions.jsonl"

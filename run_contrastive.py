@@ -17,21 +17,18 @@ from functools import partial
 from tabulate import tabulate
 from transformers import set_seed
 
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.command_line import read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
-from modeling_layerpool.training import (
-    OBJECTIVES,
-    ContrastiveTrainer,
-    ContrastiveTrainingArguments,
-    Objective,
-)
-from modeling_layerpool.training.arguments import DataArguments, LoraArguments, ModelArguments
-from modeling_layerpool.training.data import load_file, load_hub
+from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments, Objective
+from modeling_layerpool.training.contrastive.arguments import DataArguments
+from modeling_layerpool.training.contrastive.data import load_file
+from modeling_layerpool.training.data import load_hub
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
+from modeling_layerpool.training.model_arguments import LoraArguments, ModelArguments
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,

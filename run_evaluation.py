@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from modeling_layerpool.command_line import Range, check_arguments, read_arguments
-from modeling_layerpool.errors import InputError, usage_errors
+from modeling_layerpool.common.command_line import Range, check_arguments, read_arguments
+from modeling_layerpool.common.errors import InputError, usage_errors
+from modeling_layerpool.common.folders import output_folder
+from modeling_layerpool.common.rows import read_json
 from modeling_layerpool.evaluation import (
     STS_DATASETS,
     CachingEncoder,
@@ -40,8 +42,6 @@ from modeling_layerpool.evaluation import (
 )
 from modeling_layerpool.evaluation.encoders import prompts_in_use, query_and_document_encoders
 from modeling_layerpool.evaluation.report import results_folder
-from modeling_layerpool.folders import output_folder
-from modeling_layerpool.rows import read_json
 
 
 SUBSET_COLUMN = "subset"
@@ -167,7 +167,7 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         raise InputError("--compare does nothing without --plots")
     plots = None
     if arguments.plots:
-        from modeling_layerpool.publishing.plots import EvaluationPlots  # slow, as publishing knows all the rest
+        from modeling_layerpool.publishing.plots import EvaluationPlots
 
         plots = EvaluationPlots(read_sets("--compare", arguments.compare, read_geometry))
     column = arguments.sts_subset_column

@@ -23,29 +23,25 @@ from datasets import Dataset, IterableDataset
 from tabulate import tabulate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from modeling_layerpool.checkpoints import load_tokenizer
-from modeling_layerpool.command_line import read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_tokenizer
+from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import geometry, sts
 from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
 from modeling_layerpool.training.data import load_hub
-from modeling_layerpool.training.masking import check_special_tokens
-from modeling_layerpool.training.mlm import (
-    LanguageDataArguments,
-    LanguageModelArguments,
+from modeling_layerpool.training.masked_lm.arguments import LanguageDataArguments, LanguageModelArguments
+from modeling_layerpool.training.masked_lm.models import load_masked_language_model, new_config, start_model
+from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
+from modeling_layerpool.training.masked_lm.tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
+from modeling_layerpool.training.masked_lm.trainer import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
-    load_masked_language_model,
-    load_texts,
-    new_config,
     position_limit,
-    start_model,
-    tokenize_texts,
 )
-from modeling_layerpool.training.own_tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
+from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,

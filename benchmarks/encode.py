@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def step_growth(batch_size: int, train_file: str, cache: int | None) -> float:
     from transformers import AutoTokenizer
 
     from modeling_layerpool import LayerPoolBertModel
-    from modeling_layerpool.rows import read_rows
+    from modeling_layerpool.common.rows import read_rows
     from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
 
     rows = [row for _, row in itertools.islice(read_rows(train_file), batch_size)]

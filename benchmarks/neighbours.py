@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.training.neighbours import NEIGHBOUR_SEARCHES, group_by_neighbours
+from modeling_layerpool.training.contrastive.neighbours import NEIGHBOUR_SEARCHES, group_by_neighbours
 
 
 HEADERS = ["rows", "search", "seconds", "growth of memory, MiB", "cosine in a group"]

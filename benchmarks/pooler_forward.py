@@ -17,7 +17,7 @@ from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
 from modeling_layerpool import LayerPoolBertConfig
-from modeling_layerpool.modeling_layerpool_poolers import LayerAttentionPooler
+from modeling_layerpool.models.modeling_layerpool_poolers import LayerAttentionPooler
 
 
 def recompute_for_each_query(pooler: LayerAttentionPooler, reduced: list[torch.Tensor]) -> torch.Tensor:

@@ -22,7 +22,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.checkpoints import load_layerpool, read_config
+from modeling_layerpool.common.checkpoints import load_layerpool, read_config
 from modeling_layerpool.evaluation import read_sts_file, similarity_scores
 
 

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from transformers import AutoTokenizer, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
 
 

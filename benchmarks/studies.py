@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.training.fault_tolerance import last_whole_checkpoint
 
 

@@ -24,7 +24,7 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
-from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.training.classification import (
     GLUE,
     ClassificationDataArguments,

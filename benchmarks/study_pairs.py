@@ -22,7 +22,7 @@ from studies import DATA_SEED, DEV_SHARE, Task, make_files, run_script, spread, 
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
 
 
 SOURCES = {

@@ -27,8 +27,8 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
+from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.publishing.plots import plot_scores
-from modeling_layerpool.rows import read_rows
 
 
 ALL, LAST = {}, {"pooler_layers": [-1]}

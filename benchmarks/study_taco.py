@@ -25,17 +25,12 @@ from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.training.classification import GLUE
-from modeling_layerpool.training.mlm import (
-    MaskedLanguageArguments,
-    MaskedLanguageTrainer,
-    load_texts,
-    new_config,
-    start_model,
-    tokenize_texts,
-)
-from modeling_layerpool.training.own_tokenizer import train_tokenizer
+from modeling_layerpool.training.masked_lm.models import new_config, start_model
+from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
+from modeling_layerpool.training.masked_lm.tokenizer import train_tokenizer
+from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
 
 
 OBJECTIVES = ("mlm", "taco")

@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.modeling_layerpool_packing import pack_sentences
-from modeling_layerpool.rows import read_rows
+from modeling_layerpool.common.rows import read_rows
+from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments, info_nce
 from modeling_layerpool.training.batching import PackingCollator
 

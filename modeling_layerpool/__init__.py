@@ -1,23 +1,33 @@
 """Sentence encoders that read all of their layers, as ordinary Hugging Face models."""
 
+import sys
+
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
-from .checkpoints import MODELS
-from .configuration_layerpool_bert import LayerPoolBertConfig
-from .configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
-from .configuration_layerpool_distilbert import LayerPoolDistilBertConfig
-from .configuration_layerpool_electra import LayerPoolElectraConfig
-from .configuration_layerpool_modernbert import LayerPoolModernBertConfig
-from .configuration_layerpool_mpnet import LayerPoolMPNetConfig
-from .configuration_layerpool_roberta import LayerPoolRobertaConfig
-from .modeling_layerpool import LayerPoolModelOutput
-from .modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
-from .modeling_layerpool_deberta_v2 import LayerPoolDebertaV2ForSequenceClassification, LayerPoolDebertaV2Model
-from .modeling_layerpool_distilbert import LayerPoolDistilBertForSequenceClassification, LayerPoolDistilBertModel
-from .modeling_layerpool_electra import LayerPoolElectraForSequenceClassification, LayerPoolElectraModel
-from .modeling_layerpool_modernbert import LayerPoolModernBertForSequenceClassification, LayerPoolModernBertModel
-from .modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
-from .modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
+from .common import checkpoints, errors
+from .common.checkpoints import MODELS, load_layerpool
+from .models import modeling_layerpool_packing
+from .models.configuration_layerpool_bert import LayerPoolBertConfig
+from .models.configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
+from .models.configuration_layerpool_distilbert import LayerPoolDistilBertConfig
+from .models.configuration_layerpool_electra import LayerPoolElectraConfig
+from .models.configuration_layerpool_modernbert import LayerPoolModernBertConfig
+from .models.configuration_layerpool_mpnet import LayerPoolMPNetConfig
+from .models.configuration_layerpool_roberta import LayerPoolRobertaConfig
+from .models.modeling_layerpool import LayerPoolModelOutput
+from .models.modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
+from .models.modeling_layerpool_deberta_v2 import LayerPoolDebertaV2ForSequenceClassification, LayerPoolDebertaV2Model
+from .models.modeling_layerpool_distilbert import (
+    LayerPoolDistilBertForSequenceClassification,
+    LayerPoolDistilBertModel,
+)
+from .models.modeling_layerpool_electra import LayerPoolElectraForSequenceClassification, LayerPoolElectraModel
+from .models.modeling_layerpool_modernbert import (
+    LayerPoolModernBertForSequenceClassification,
+    LayerPoolModernBertModel,
+)
+from .models.modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
+from .models.modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 
 
 __version__ = "0.1.0"
@@ -33,6 +43,10 @@ for _classes in MODELS:
     ):
         _auto_class.register(_classes.config, _model, exist_ok=True)
         _model.register_for_auto_class(_auto_class.__name__)
+
+# The modules that were documented before they moved into folders, under their old names.
+for _module in (checkpoints, errors, modeling_layerpool_packing):
+    sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
 __all__ = [
     "LayerPoolBertConfig",
@@ -58,4 +72,5 @@ __all__ = [
     "LayerPoolRobertaForSequenceClassification",
     "LayerPoolRobertaModel",
     "__version__",
+    "load_layerpool",
 ]

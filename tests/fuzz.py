@@ -44,7 +44,7 @@ import yaml
 from tabulate import tabulate
 from transformers.trainer_callback import CallbackHandler
 
-import modeling_layerpool.command_line
+import modeling_layerpool.common.command_line
 import modeling_layerpool.publishing.plots
 
 from . import fuzz_inputs as inputs
@@ -266,7 +266,7 @@ def limit_run() -> list:
         multiprocessing.process.BaseProcess.start,
         socket.socket.connect,
     )
-    read_arguments, plan = modeling_layerpool.command_line.read_arguments, []
+    read_arguments, plan = modeling_layerpool.common.command_line.read_arguments, []
 
     def stop_early(self, args, state, control):
         control = on_step_end(self, args, state, control)
@@ -292,7 +292,7 @@ def limit_run() -> list:
     CallbackHandler.on_step_end = stop_early
     multiprocessing.process.BaseProcess.start = start_few
     socket.socket.connect = connect_here
-    modeling_layerpool.command_line.read_arguments = note_arguments
+    modeling_layerpool.common.command_line.read_arguments = note_arguments
     return plan
 
 

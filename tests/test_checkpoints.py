@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.checkpoints import load_layerpool, loading_errors, read_json_object
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.training.arguments import ModelArguments
-from modeling_layerpool.training.mlm import load_masked_language_model
+from modeling_layerpool.common.checkpoints import load_layerpool, loading_errors, read_json_object
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.training.masked_lm.models import load_masked_language_model
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
+from modeling_layerpool.training.model_arguments import ModelArguments
 
 from .conftest import SENTENCES
 

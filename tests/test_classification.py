@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPoolBertModel
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.modeling_layerpool_packing import pack_sentences
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 
 from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
 from .test_modeling import bert_layouts

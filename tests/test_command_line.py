@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import pytest
 
-from modeling_layerpool.command_line import Range, check_arguments, check_used, read_arguments
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.command_line import Range, check_arguments, check_used, read_arguments
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainingArguments
 
 

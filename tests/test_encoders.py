@@ -13,8 +13,8 @@ from transformers import (
 )
 
 import modeling_layerpool
-from modeling_layerpool.checkpoints import MODELS, load_layerpool
-from modeling_layerpool.modeling_layerpool_packing import pack_sentences
+from modeling_layerpool.common.checkpoints import MODELS, load_layerpool
+from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 
 from .conftest import ENCODERS, OWN_SETTINGS, POOLER_TYPES, SENTENCES, assert_close_to

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.folders import output_folder
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.folders import output_folder
 
 
 def test_a_folder_that_stays_empty_is_removed_with_the_parents_that_were_made_for_it(tmp_path):

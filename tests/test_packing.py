@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_layerpool.modeling_layerpool_packing import (
+from modeling_layerpool.models.modeling_layerpool_packing import (
     PackedSentences,
     PaddedSentences,
     best_fit,

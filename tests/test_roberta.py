@@ -15,14 +15,10 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from modeling_layerpool import (
-    LayerPoolRobertaConfig,
-    LayerPoolRobertaForSequenceClassification,
-    LayerPoolRobertaModel,
-)
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.modeling_layerpool_packing import pack_sentences
+from modeling_layerpool import LayerPoolRobertaConfig, LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 
 from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.rows import check_number, check_text, read_json, read_rows
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.rows import check_number, check_text, read_json, read_rows
 
 
 def read(path, content):

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.common.checkpoints import load_layerpool
 
 from .conftest import ROOT, assert_close_to, launch
 from .training.conftest import triplets
@@ -379,7 +379,7 @@ def test_a_run_holds_the_dtype_that_is_asked_for_and_evaluation_that_of_the_file
         opened.append(model.dtype)
         return model, tokenizer
 
-    monkeypatch.setattr("modeling_layerpool.checkpoints.load_layerpool", load)
+    monkeypatch.setattr("modeling_layerpool.common.checkpoints.load_layerpool", load)
     measured = {"do_train": None, "train_file": None, "do_eval": True, "validation_file": files["sts"]}
     train(arguments(str(half), files, **measured))
     train(arguments(str(half), files, **measured, dtype="float32"))

@@ -23,12 +23,9 @@ from transformers import (
     pipeline,
 )
 
-from modeling_layerpool import (
-    LayerPoolBertForSequenceClassification,
-    LayerPoolBertModel,
-    LayerPoolRobertaModel,
-)
-from modeling_layerpool.training.mlm import MaskedLanguageArguments, MaskedLanguageTrainer, tokenize_texts
+from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPoolBertModel, LayerPoolRobertaModel
+from modeling_layerpool.training.masked_lm.texts import tokenize_texts
+from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
 
 from .conftest import ROOT, launch
 from .training.conftest import WORDS, triplets

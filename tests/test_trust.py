@@ -14,8 +14,8 @@ if sys.platform != "linux":
     pytest.skip("the inputs have links in them", allow_module_level=True)
 
 from modeling_layerpool.training import OBJECTIVES
-from modeling_layerpool.training.data import load_file
-from modeling_layerpool.training.mlm import load_texts
+from modeling_layerpool.training.contrastive.data import load_file
+from modeling_layerpool.training.masked_lm.texts import load_texts
 
 from . import fuzz_inputs as inputs
 

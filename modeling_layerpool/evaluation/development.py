@@ -5,8 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import InputError
-from ..rows import is_folder, read_rows
+from ..common.errors import InputError
+from ..common.rows import is_folder, read_rows
 from . import retrieval, sts
 from .encoders import LayerPoolEncoder
 from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file

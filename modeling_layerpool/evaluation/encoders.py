@@ -13,7 +13,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..checkpoints import (
+from ..common.checkpoints import (
     check_padding,
     check_sizes,
     check_token_numbers,
@@ -25,8 +25,8 @@ from ..checkpoints import (
     loading_errors,
     no_model,
 )
-from ..errors import InputError
-from ..rows import is_folder
+from ..common.errors import InputError
+from ..common.rows import is_folder
 from .sentence_transformers_files import Module, Prompts, check_modules, read_modules, read_settings
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 
 # The others weigh the states that they read equally, whatever was learned.

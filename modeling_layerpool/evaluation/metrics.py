@@ -12,7 +12,7 @@ import evaluate
 import numpy as np
 from scipy import stats
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 
 NDCG_DEPTH = 10

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..errors import InputError
-from ..rows import check_number, check_text, read_rows, require_columns
+from ..common.errors import InputError
+from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder
 from .metrics import similarity_scores
 

@@ -15,8 +15,8 @@ from typing import Any
 from tabulate import tabulate
 from transformers.utils import cached_file, extract_commit_hash
 
-from ..errors import InputError
-from ..folders import output_folder
+from ..common.errors import InputError
+from ..common.folders import output_folder
 
 
 RESULTS_FILE = "evaluation.json"

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from ..errors import InputError
-from ..rows import check_number, check_text, is_folder, read_rows, require_columns
+from ..common.errors import InputError
+from ..common.rows import check_number, check_text, is_folder, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder, encode_queries_and_documents
 from .metrics import RANKING_DEPTH, ranking_scores
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..checkpoints import check_weights, find_file, read_json_object
-from ..errors import InputError
-from ..rows import check_unicode, is_folder, read_json, shown
+from ..common.checkpoints import check_weights, find_file, read_json_object
+from ..common.errors import InputError
+from ..common.rows import check_unicode, is_folder, read_json, shown
 
 
 SETTINGS_FILE = "config_sentence_transformers.json"

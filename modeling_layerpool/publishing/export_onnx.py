@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..checkpoints import load_layerpool
-from ..errors import InputError, usage_errors
+from ..common.checkpoints import load_layerpool
+from ..common.errors import InputError, usage_errors
 from .folders import check_output, written_in_one_step
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import InputError
+from ..common.errors import InputError
 
 
 def check_output(output: Path) -> None:

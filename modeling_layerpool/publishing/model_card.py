@@ -20,10 +20,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 
+from ..common.rows import FORMATS, read_rows
 from ..evaluation.layers import average_by_length, layer_weights, weighs_layers
-from ..rows import FORMATS, read_rows
 from ..training.classification import ClassificationTrainer, Labels
-from ..training.token_contrast import CITATION
+from ..training.masked_lm.token_contrast import CITATION
 from .plots import plot_layer_weights, plot_learning_curves
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..errors import InputError
+from ..common.errors import InputError
 from ..evaluation.encoders import CachingEncoder, Encoder, LayerPoolEncoder
 from ..evaluation.geometry import spectrum
 from ..evaluation.layers import average_by_length, layer_weights, weighs_layers

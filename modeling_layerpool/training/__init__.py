@@ -1,14 +1,30 @@
 """Training on the library's Trainer: of layer-pooled encoders, and of masked language models with token contrast."""
 
-from .arguments import ContrastiveTrainingArguments
+import sys
+
+from . import contrastive, masked_lm
 from .base import NonFiniteLossError
+from .contrastive.arguments import ContrastiveTrainingArguments
+from .contrastive.objectives import OBJECTIVES
+from .contrastive.objectives.base import EmbeddedBatch, Objective
+from .contrastive.trainer import ContrastiveTrainer
 from .lora import add_lora
 from .losses import info_nce
-from .objective import EmbeddedBatch, Objective
-from .objectives import OBJECTIVES
-from .token_contrast import TokenContrastArguments, TokenContrastTrainer, sample_token_pairs, semantic_similarity
-from .trainer import ContrastiveTrainer
+from .masked_lm.token_contrast import (
+    TokenContrastArguments,
+    TokenContrastTrainer,
+    sample_token_pairs,
+    semantic_similarity,
+)
 
+
+# The modules that were documented before they moved into folders, under their old names.
+sys.modules |= {
+    f"{__name__}.mlm": masked_lm,
+    f"{__name__}.neighbours": contrastive.neighbours,
+    f"{__name__}.objective": contrastive.objectives.base,
+    f"{__name__}.pairwise": contrastive.objectives.pairwise,
+}
 
 __all__ = [
     "OBJECTIVES",

@@ -13,8 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, get_schedu
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
-from ..command_line import Range, check_arguments, check_used
-from ..errors import InputError
+from ..common.command_line import Range, check_arguments, check_used
+from ..common.errors import InputError
 from .fault_tolerance import init_worker, whole_or_gone, write_manifest
 from .lora import check_checkpoint
 

@@ -8,8 +8,8 @@ import torch
 from datasets import IterableDataset
 from torch.utils.data import BatchSampler, DataLoader
 
-from ..errors import InputError
-from ..modeling_layerpool_packing import pack_sentences
+from ..common.errors import InputError
+from ..models.modeling_layerpool_packing import pack_sentences
 from .masking import TokenMasking, predicted_places
 
 

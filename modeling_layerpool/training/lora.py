@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..checkpoints import read_json_object
-from ..errors import InputError
+from ..common.checkpoints import read_json_object
+from ..common.errors import InputError
 
 
 if TYPE_CHECKING:

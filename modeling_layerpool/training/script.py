@@ -14,17 +14,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..checkpoints import read_json_object
-from ..errors import InputError, usage_errors
-from ..folders import output_folder
+from ..common.checkpoints import read_json_object
+from ..common.errors import InputError, usage_errors
+from ..common.folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments, unknown_metric
-from .fault_tolerance import (
-    CheckpointWriteError,
-    find_defect,
-    last_whole_checkpoint,
-    save_on_sigterm,
-    write_errors,
-)
+from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 
 

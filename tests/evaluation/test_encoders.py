@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import CachingEncoder, load_encoder
 
 from ..conftest import assert_close_to

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import average_by_length, layer_weights, weighs_layers
 
 from ..conftest import SENTENCES

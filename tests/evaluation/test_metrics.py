@@ -7,13 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.evaluation import (
-    RetrievalMetric,
-    SentenceSimilarityMetric,
-    ranking_scores,
-    similarity_scores,
-)
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.evaluation import RetrievalMetric, SentenceSimilarityMetric, ranking_scores, similarity_scores
 from modeling_layerpool.evaluation.metrics import (
     ClassificationMetric,
     MultiLabelMetric,

@@ -8,7 +8,7 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from sentence_transformers import SentenceTransformer
 
-from modeling_layerpool.checkpoints import load_layerpool
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.evaluation import evaluate_sts, load_encoder
 
 

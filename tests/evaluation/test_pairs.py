@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score
 
 import run_evaluation
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import Pairs, evaluate_pairs, read_pairs_file
 from modeling_layerpool.evaluation.pairs import average_precision, best_thresholds, pair_ranking_scores
 

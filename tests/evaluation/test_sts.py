@@ -9,7 +9,7 @@ from scipy import stats
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import evaluate_sts, load_encoder, load_sts, positive_pairs, read_sts_file
 
 from .data import PAIRS, SCORES, SENTENCES1, SENTENCES2, VectorEncoder, real_data, write_lines, write_pairs

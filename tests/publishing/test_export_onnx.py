@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import export_onnx as exporting
 from modeling_layerpool.publishing.export_onnx import export_onnx, main
 from tests.conftest import ENCODERS, ROOT, SENTENCES

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import BertConfig, BertModel
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.encoders import LayerPoolEncoder
 from modeling_layerpool.publishing import plots
 from run_evaluation import EvaluationArguments, run

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.modeling_layerpool_packing import find_sequence_starts
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.models.modeling_layerpool_packing import find_sequence_starts
 from modeling_layerpool.training.batching import (
     GlobalBatchSampler,
     NoDuplicatesBatchSampler,

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.classification import (
     ClassificationDataArguments,
     ClassificationTrainingArguments,
@@ -133,7 +133,7 @@ def test_glue_has_its_splits_columns_and_class_names(monkeypatch, task, part, sp
         dataset = Dataset.from_list([{"idx": 7, **texts, "label": label}])
         return dataset if task == "stsb" else dataset.cast_column("label", ClassLabel(names=["zero", "one"]))
 
-    monkeypatch.setattr("modeling_layerpool.training.classification.load_hub", load_hub)
+    monkeypatch.setattr("modeling_layerpool.training.classification.data.load_hub", load_hub)
     rows = read_part(ClassificationDataArguments(task_name=task), part)
     assert asked == [("nyu-mll/glue", task, split)]
     assert (rows.text_columns, rows.texts) == (tuple(texts), tuple([text] for text in texts.values()))

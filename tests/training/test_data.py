@@ -4,9 +4,10 @@ import json
 import pytest
 from datasets import Dataset
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import OBJECTIVES
-from modeling_layerpool.training.data import load_file, load_hub, tokenize_dataset
+from modeling_layerpool.training.contrastive.data import load_file, tokenize_dataset
+from modeling_layerpool.training.data import load_hub
 
 
 SUPERVISED = OBJECTIVES["supervised"]()

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
-from modeling_layerpool.checkpoints import load_layerpool
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments, add_lora
-from modeling_layerpool.training.arguments import LoraArguments
 from modeling_layerpool.training.fault_tolerance import find_defect, last_whole_checkpoint
 from modeling_layerpool.training.lora import has_adapter, linear_layers, lora_settings
+from modeling_layerpool.training.model_arguments import LoraArguments
 from modeling_layerpool.training.script import train_and_save
 from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to, launch, needs_gradient_checkpointing
 from tests.training.conftest import triplets

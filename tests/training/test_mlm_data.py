@@ -20,8 +20,8 @@ from transformers import (
     RoFormerForMaskedLM,
 )
 
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.training.blocks import (
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.training.masked_lm.blocks import (
     BLOCK_PACKINGS,
     LAY,
     BlockCollator,
@@ -29,14 +29,10 @@ from modeling_layerpool.training.blocks import (
     BlockSampler,
     StreamedBlocks,
 )
-from modeling_layerpool.training.mlm import (
-    MaskedLanguageArguments,
-    MaskedLanguageTrainer,
-    load_texts,
-    new_config,
-    tokenize_texts,
-)
-from modeling_layerpool.training.own_tokenizer import train_tokenizer
+from modeling_layerpool.training.masked_lm.models import new_config
+from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
+from modeling_layerpool.training.masked_lm.tokenizer import train_tokenizer
+from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
 
 from ..conftest import assert_close_to
 from .conftest import WORDS

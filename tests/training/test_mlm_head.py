@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from modeling_layerpool import LayerPoolBertModel, LayerPoolRobertaModel
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from tests.training.conftest import triplets

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from modeling_layerpool.errors import InputError
-from modeling_layerpool.training import neighbours
-from modeling_layerpool.training.neighbours import (
+from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.training.contrastive import neighbours
+from modeling_layerpool.training.contrastive.neighbours import (
     NeighbourBatchSampler,
     group_by_clusters,
     group_by_neighbours,

@@ -7,10 +7,10 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file as load_weights
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainingArguments
-from modeling_layerpool.training.data import load_file
+from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
 from tests.conftest import ROOT, launch
 from tests.training.conftest import triplets

@@ -13,7 +13,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import (
     TokenContrastArguments,
     TokenContrastTrainer,

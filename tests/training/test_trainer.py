@@ -6,10 +6,10 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoModel, AutoTokenizer, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.errors import InputError
+from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer, NonFiniteLossError, info_nce
-from modeling_layerpool.training.contrastive import UnsupervisedObjective
-from modeling_layerpool.training.objective import Objective
+from modeling_layerpool.training.contrastive.objectives.base import Objective
+from modeling_layerpool.training.contrastive.objectives.info_nce import UnsupervisedObjective
 from tests.conftest import assert_close_to, needs_gradient_checkpointing
 
 from .conftest import triplets

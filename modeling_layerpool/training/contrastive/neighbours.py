@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..errors import InputError
-from .batching import GlobalBatchSampler, share_of
-from .distributed import same_on_all
+from ...common.errors import InputError
+from ..batching import GlobalBatchSampler, share_of
+from ..distributed import same_on_all
 
 
 SHUFFLINGS = ("random", "neighbours", "words", "clusters")

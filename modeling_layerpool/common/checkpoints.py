@@ -11,22 +11,28 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from .configuration_layerpool import POOLER_OPTIONS, POOLER_TYPES, LayerPoolConfigMixin
-from .configuration_layerpool_bert import LayerPoolBertConfig
-from .configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
-from .configuration_layerpool_distilbert import LayerPoolDistilBertConfig
-from .configuration_layerpool_electra import LayerPoolElectraConfig
-from .configuration_layerpool_modernbert import LayerPoolModernBertConfig
-from .configuration_layerpool_mpnet import LayerPoolMPNetConfig
-from .configuration_layerpool_roberta import LayerPoolRobertaConfig
+from ..models.configuration_layerpool import POOLER_OPTIONS, POOLER_TYPES, LayerPoolConfigMixin
+from ..models.configuration_layerpool_bert import LayerPoolBertConfig
+from ..models.configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
+from ..models.configuration_layerpool_distilbert import LayerPoolDistilBertConfig
+from ..models.configuration_layerpool_electra import LayerPoolElectraConfig
+from ..models.configuration_layerpool_modernbert import LayerPoolModernBertConfig
+from ..models.configuration_layerpool_mpnet import LayerPoolMPNetConfig
+from ..models.configuration_layerpool_roberta import LayerPoolRobertaConfig
+from ..models.modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
+from ..models.modeling_layerpool_deberta_v2 import LayerPoolDebertaV2ForSequenceClassification, LayerPoolDebertaV2Model
+from ..models.modeling_layerpool_distilbert import (
+    LayerPoolDistilBertForSequenceClassification,
+    LayerPoolDistilBertModel,
+)
+from ..models.modeling_layerpool_electra import LayerPoolElectraForSequenceClassification, LayerPoolElectraModel
+from ..models.modeling_layerpool_modernbert import (
+    LayerPoolModernBertForSequenceClassification,
+    LayerPoolModernBertModel,
+)
+from ..models.modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
+from ..models.modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 from .errors import InputError
-from .modeling_layerpool_bert import LayerPoolBertForSequenceClassification, LayerPoolBertModel
-from .modeling_layerpool_deberta_v2 import LayerPoolDebertaV2ForSequenceClassification, LayerPoolDebertaV2Model
-from .modeling_layerpool_distilbert import LayerPoolDistilBertForSequenceClassification, LayerPoolDistilBertModel
-from .modeling_layerpool_electra import LayerPoolElectraForSequenceClassification, LayerPoolElectraModel
-from .modeling_layerpool_modernbert import LayerPoolModernBertForSequenceClassification, LayerPoolModernBertModel
-from .modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
-from .modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 from .rows import read_json, shown
 
 

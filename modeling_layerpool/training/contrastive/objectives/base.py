@@ -71,7 +71,8 @@ class Objective(nn.Module):
     def select_columns(self, available: Sequence[str], source: str) -> list[str]:
         """The text columns of each row, in the order in which `forward` wants their embeddings.
 
-        Raises an [`~modeling_layerpool.errors.InputError`] that begins with `source` if a needed one is not available.
+        Raises an [`~modeling_layerpool.common.errors.InputError`] that begins with `source` if a needed one is not
+        available.
         """
         raise NotImplementedError
 

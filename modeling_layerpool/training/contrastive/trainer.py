@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.utils import logging
 
-from ..errors import InputError
-from ..rows import check_number
-from .arguments import ContrastiveTrainingArguments
-from .base import LayerPoolTrainer
-from .batching import (
+from ...common.errors import InputError
+from ...common.rows import check_number
+from ..base import LayerPoolTrainer
+from ..batching import (
     EpochDataLoader,
     GlobalBatchSampler,
     NoDuplicatesBatchSampler,
@@ -30,15 +29,16 @@ from .batching import (
     share_of,
     text_id,
 )
+from ..distributed import average_gradients, gather_rows, rows_of_all
+from ..lora import check_adapter, has_adapter
+from ..masking import TokenMasking
+from ..mlm_head import MaskedLanguageHead
+from ..random_state import RandomState
+from .arguments import ContrastiveTrainingArguments
 from .data import is_tokenized, tokenize_dataset
-from .distributed import average_gradients, gather_rows, rows_of_all
-from .lora import check_adapter, has_adapter
-from .masking import TokenMasking
-from .mlm_head import MaskedLanguageHead
 from .neighbours import NeighbourBatchSampler
-from .objective import EmbeddedBatch, Objective
 from .objectives import OBJECTIVES
-from .random_state import RandomState
+from .objectives.base import EmbeddedBatch, Objective
 
 
 OBJECTIVE_FILE = "objective.safetensors"

@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer, WordPieceTrainer
 from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
 
-from ..errors import InputError
+from ...common.errors import InputError
 
 
 # Encoders for which a tokenizer can be trained here, by its kind.

@@ -1,7 +1,7 @@
 """Where objectives are listed: a new one is a file of its own and a line here."""
 
-from .contrastive import SupervisedObjective, UnsupervisedObjective
-from .objective import Objective
+from .base import Objective
+from .info_nce import SupervisedObjective, UnsupervisedObjective
 from .pairwise import PairwiseObjective
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import InputError
-from .losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
-from .objective import EmbeddedBatch, Objective
+from ....common.errors import InputError
+from ...losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
+from .base import EmbeddedBatch, Objective
 
 
 PAIRWISE_LOSSES = ("bsc", "mse", "combined", "bce", "cosent")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ..errors import InputError
-from .losses import info_nce
-from .objective import EmbeddedBatch, Objective
+from ....common.errors import InputError
+from ...losses import info_nce
+from .base import EmbeddedBatch, Objective
 
 
 class InfoNCEObjective(Objective):

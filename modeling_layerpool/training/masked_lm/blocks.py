@@ -14,10 +14,10 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError
-from ..modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
-from .batching import GlobalBatchSampler, share_of
-from .masking import TokenMasking
+from ...common.errors import InputError
+from ...models.modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
+from ..batching import GlobalBatchSampler, share_of
+from ..masking import TokenMasking
 
 
 BLOCK_PACKINGS = ("pack", "concatenate")

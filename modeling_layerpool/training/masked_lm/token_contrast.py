@@ -8,8 +8,8 @@ places, `k` negatives, `h` width. A sequence is a document or a sentence: what t
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,17 +18,17 @@ from datasets import IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..command_line import Range, check_arguments, check_used
-from ..errors import InputError
-from .base import LayerPoolTrainer, RunArguments
-from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
-from .distributed import world_size
-from .losses import token_contrast
-from .masking import predicted_places
-from .mlm_head import head_only_at
+from ...common.errors import InputError
+from ..base import LayerPoolTrainer
+from ..batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
+from ..distributed import world_size
+from ..losses import token_contrast
+from ..masking import predicted_places
+from ..mlm_head import head_only_at
+from .arguments import TokenContrastArguments
+from .attention import attention_inside, check_attention_inside, first_position
 
 
 CITATION = """@inproceedings{fu2022contextual,
@@ -202,100 +202,6 @@ def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-# --- training ---
-
-
-@dataclass
-class TokenContrastArguments(RunArguments):
-    r"""
-    [`RunArguments`] and the options of TACO.
-
-    Gradient accumulation adds up gradients of separate batches: it does not add sequences to draw negatives from.
-    """
-
-    RANGES: ClassVar = {
-        **dict.fromkeys(("token_contrast_weight", "token_temperature"), Range(above=0)),
-        "token_window": Range(at_least=2),  # a positive needs a position
-        "token_negatives": Range(at_least=1, at_most=65_536),
-    }
-    WITHOUT_EFFECT: ClassVar = ("do_predict", "eval_accumulation_steps")
-
-    objective: str = field(
-        default="taco",
-        metadata={
-            "help": "'taco': masked language modelling with token-level contrast beside it; 'mlm': without.",
-            "choices": ["mlm", "taco"],
-        },
-    )
-    token_contrast_weight: float = field(
-        default=1.0, metadata={"help": "Factor of the token contrast, which is added to the masked-LM loss."}
-    )
-    token_temperature: float = field(
-        default=0.07, metadata={"help": "What the token contrast divides cosines by; above 0."}
-    )
-    token_window: int = field(
-        default=5,
-        metadata={"help": "Width of the window around a token in which its positive is; 5 means up to 2 places away."},
-    )
-    token_negatives: int = field(
-        default=50, metadata={"help": "Negatives of each token, drawn from the other sequences of the batch."}
-    )
-    token_anchors: str = field(
-        default="all",
-        metadata={
-            "help": "Which tokens are contrasted: all, masked (those to be predicted) or unmasked.",
-            "choices": ["all", "masked", "unmasked"],
-        },
-    )
-    subtracted_state: str = field(
-        default="embeddings",
-        metadata={
-            "help": "What is taken from the last hidden state: 'embeddings' (the embedding output), 'none', or the "
-            "number of a hidden state, 0 the embedding output; negative from the end."
-        },
-    )
-    measure_similarity: bool = field(
-        default=False,
-        metadata={
-            "help": "At each evaluation also measure the token contrast, under objective mlm too, and how alike the "
-            "tokens of one sequence are, and those of different ones: eval_similarity_within and _between."
-        },
-    )
-    # The data is laid out by a collator, which knows better than the model's signature.
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator needs every column."}
-    )
-
-    def __post_init__(self):
-        check_arguments(self)
-        for name, choices in (("objective", ("mlm", "taco")), ("token_anchors", ("all", "masked", "unmasked"))):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
-        if self.objective == "mlm" and not self.measure_similarity:
-            of_contrast = [name for name in type(self).__dataclass_fields__ if name.startswith("token_")]
-            check_used(self, dict.fromkeys((*of_contrast, "subtracted_state"), False), "under objective mlm")
-        if self.train_sampling_strategy == "group_by_length":
-            raise InputError(
-                "train_sampling_strategy=group_by_length does nothing here: blocks are full; leave it out"
-            )
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns must stay off: the collator needs every column")
-        self.subtracted_index  # noqa: B018, raises if it is none
-        super().__post_init__()
-
-    @property
-    def subtracted_index(self) -> int | None:
-        """The number of the hidden state that is subtracted, or None."""
-        if self.subtracted_state in ("embeddings", "none"):
-            return 0 if self.subtracted_state == "embeddings" else None
-        try:
-            return int(self.subtracted_state)
-        except ValueError:
-            raise InputError(
-                f"subtracted_state={self.subtracted_state!r} must be embeddings, none or the number of a hidden state"
-            ) from None
-
-
 class TokenContrastTrainer(LayerPoolTrainer):
     r"""
     Trains any masked language model with its own loss and, under the objective `taco`, token-level contrast beside it.
@@ -441,10 +347,10 @@ class TokenContrastTrainer(LayerPoolTrainer):
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         inputs = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
         if "position_ids" in inputs:
-            inputs["position_ids"] = inputs["position_ids"] + _first_position(self.model)
+            inputs["position_ids"] = inputs["position_ids"] + first_position(self.model)
             if "attention_mask" not in inputs:
                 if not self._attention_is_checked:
-                    _check_attention_inside(self.model)
+                    check_attention_inside(self.model)
                     self._attention_is_checked = True
                 inputs["attention_mask"] = attention_inside(self.model, batch["sequence_ids"])
         return inputs
@@ -556,66 +462,3 @@ class _Evaluation:
         found = dict(zip(names, zip(sums[::2], sums[1::2], strict=True), strict=True))
         # A loss over nothing is 0, as in training; a similarity of nothing is none.
         return {name: total / max(1.0, count) for name, (total, count) in found.items() if count > 0 or "loss" in name}
-
-
-# --- attention inside sequences ---
-
-
-def attention_inside(model: PreTrainedModel, sequence_ids: torch.Tensor) -> Any:
-    """
-    The `attention_mask` by which tokens of a packed batch see those of their own sequence only.
-
-    Args:
-        model: whose attention implementation decides what a mask is. One with sliding windows (ModernBERT) gets a mask
-            for each kind of its layers.
-        sequence_ids (`torch.LongTensor` of shape `(rows, length)`): the sequence of each token, -1 for padding.
-
-    Raises:
-        InputError: the model runs flash attention, which takes no such mask.
-    """
-    if "flash" in model.config._attn_implementation:
-        raise InputError(
-            "attention inside sequences is not for flash attention here; set attn_implementation to sdpa, or let it "
-            "go over the whole row"
-        )
-    options = {
-        "config": model.config,
-        # Only shape, dtype and device of the embeddings are looked at.
-        "inputs_embeds": torch.empty((), dtype=model.dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
-        "attention_mask": None,
-        "and_mask_function": lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
-    }
-    mask = create_bidirectional_mask(**options)
-    if "sliding_attention" not in (getattr(model.config, "layer_types", None) or ()):
-        return mask
-    return {"full_attention": mask, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
-
-
-def _check_attention_inside(model: PreTrainedModel) -> None:
-    """Refuse a model that takes no such mask, or whose tokens see other sequences in another way (a convolution)."""
-    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]], device=model.device) % model.config.vocab_size
-    sequence_ids = torch.tensor([[0, 0, 1, 1]] * 2, device=model.device)
-    position_ids = torch.tensor([[0, 1, 0, 1]] * 2, device=model.device) + _first_position(model)
-    mask = attention_inside(model, sequence_ids)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            one, other = model(input_ids=ids, position_ids=position_ids, attention_mask=mask).logits[:, :2]
-        keeps_inside = torch.allclose(one, other, rtol=1e-4, atol=1e-5)
-    except (RuntimeError, TypeError, ValueError):
-        keeps_inside = False
-    finally:
-        model.train(was_training)
-    if not keeps_inside:
-        raise InputError(
-            f"{type(model).__name__} cannot keep attention inside sequences that share a row; let it go over the "
-            "whole row"
-        )
-
-
-def _first_position(model: PreTrainedModel) -> int:
-    """The position of a sequence's first token: 0, but RoBERTa and its kin count from behind the padding index."""
-    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(embedding, "padding_idx", None)
-    return 0 if padding is None else padding + 1

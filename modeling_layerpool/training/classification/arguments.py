@@ -1,0 +1,169 @@
+"""The arguments of `run_classification.py`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers.trainer_utils import SaveStrategy
+
+from ...common.command_line import Range, check_arguments, check_used
+from ...common.errors import InputError
+from ..base import RunArguments
+from ..model_arguments import ModelArguments
+
+
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+# GLUE by name, and the metric that a checkpoint of each task is chosen by.
+GLUE = {
+    "cola": "matthews",
+    "mnli": "accuracy",
+    "mrpc": "f1",
+    "qnli": "accuracy",
+    "qqp": "f1",
+    "rte": "accuracy",
+    "sst2": "accuracy",
+    "stsb": "spearman",
+    "wnli": "accuracy",
+}
+
+
+GLUE_DATASET = "nyu-mll/glue"
+# The columns of the texts, by their names: the first of these that a file has all of.
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("sentence", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text", "text_pair"),
+    ("sentence",),
+    ("text",),
+)
+
+
+@dataclass
+class ClassificationModelArguments(ModelArguments):
+    """[`ModelArguments`], and what becomes of a classifier that the checkpoint has."""
+
+    ignore_mismatched_sizes: bool = field(
+        default=False,
+        metadata={"help": "Start a new classifier where that of the checkpoint has other classes than the data."},
+    )
+
+
+@dataclass
+class ClassificationDataArguments:
+    """Which rows to train on, choose by and predict, and what their columns mean."""
+
+    RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
+
+    task_name: str | None = field(
+        default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, in place of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(default=None, metadata={"help": "jsonl, csv or tsv, also .gz."})
+    validation_file: str | None = field(
+        default=None, metadata={"help": "What to evaluate on, and to choose the checkpoint by; like --train_file."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "What to predict; like --train_file, with or without labels."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split of a dataset on the Hub. Default: validation; of mnli _matched."}
+    )
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split of a dataset on the Hub. Default: test; of mnli test_matched."}
+    )
+    text_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns of the text, or of the two texts. Default: " + ", ".join(map(" and ".join, TEXT_COLUMNS))
+        },
+    )
+    label_column: str | None = field(
+        default=None, metadata={"help": "Default: label, labels or score; for a regression score, label or labels."}
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Default: regression for a column score or labels with decimals, multi-label for lists, else one "
+            "class a row.",
+            "choices": PROBLEM_TYPES,
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})
+
+    def __post_init__(self):
+        check_arguments(self)
+        check_used(self, {"dataset_config_name": self.dataset_name is not None}, "without dataset_name")
+        of_hub = dict.fromkeys(("train_split", "validation_split", "test_split"), self.hub_name is not None)
+        check_used(self, of_hub, "without task_name or dataset_name")
+        if self.text_columns is not None and len(self.text_columns) > 2:
+            raise InputError(f"--text_columns {' '.join(self.text_columns)}: a row has one text or two")
+
+    @property
+    def hub_name(self) -> str | None:
+        """The dataset on the Hub, if the rows come from there."""
+        return GLUE_DATASET if self.task_name is not None else self.dataset_name
+
+    @property
+    def hub_parts(self) -> dict[str, str]:
+        """Of data on the Hub: the configuration, if any, under `config`, and the split of each part of the data."""
+        if self.hub_name is None:
+            return {}
+        config = self.task_name or self.dataset_config_name
+        end = "_matched" if self.task_name == "mnli" else ""
+        return ({} if config is None else {"config": config}) | {
+            "train": self.train_split,
+            "validation": self.validation_split or f"validation{end}",
+            "test": self.test_split or f"test{end}",
+        }
+
+
+@dataclass
+class ClassificationTrainingArguments(RunArguments):
+    """[`RunArguments`] with the defaults of fine-tuning: measured and saved after every epoch."""
+
+    RANGES: ClassVar = {
+        "max_seq_length": Range(at_least=3),  # a text needs room between its special tokens
+        "early_stopping_patience": Range(at_least=1),
+    }
+
+    max_seq_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens at which a row is cut (of two texts the longer one), special tokens included; saved with "
+            "the tokenizer. Default: the tokenizer's model_max_length, at most the encoder's positions."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations in a row without a better one."}
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "How rows are put in batches: 'group_by_length' (of similar length, which saves padding), "
+            "'random' or 'sequential'.",
+            "choices": ["group_by_length", "random", "sequential"],
+        },
+    )
+    save_strategy: SaveStrategy | str = field(
+        default="epoch", metadata={"help": "When to save, and to measure: 'epoch', 'steps' or 'no'."}
+    )
+    # Without it a resumed run would count the evaluations without a better one from the start.
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Go on counting for --early_stopping_patience when a run is resumed."}
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        known = ("group_by_length", "random", "sequential")
+        if self.train_sampling_strategy not in known:
+            raise InputError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} does not work here; use one of "
+                f"{', '.join(known)}"
+            )
+        super().__post_init__()

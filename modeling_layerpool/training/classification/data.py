@@ -1,0 +1,149 @@
+"""The rows of a data set to classify, as files and the Hub have them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from datasets import ClassLabel, Features, List
+
+from ...common.errors import InputError
+from ...common.rows import check_text, read_rows
+from ..data import load_hub
+from .arguments import TEXT_COLUMNS, ClassificationDataArguments
+
+
+@dataclass
+class LabelledTexts:
+    """
+    One part of the data, as its rows have it.
+
+    Args:
+        source: file, or dataset and split, with which errors begin.
+        row_word: what `row_numbers` counts: `"line"` of a file, or `"row"`.
+        row_numbers: where each row is from.
+        text_columns: the one or two columns that the texts are from.
+        texts: the texts of each column, each as many as there are rows.
+        label_column: the column of the labels, or None if there is none.
+        labels: the label of each row as it stands there, or None if no row has one.
+        is_csv: whether all values are texts, as a csv file knows no numbers.
+        class_names: the names of the classes in the order of their numbers, where the dataset says so.
+    """
+
+    source: str
+    row_word: str
+    row_numbers: list[int]
+    text_columns: tuple[str, ...]
+    texts: tuple[list[str], ...]
+    label_column: str | None
+    labels: list[Any] | None
+    is_csv: bool = False
+    class_names: tuple[str, ...] | None = None
+
+    def where(self, index: int) -> str:
+        return f"{self.source}, {self.row_word} {self.row_numbers[index]}"
+
+
+def read_part(
+    data: ClassificationDataArguments, part: str, problem_type: str | None = None, limit: int | None = None
+) -> LabelledTexts:
+    """
+    Read the rows of one part of the data.
+
+    Args:
+        part: `"train"`, `"validation"` or `"test"`. Only the rows of `"test"` may all be without labels.
+        problem_type: one of `PROBLEM_TYPES` if it is known, which decides the column of the labels.
+        limit: read so many rows only.
+
+    Raises:
+        InputError: the data cannot be reached or read, is empty, has no columns of that meaning, or a row lacks a text
+            or a label; with file and line.
+    """
+    path = getattr(data, f"{part}_file")
+    class_names = None
+    if data.hub_name is None:
+        source, row_word, rows = path, "line", read_rows(path)
+    else:
+        config, split = data.hub_parts.get("config"), data.hub_parts[part]
+        dataset = load_hub(data.hub_name, config, split)
+        name = data.hub_name if config is None else f"{data.hub_name} ({config})"
+        source, row_word, rows = f"{name}, split {split}", "row", enumerate(dataset)
+    rows = list(islice(rows, limit))
+    if not rows:
+        raise InputError(f"{source}: there are no rows" if data.hub_name else f"{source}: the file is empty")
+    first = rows[0][1]
+    begin = f"{source}, {row_word} {rows[0][0]}"
+    text_columns = _find_text_columns(first, data.text_columns, begin)
+    candidates = ("label", "labels") if problem_type == "single_label_classification" else ("label", "labels", "score")
+    if problem_type == "regression":
+        candidates = ("score", "label", "labels")
+    if data.label_column is not None:
+        candidates = (data.label_column,)
+    label_column = next((column for column in candidates if column in first), None)
+    if label_column is None and part != "test":
+        raise InputError(
+            f"{begin}: no column {' or '.join(map(repr, candidates))} (columns here: {', '.join(first)}); add it, or "
+            "name another one with --label_column"
+        )
+    # A dataset on the Hub is as it is, and GLUE has rows with an empty text; in a file it is a mistake to mend.
+    check = check_text if data.hub_name is None else _check_hub_text
+    texts = tuple(
+        [check(row.get(column), f"{source}, {row_word} {number}", column) for number, row in rows]
+        for column in text_columns
+    )
+    labels = None
+    if label_column is not None:
+        labels = [row.get(label_column) for _, row in rows]
+        if data.hub_name is not None:
+            labels, class_names = _named_labels(labels, dataset.features, label_column)
+            if data.task_name is not None and part == "test":
+                labels = None  # GLUE keeps them to itself; what stands there means nothing
+    result = LabelledTexts(
+        source,
+        row_word,
+        [number for number, _ in rows],
+        text_columns,
+        texts,
+        label_column,
+        labels,
+        is_csv=path is not None and data.hub_name is None and bool(re.search(r"\.[ct]sv(\.gz)?$", path.lower())),
+        class_names=class_names,
+    )
+    if labels is not None:
+        without = [index for index, label in enumerate(labels) if label is None or not str(label).strip()]
+        if part == "test" and len(without) == len(labels):
+            result.labels = None
+        elif without:
+            raise InputError(
+                f"{result.where(without[0])}: the column {label_column!r} is missing, null or empty; give every row "
+                "its label, or take the row out"
+            )
+    return result
+
+
+def _find_text_columns(row: Mapping[str, Any], named: Sequence[str] | None, where: str) -> tuple[str, ...]:
+    known = TEXT_COLUMNS if named is None else (tuple(named),)
+    found = next((columns for columns in known if all(column in row for column in columns)), None)
+    if found is None:
+        expected = " or ".join(" and ".join(map(repr, columns)) for columns in known)
+        hint = "" if named else "; rename them, or name yours with --text_columns"
+        raise InputError(f"{where}: no columns {expected} (columns here: {', '.join(row)}){hint}")
+    return found
+
+
+def _check_hub_text(value: Any, where: str, column: str) -> str:
+    return value if value == "" else check_text(value, where, column)
+
+
+def _named_labels(labels: list[Any], features: Features, column: str) -> tuple[list[Any], tuple[str, ...] | None]:
+    """Class numbers by their names, where the dataset has names for them; -1 is no label."""
+    feature = features[column]
+    is_list = isinstance(feature, List)
+    inner = feature.feature if is_list else feature
+    if not isinstance(inner, ClassLabel):
+        return labels, None
+    names = inner.names
+    if is_list:
+        return [None if row is None else [names[number] for number in row] for row in labels], tuple(names)
+    return [None if number in (None, -1) else names[number] for number in labels], tuple(names)

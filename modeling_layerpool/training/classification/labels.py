@@ -1,0 +1,190 @@
+"""Labels: from rows to what the loss takes, and from predictions back to names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common.errors import InputError
+from ...common.rows import check_number, check_unicode, shown
+from .data import LabelledTexts
+
+
+# What is measured, the headline first; f1 is there for two classes only.
+METRIC_NAMES = {
+    "single_label_classification": ("accuracy", "f1", "macro_f1", "matthews", "loss"),
+    "multi_label_classification": ("micro_f1", "macro_f1", "accuracy", "loss"),
+    "regression": ("spearman", "pearson", "loss"),
+}
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# How a csv file spells a number that is none.
+UNDEFINED = ("nan", "inf", "-inf", "+inf", "infinity", "-infinity")
+MOST_CLASSES_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Labels:
+    """
+    What a classifier says of a row.
+
+    Args:
+        problem_type: one of `PROBLEM_TYPES`, as in the library's configuration.
+        names: the names of the classes, in the order of their numbers; of a regression the one name of its number.
+    """
+
+    problem_type: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def from_rows(cls, part: LabelledTexts, problem_type: str | None = None) -> "Labels":
+        """
+        The labels of training rows: class names sorted, whole numbers among them by value; or those of the dataset.
+
+        Raises:
+            InputError: a label is of another kind than the others, or all rows have the same one.
+        """
+        problem_type = problem_type or _find_problem_type(part)
+        if problem_type == "regression":
+            return cls(problem_type, (part.label_column,))
+        several = problem_type == "multi_label_classification"
+        said = {name for index in range(len(part.labels)) for name in _names_of(part, index, several)}
+        if not several and len(said) == 1:
+            raise InputError(
+                f"{part.source}: the column {part.label_column!r} says {said.pop()!r} in every row; at least two "
+                "classes are needed"
+            )
+        if not said:
+            raise InputError(f"{part.source}: the column {part.label_column!r} names no class in any row")
+        if part.class_names is not None:
+            return cls(problem_type, part.class_names)
+        are_numbers = all(WHOLE_NUMBER.fullmatch(name) for name in said)
+        return cls(problem_type, tuple(sorted(said, key=lambda name: (int(name) if are_numbers else 0, name))))
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Labels":
+        """The labels of a saved classifier, from its configuration as a dictionary."""
+        id2label = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
+        names = tuple(id2label[key] for key in sorted(id2label, key=int))
+        default = "regression" if len(names) == 1 else "single_label_classification"
+        return cls(config.get("problem_type") or default, names)
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of the configuration that say the same."""
+        return {
+            "problem_type": self.problem_type,
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: number for number, name in enumerate(self.names)},
+        }
+
+    def encode(self, part: LabelledTexts, whose: str, fix: str) -> list[Any]:
+        """
+        The labels of rows as the model's loss takes them: a number, a class number, or a 0 or 1 for each class.
+
+        Args:
+            whose: what has these classes, for the error: `"train.jsonl"`.
+            fix: what to do about a label that it has not.
+
+        Raises:
+            InputError: a label is no number, or not one of the classes; or numbers without a correlation, as they are
+                all equal. With file, line and column.
+        """
+        if self.problem_type == "regression":
+            rows = enumerate(part.labels)
+            numbers = [check_number(label, part.where(index), part.label_column) for index, label in rows]
+            if len(set(numbers)) == 1:
+                raise InputError(
+                    f"{part.source}: the column {part.label_column!r} is {numbers[0]:g} in every row, so no "
+                    "correlation is defined; at least two different numbers are needed"
+                )
+            return numbers
+        several = self.problem_type == "multi_label_classification"
+        number_of = {name: number for number, name in enumerate(self.names)}
+        encoded = []
+        for index in range(len(part.labels)):
+            said = _names_of(part, index, several)
+            unknown = next((name for name in said if name not in number_of), None)
+            if unknown is not None:
+                raise InputError(
+                    f"{part.where(index)}: the column {part.label_column!r} says {unknown!r}, which is not among the "
+                    f"classes of {whose} ({_enumerate(self.names)}); mend the row, or {fix}"
+                )
+            numbers = [number_of[name] for name in said]
+            encoded.append([float(number in numbers) for number in range(len(self.names))] if several else numbers[0])
+        return encoded
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Of logits `(n, c)`: the numbers or class numbers `(n,)`, or a 0 or 1 for each class `(n, c)`."""
+        if self.problem_type == "regression":
+            return logits.reshape(-1)
+        return (logits > 0).astype(int) if self.problem_type == "multi_label_classification" else logits.argmax(-1)
+
+    def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        """`prediction` of each row, by name, and the `scores` of all classes, of logits `(n, c)`."""
+        decided = self.decide(logits)
+        if self.problem_type == "regression":
+            return [{"prediction": float(number)} for number in decided]
+        scores = torch.from_numpy(np.asarray(logits, dtype=np.float64))
+        if self.problem_type == "multi_label_classification":
+            said = [[name for name, has in zip(self.names, row, strict=True) if has] for row in decided]
+            scores = scores.sigmoid()
+        else:
+            said = [self.names[number] for number in decided]
+            scores = scores.softmax(dim=-1)
+        return [
+            {"prediction": prediction, "scores": dict(zip(self.names, row, strict=True))}
+            for prediction, row in zip(said, scores.tolist(), strict=True)
+        ]
+
+
+def _find_problem_type(part: LabelledTexts) -> str:
+    labels = part.labels
+    if part.label_column == "score":
+        return "regression"
+    if any(isinstance(label, list) for label in labels):
+        return "multi_label_classification"
+    if part.is_csv:
+        undefined = [index for index, label in enumerate(labels) if label.strip().lower() in UNDEFINED]
+        are_numbers = all(NUMBER.fullmatch(label.strip()) for label in labels)
+        if undefined and all(
+            NUMBER.fullmatch(label.strip()) for label in labels if label.strip().lower() not in UNDEFINED
+        ):
+            check_number(labels[undefined[0]], part.where(undefined[0]), part.label_column)
+        have_decimals = not all(WHOLE_NUMBER.fullmatch(label.strip()) for label in labels)
+    else:
+        are_numbers = all(isinstance(label, (int, float)) for label in labels)
+        have_decimals = any(isinstance(label, float) for label in labels)
+    return "regression" if are_numbers and have_decimals else "single_label_classification"
+
+
+def _names_of(part: LabelledTexts, index: int, several: bool) -> list[str]:
+    """The class names that a row's label says."""
+    label = part.labels[index]
+    if several and not isinstance(label, list):
+        raise InputError(
+            f"{part.where(index)}: the column {part.label_column!r} must be a list of classes, got {shown(label)}"
+        )
+    names = []
+    for value in label if several else [label]:
+        if isinstance(value, float):
+            # NaN would become a class of its own.
+            check_number(value, part.where(index), part.label_column)
+            value = int(value) if value.is_integer() else value
+        if not isinstance(value, (str, int, float)) or value == "":
+            is_list = isinstance(label, list) and not several
+            hint = "; several classes a row need --problem_type multi_label_classification" if is_list else ""
+            raise InputError(
+                f"{part.where(index)}: the column {part.label_column!r} must be a class, as a text or a whole number, "
+                f"got {shown(value)}{hint}"
+            )
+        names.append(check_unicode(str(value).strip(), part.where(index), part.label_column))
+    return names
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MOST_CLASSES_NAMED])
+    return shown if len(names) <= MOST_CLASSES_NAMED else f"{shown} and {len(names) - MOST_CLASSES_NAMED} more"

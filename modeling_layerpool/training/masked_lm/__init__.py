@@ -1,0 +1,23 @@
+"""Masked language modelling, alone or with token-level contrast."""
+
+from .arguments import MaskedLanguageArguments, TokenContrastArguments
+from .models import load_masked_language_model, new_config, position_limit, start_model
+from .texts import load_texts, tokenize_texts
+from .token_contrast import TokenContrastTrainer, sample_token_pairs, semantic_similarity
+from .trainer import MaskedLanguageTrainer
+
+
+__all__ = [
+    "MaskedLanguageArguments",
+    "MaskedLanguageTrainer",
+    "TokenContrastArguments",
+    "TokenContrastTrainer",
+    "load_masked_language_model",
+    "load_texts",
+    "new_config",
+    "position_limit",
+    "sample_token_pairs",
+    "semantic_similarity",
+    "start_model",
+    "tokenize_texts",
+]

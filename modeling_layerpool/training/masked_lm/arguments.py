@@ -1,0 +1,256 @@
+"""The arguments of `run_mlm.py`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ...common.command_line import Range, check_arguments, check_used
+from ...common.errors import InputError
+from ..base import RunArguments
+from ..model_arguments import DTYPES
+from .blocks import BLOCK_PACKINGS
+from .tokenizer import DEFAULT_VOCAB_SIZE
+
+
+@dataclass
+class LanguageModelArguments:
+    """Which model to train: a new one of a type, or a checkpoint."""
+
+    RANGES: ClassVar = {"vocab_size": Range(at_least=1, at_most=10_000_000)}
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Go on from a checkpoint that AutoModelForMaskedLM opens: a folder or a Hub name."},
+    )
+    model_type: str | None = field(
+        default=None, metadata={"help": "Start a new model of this type, as the library names it: bert, roberta, ..."}
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of a new model: fields of its configuration, such as hidden_size=256,num_hidden_layers=4. "
+            "Default: the library's configuration of that type."
+        },
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Of a new model: its tokenizer. Default: one is trained on the training texts."},
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": f"Tokens of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, ... Default: the library's choice."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hold the weights in this type, or in the checkpoint's (auto). Default: float32 to train, which "
+            "--bf16 and --fp16 leave so; else the checkpoint's.",
+            "choices": DTYPES,
+        },
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Accept weights that are pickled, if there are no safetensors."}
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        if (self.model_name_or_path is None) == (self.model_type is None):
+            raise InputError("give either --model_name_or_path, to go on from it, or --model_type, for a new model")
+        for name in ("config_overrides", "tokenizer_name", "vocab_size"):
+            if self.model_name_or_path is not None and getattr(self, name) is not None:
+                raise InputError(f"--{name} is for a new model (--model_type); {self.model_name_or_path} has its own")
+        if self.model_type is not None and self.dtype == "auto":
+            raise InputError("--dtype auto is that of a checkpoint; a new model (--model_type) has none yet")
+        if self.vocab_size is not None and self.tokenizer_name is not None:
+            raise InputError(
+                "--vocab_size is for a tokenizer that is trained; --tokenizer_name has its own vocabulary"
+            )
+        check_used(self, {"revision": self.model_name_or_path is not None}, "without model_name_or_path")
+
+
+@dataclass
+class LanguageDataArguments:
+    """Which texts to train on, and what to measure on."""
+
+    RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
+
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "One or more files: txt, one text a line, or jsonl, csv, tsv with a column text; also .gz."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A dataset on the Hub with a column text, in place of files."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    streaming: bool = field(default=False, metadata={"help": "Read the texts as needed; needs --max_steps."})
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Texts among which a stream is shuffled."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first texts only."})
+    validation_file: list[str] | None = field(
+        default=None,
+        metadata={"help": "Texts, like --train_file: loss, perplexity and accuracy on masks that stay the same."},
+    )
+    probe_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows with sentence1, sentence2, score: how well the encoder's mean-pooled last layer tells "
+            "similar sentences, as it is, at each evaluation."
+        },
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        if self.train_file is not None and self.dataset_name is not None:
+            raise InputError("give the training texts as either --train_file or --dataset_name")
+        if self.streaming and self.max_train_samples is not None:
+            raise InputError("--max_train_samples does nothing with --streaming; use --max_steps")
+        check_used(self, {"shuffle_buffer_size": self.streaming}, "without streaming")
+        of_hub = dict.fromkeys(("dataset_config_name", "dataset_split"), self.dataset_name is not None)
+        check_used(self, of_hub, "without dataset_name")
+
+    @property
+    def has_train_data(self) -> bool:
+        return self.train_file is not None or self.dataset_name is not None
+
+    @property
+    def evaluation_files(self) -> list[str]:
+        """All that is measured on."""
+        return [*(self.validation_file or []), *([self.probe_file] if self.probe_file else [])]
+
+    @property
+    def hub_parts(self) -> dict[str, str]:
+        """Of texts on the Hub: the configuration, if any, under `config`, and the split under `train`."""
+        if self.dataset_name is None:
+            return {}
+        config = self.dataset_config_name
+        return ({} if config is None else {"config": config}) | {"train": self.dataset_split}
+
+
+@dataclass
+class TokenContrastArguments(RunArguments):
+    r"""
+    [`RunArguments`] and the options of TACO.
+
+    Gradient accumulation adds up gradients of separate batches: it does not add sequences to draw negatives from.
+    """
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("token_contrast_weight", "token_temperature"), Range(above=0)),
+        "token_window": Range(at_least=2),  # a positive needs a position
+        "token_negatives": Range(at_least=1, at_most=65_536),
+    }
+    WITHOUT_EFFECT: ClassVar = ("do_predict", "eval_accumulation_steps")
+
+    objective: str = field(
+        default="taco",
+        metadata={
+            "help": "'taco': masked language modelling with token-level contrast beside it; 'mlm': without.",
+            "choices": ["mlm", "taco"],
+        },
+    )
+    token_contrast_weight: float = field(
+        default=1.0, metadata={"help": "Factor of the token contrast, which is added to the masked-LM loss."}
+    )
+    token_temperature: float = field(
+        default=0.07, metadata={"help": "What the token contrast divides cosines by; above 0."}
+    )
+    token_window: int = field(
+        default=5,
+        metadata={"help": "Width of the window around a token in which its positive is; 5 means up to 2 places away."},
+    )
+    token_negatives: int = field(
+        default=50, metadata={"help": "Negatives of each token, drawn from the other sequences of the batch."}
+    )
+    token_anchors: str = field(
+        default="all",
+        metadata={
+            "help": "Which tokens are contrasted: all, masked (those to be predicted) or unmasked.",
+            "choices": ["all", "masked", "unmasked"],
+        },
+    )
+    subtracted_state: str = field(
+        default="embeddings",
+        metadata={
+            "help": "What is taken from the last hidden state: 'embeddings' (the embedding output), 'none', or the "
+            "number of a hidden state, 0 the embedding output; negative from the end."
+        },
+    )
+    measure_similarity: bool = field(
+        default=False,
+        metadata={
+            "help": "At each evaluation also measure the token contrast, under objective mlm too, and how alike the "
+            "tokens of one sequence are, and those of different ones: eval_similarity_within and _between."
+        },
+    )
+    # The data is laid out by a collator, which knows better than the model's signature.
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator needs every column."}
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        for name, choices in (("objective", ("mlm", "taco")), ("token_anchors", ("all", "masked", "unmasked"))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
+        if self.objective == "mlm" and not self.measure_similarity:
+            of_contrast = [name for name in type(self).__dataclass_fields__ if name.startswith("token_")]
+            check_used(self, dict.fromkeys((*of_contrast, "subtracted_state"), False), "under objective mlm")
+        if self.train_sampling_strategy == "group_by_length":
+            raise InputError(
+                "train_sampling_strategy=group_by_length does nothing here: blocks are full; leave it out"
+            )
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns must stay off: the collator needs every column")
+        self.subtracted_index  # noqa: B018, raises if it is none
+        super().__post_init__()
+
+    @property
+    def subtracted_index(self) -> int | None:
+        """The number of the hidden state that is subtracted, or None."""
+        if self.subtracted_state in ("embeddings", "none"):
+            return 0 if self.subtracted_state == "embeddings" else None
+        try:
+            return int(self.subtracted_state)
+        except ValueError:
+            raise InputError(
+                f"subtracted_state={self.subtracted_state!r} must be embeddings, none or the number of a hidden state"
+            ) from None
+
+
+@dataclass
+class MaskedLanguageArguments(TokenContrastArguments):
+    """[`TokenContrastArguments`], and how texts are laid into blocks and masked."""
+
+    RANGES: ClassVar = {
+        "max_seq_length": Range(at_least=3, at_most=1_000_000),  # a text needs room between its special tokens
+        "mlm_probability": Range(above=0, below=1),
+    }
+
+    max_seq_length: int = field(
+        default=256, metadata={"help": "Tokens in a block, special tokens included: at most the model's positions."}
+    )
+    block_packing: str = field(
+        default="pack",
+        metadata={
+            "help": "How texts are laid into blocks: 'pack' (each whole in one block, where it fits; longer ones are "
+            "cut) or 'concatenate' (one behind the other, cut wherever a block is full).",
+            "choices": BLOCK_PACKINGS,
+        },
+    )
+    attend_within_documents: bool = field(
+        default=False,
+        metadata={"help": "Attend to the own text only, with positions that restart. Default: to the whole block."},
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are masked."})
+    plot_curves: bool = field(
+        default=False, metadata={"help": "Write curves.png at the end, with matplotlib (the extra 'plots')."}
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        if self.block_packing not in BLOCK_PACKINGS:
+            raise InputError(f"block_packing={self.block_packing!r} is unknown; use {' or '.join(BLOCK_PACKINGS)}")
+        super().__post_init__()

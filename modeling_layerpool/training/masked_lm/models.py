@@ -1,0 +1,163 @@
+"""Masked language models: new ones, and those of a checkpoint."""
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...common.checkpoints import (
+    check_sizes,
+    check_vocabulary,
+    check_weights,
+    load_tokenizer,
+    loading_errors,
+    read_config,
+)
+from ...common.errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+
+def position_limit(model: PreTrainedModel) -> float:
+    """How many tokens a model has positions for."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            # RoBERTa and its kin count from behind the padding index.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", math.inf)
+
+
+def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfig:
+    """
+    The library's configuration of a new masked language model.
+
+    Args:
+        model_type: as the library names it: `bert`, `roberta`, `modernbert`, ...
+        overrides: fields and values, as in `hidden_size=256,num_hidden_layers=4`.
+
+    Raises:
+        InputError: there is no such model, field or value, or the values do not go together.
+    """
+    known = {config.model_type for config in MODEL_FOR_MASKED_LM_MAPPING}
+    if model_type not in known:
+        raise InputError(f"--model_type {model_type}: is unknown; use one of {', '.join(sorted(known))}")
+    config = AutoConfig.for_model(model_type)
+    values = {}
+    for override in overrides.split(",") if overrides else ():
+        name, equals, _ = override.partition("=")
+        if not equals:
+            raise InputError(f"--config_overrides {overrides}: {override!r} must read name=value")
+        if not hasattr(config, name) or callable(getattr(config, name)):
+            raise InputError(f"--config_overrides {overrides}: {model_type} has no field {name!r}")
+        try:
+            config.update_from_string(override)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"--config_overrides {overrides}: {override} does not fit ({error})") from error
+        values[name] = getattr(config, name)
+    with loading_errors(f"--config_overrides {overrides}", "makes no configuration"):
+        # Made anew, as some fields follow from others: ModernBERT's kinds of layers from their number.
+        return AutoConfig.for_model(model_type, **values)
+
+
+def start_model(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """
+    A new model, whose vocabulary and special tokens are the tokenizer's.
+
+    Args:
+        config: of the model; it is changed in place.
+        tokenizer: of the texts.
+        attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
+        dtype: of the weights. Default: `torch.float32`.
+
+    Raises:
+        InputError: no model can be made of the configuration.
+    """
+    config.vocab_size = len(tokenizer)
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
+        if hasattr(config, f"{name}_token_id"):
+            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with loading_errors(f"--model_type {config.model_type}", "no model can be made of this"):
+        model = AutoModelForMaskedLM.from_config(config, dtype=dtype, **attention)
+    _check_encoder(model, f"--model_type {config.model_type}")
+    return model
+
+
+def load_masked_language_model(
+    name: str,
+    *,
+    revision: str = "main",
+    allow_pickle: bool = False,
+    attn_implementation: str | None = None,
+    dtype: str | torch.dtype = torch.float32,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Open a checkpoint that `AutoModelForMaskedLM` opens, with its tokenizer, for training. A head that it lacks starts
+    anew.
+
+    Args:
+        name: a folder, or a name on the Hub.
+        revision: branch, tag or commit on the Hub. Default: `"main"`.
+        allow_pickle: accept weights that are pickled, if there are no safetensors. Default: False.
+        attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
+        dtype: of the weights, or `"auto"` for that of the file, as in transformers. Default: `torch.float32`, as
+            weights in half precision lose small updates; mixed precision in training is autocast's.
+
+    Raises:
+        InputError: there is no such checkpoint, it is broken, it has no weights or tokenizer, its weights are pickled
+            or not those of the encoder, or transformers has no masked language model of its type.
+    """
+    config = read_config(name, revision)
+    classes = {known.model_type: known for known in MODEL_FOR_MASKED_LM_MAPPING}
+    model_type = config.get("model_type")
+    if model_type not in classes:
+        raise InputError(f"{name}: there is no masked language model of type {model_type!r}")
+    check_sizes(name, config, classes[model_type])
+    if Path(name).is_dir():
+        check_weights(Path(name), allow_pickle=allow_pickle)
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with loading_errors(name):
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            name,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            dtype=dtype,
+            **attention,
+        )
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    of_encoder = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
+    if of_encoder:
+        raise InputError(
+            f"{name}: the weights are not those of the encoder that config.json describes: {len(of_encoder)} tensors "
+            f"are missing or of another shape ({of_encoder[0]} for one)"
+        )
+    if absent:
+        logger.warning(
+            f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
+        )
+    tokenizer = load_tokenizer(name, revision)
+    check_vocabulary(name, model, tokenizer)
+    _check_encoder(model, name)
+    return model, tokenizer
+
+
+def _check_encoder(model: PreTrainedModel, name: str) -> None:
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{name}: is no encoder but an encoder with a decoder")

@@ -73,7 +73,7 @@ def parse_arguments() -> tuple[
     if (data.task_name is not None) + (data.dataset_name is not None) + bool(files) != 1:
         raise InputError("give the data as one of --task_name, --dataset_name, or files (--train_file ...)")
     from_hub = data.hub_name is not None
-    # The library takes --eval_strategy for --do_eval.
+    # transformers takes --eval_strategy for --do_eval.
     is_told = training.do_train or training.do_predict or (training.do_eval and training.eval_strategy == "no")
     training.do_train = training.do_train or (not is_told and (from_hub or data.train_file is not None))
     training.do_eval = training.do_eval or data.validation_file is not None or (from_hub and not is_told)

@@ -49,7 +49,7 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
         ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__
     )
     _, lora, data, training = arguments
-    if not training.do_eval or training.eval_strategy != "no":  # the library takes --eval_strategy for --do_eval
+    if not training.do_eval or training.eval_strategy != "no":  # transformers takes --eval_strategy for --do_eval
         training.do_train = training.do_train or data.train_file is not None or data.dataset_name is not None
     training.do_eval = training.do_eval or data.validation_file is not None
     if not (training.do_train or training.do_eval):
@@ -63,7 +63,7 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
     if lora.use_lora and not training.do_train:
         raise InputError("--use_lora does nothing without training")
     if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
-        # What the library pushes earlier is the adapter, which would lie in the same folder as the merged model.
+        # What transformers pushes earlier is the adapter, which would lie in the same folder as the merged model.
         raise InputError("--use_lora pushes to the Hub at the end only; give --hub_strategy end")
     evaluate_when_saving(training)
     return arguments

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Pre-train an encoder with masked language modelling, or with TACO: token-level contrast beside it.
+Pre-train an encoder with masked language modelling, or with TACO, which adds token-level contrast.
 
     python run_mlm.py --model_type bert --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
         --train_file texts.txt.gz --validation_file held-out.txt --probe_file sts-dev.jsonl --output_dir runs/mine
@@ -80,7 +80,7 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
         LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments, description=__doc__
     )
     model, data, training = arguments
-    if not training.do_eval or training.eval_strategy != "no":  # the library takes --eval_strategy for --do_eval
+    if not training.do_eval or training.eval_strategy != "no":  # transformers takes --eval_strategy for --do_eval
         training.do_train = training.do_train or data.has_train_data
     training.do_eval = training.do_eval or bool(data.evaluation_files)
     if not (training.do_train or training.do_eval):

@@ -3,7 +3,7 @@ What reading all layers costs: forward passes and training passes by length of t
 
     python benchmarks/forward.py
 
-The encoder alone (the library's BertModel), the same encoder with `mean`, and with `layer_attention`;
+The encoder alone (transformers' BertModel), the same encoder with `mean`, and with `layer_attention`;
 all-MiniLM-L6-v2, random tokens, as many sentences of one length as make --tokens, float32, the ways taking turns. Also
 the peak memory of inference, each way in a process of its own. Figures and their machine: docs/performance.md.
 """

@@ -1,5 +1,5 @@
 """
-What token contrast costs beside masked language modelling: its share of a training step, and its peak memory.
+What token contrast costs in addition to masked language modelling: its share of a training step, and its peak memory.
 
     python benchmarks/token_contrast.py step
     python benchmarks/token_contrast.py memory

@@ -206,7 +206,7 @@ def build(folder: Path, path: Path, name: str | None) -> str:
 
 
 def write_index(index: Index, path: Path) -> None:
-    """Write beside the place and move there: whatever happens, the old file or the new one is whole."""
+    """Write next to the final path and move there: whatever happens, the old file or the new one is whole."""
     contents = {name: value for name, value in vars(index).items() if name != "vectors"}
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -80,7 +80,7 @@ JSON_FILES = (
     "added_tokens.json",
     "model.safetensors.index.json",
 )
-# What stands on the encoder: how the names of its tensors begin.
+# Prefixes of the tensors of pooler and classifier, which sit on the encoder.
 HEADS = ("classifier.", "pooler.")
 
 

@@ -186,7 +186,7 @@ def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarra
 class _InMemoryMetric(evaluate.Metric):
     """A metric that keeps its inputs in memory, so that threads and processes cannot meet in one cache file.
 
-    `keep_in_memory=False` restores the library's default, which its distributed mode (`num_process`) needs.
+    `keep_in_memory=False` restores the default of evaluate, which its distributed mode (`num_process`) needs.
     """
 
     def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs: Any):

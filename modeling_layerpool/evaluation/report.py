@@ -89,8 +89,8 @@ def results_folder(output_dir: str | Path) -> Iterator[Path]:
 def write_results(results: Mapping[str, Any], output_dir: str | Path) -> Path:
     """Write `results` to `output_dir/evaluation.json` in one step, and return its path.
 
-    The file is complete or untouched: it is written beside its place and moved there. The folder is created. A nan
-    (a score that is not defined) becomes null, since JSON has no nan.
+    The file is complete or untouched: it is written next to its final path and moved there. The folder is created. A
+    nan (a score that is not defined) becomes null, since JSON has no nan.
     """
     text = json.dumps(_null_for_nan(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with results_folder(output_dir) as folder:

@@ -70,7 +70,7 @@ def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | Sen
     repository = STS_DATASETS[name]
     try:
         rows = datasets.load_dataset(repository, split="test")
-    except Exception as error:  # the library raises a dozen types for "not there" and "no network"
+    except Exception as error:  # datasets raises a dozen types for "not there" and "no network"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"--sts {name}: {repository} could not be loaded from the Hub ({reason}); give a local file as {name}=FILE"

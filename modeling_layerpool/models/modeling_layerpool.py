@@ -113,7 +113,7 @@ class LayerPoolMixin:
         for index in self.pooler.states:
             states[index].register_forward_hook(partial(_read_state, index))
         if depth < len(layers):
-            # Checkpoints may hold the layers above, which nobody misses.
+            # Checkpoints may hold layers above these; unused upper layers are not reported.
             above = "|".join(str(index) for index in range(depth, len(layers)))
             self._keys_to_ignore_on_load_unexpected = [
                 *(self._keys_to_ignore_on_load_unexpected or []),
@@ -122,7 +122,7 @@ class LayerPoolMixin:
         return layers[:depth]
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As in the library. Raises a `ValueError` on releases of transformers whose checkpoints enclose our hooks."""
+        """As in transformers. Raises a `ValueError` on its releases whose checkpoints enclose our hooks."""
         if "__call__" in vars(GradientCheckpointingLayer):
             # There a hidden state would be read inside the checkpoint, and the gradient through it be lost or doubled.
             raise ValueError(
@@ -132,7 +132,7 @@ class LayerPoolMixin:
         super().gradient_checkpointing_enable(*args, **kwargs)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # In code that is not its own the library passes over modules that have no parameters but their children's,
+        # In code that is not its own transformers passes over modules that have no parameters but their children's,
         # such as poolers, lest loaded weights be overwritten. What is below leaves those alone by itself.
         super()._initialize_weights(module)
 
@@ -337,7 +337,7 @@ class PositionsBehindPaddingMixin:
         padding = self.padding_position
         if input_ids is None:
             return super().packed_positions(input_ids, sequence_ids, sequence_starts) + padding + 1
-        # A padding token that stands in a text is not counted: so the library has it in padded input.
+        # A padding token that stands in a text is not counted: so transformers has it in padded input.
         counted = (input_ids != padding) & (sequence_ids >= 0)
         count = counted.flatten().cumsum(dim=0)
         before = count[sequence_starts] - counted.flatten()[sequence_starts].long()
@@ -496,8 +496,8 @@ class LayerPoolEmbeddingMixin:
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save as usual, and beside it the two small files with which sentence-transformers opens the folder."""
-        # The library would upload before they are there; `push_to_hub` comes back here, and uploads what is saved.
+        """Save as usual, and add the two small files with which sentence-transformers opens the folder."""
+        # transformers would upload before they are there; `push_to_hub` comes back here, and uploads what is saved.
         names = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
         hub = {name: kwargs.pop(name) for name in names if push_to_hub and name in kwargs}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
@@ -543,7 +543,7 @@ class LayerPoolClassificationMixin:
 
         Args:
             labels (`torch.Tensor` of shape `(b,)` or `(b, c)`, packed `(s,)` or `(s, c)`, *optional*):
-                One label for each sentence. What they mean says `config.problem_type`, as in the library:
+                One label for each sentence. What they mean says `config.problem_type`, as in transformers:
                 `"regression"` (numbers, squared error), `"single_label_classification"` (a class index, cross-entropy)
                 or `"multi_label_classification"` (a 0 or 1 for each class, binary cross-entropy). By default the first
                 for a single label, the second for integers, else the third.
@@ -569,7 +569,7 @@ class LayerPoolClassificationMixin:
 
 _ENCODE_WINDOW = 16384
 
-# What sentence-transformers sends beside one flat row of tokens; only the first of them says anything new.
+# Arguments that sentence-transformers sends with one flat row of tokens; only the first of them says anything new.
 _FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 _SENTENCE_TRANSFORMERS_FILES = {

@@ -40,7 +40,7 @@ class LayerPoolBertModel(LayerPoolEmbeddingMixin, LayerPoolBertPreTrainedModel):
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolBertConfig`] can be given beside the checkpoint's name.
+    of [`LayerPoolBertConfig`] can be given after the checkpoint's name.
     """
 
 
@@ -55,7 +55,7 @@ class LayerPoolBertForSequenceClassification(LayerPoolClassificationMixin, Layer
     >>> model = LayerPoolBertForSequenceClassification.from_pretrained("google-bert/bert-base-uncased", num_labels=3)
     ```
 
-    Opened like [`LayerPoolBertModel`]. As in the library, `classifier` is loaded from a checkpoint that has one, and
+    Opened like [`LayerPoolBertModel`]. As in transformers, `classifier` is loaded from a checkpoint that has one, and
     `ignore_mismatched_sizes=True` starts it afresh where the number of labels differs. That of a plain BERT classifier
     reads another vector: train it before use.
     """

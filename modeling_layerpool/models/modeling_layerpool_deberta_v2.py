@@ -58,7 +58,7 @@ class LayerPoolDebertaV2Model(LayerPoolEmbeddingMixin, LayerPoolDebertaV2PreTrai
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolDebertaV2Config`] can be given beside the checkpoint's name.
+    of [`LayerPoolDebertaV2Config`] can be given after the checkpoint's name.
     """
 
 

@@ -43,7 +43,7 @@ class LayerPoolDistilBertModel(LayerPoolEmbeddingMixin, LayerPoolDistilBertPreTr
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolDistilBertConfig`] can be given beside the checkpoint's name.
+    of [`LayerPoolDistilBertConfig`] can be given after the checkpoint's name.
     """
 
 

@@ -44,7 +44,7 @@ class LayerPoolElectraModel(LayerPoolEmbeddingMixin, LayerPoolElectraPreTrainedM
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolElectraConfig`] can be given beside the checkpoint's name.
+    of [`LayerPoolElectraConfig`] can be given after the checkpoint's name.
     """
 
 

@@ -55,7 +55,7 @@ class LayerPoolModernBertModel(LayerPoolEmbeddingMixin, LayerPoolModernBertPreTr
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolModernBertConfig`] can be given beside the checkpoint's name.
+    of [`LayerPoolModernBertConfig`] can be given after the checkpoint's name.
     """
 
 

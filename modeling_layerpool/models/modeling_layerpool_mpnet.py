@@ -50,7 +50,7 @@ class LayerPoolMPNetModel(LayerPoolEmbeddingMixin, LayerPoolMPNetPreTrainedModel
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolMPNetConfig`] can be given beside the checkpoint's name.
+    of [`LayerPoolMPNetConfig`] can be given after the checkpoint's name.
     """
 
 

@@ -45,7 +45,7 @@ class LayerPoolRobertaModel(LayerPoolEmbeddingMixin, LayerPoolRobertaPreTrainedM
     ```
 
     The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolRobertaConfig`] can be given beside the checkpoint's name.
+    of [`LayerPoolRobertaConfig`] can be given after the checkpoint's name.
     """
 
 

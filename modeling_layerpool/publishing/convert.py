@@ -96,7 +96,7 @@ def convert(
 
     Args:
         source: a folder with `model.safetensors` or `pytorch_model.bin`, or such a file; `config.json` and the
-            tokenizer beside it. Pickles are opened without running code from them.
+            tokenizer next to it. Pickles are opened without running code from them.
         output: a folder that is new or empty.
         kind: `"layer-attention"` (Oh et al. 2022) or `"simcse"` (Gao et al. 2021). By default what the keys say.
         mlp: of SimCSE, `"keep"` where its MLP is part of the embedding (supervised models), `"drop"` where it was used

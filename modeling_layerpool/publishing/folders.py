@@ -22,7 +22,7 @@ def check_output(output: Path) -> None:
 
 @contextlib.contextmanager
 def written_in_one_step(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into: it takes that one's place at the end, and is removed on an error."""
+    """A folder next to `folder` to write into: it replaces that one at the end, and is removed on an error."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -71,7 +71,7 @@ TASK_NAMES = {
     "text-classification": "Text Classification",
     "fill-mask": "Masked Language Modeling",
 }
-# What an evaluation says beside its scores: how much was measured, and how fast.
+# Entries of an evaluation that are not scores: how much was measured, and how fast.
 COUNTS = ("pairs", "queries", "rows")
 SPEED = re.compile(r"runtime|.*_per_second|model_preparation_time")
 
@@ -117,7 +117,7 @@ def write_model_card(
     Write `README.md` into `trainer.args.output_dir`, in one step, and return its path.
 
     The card names files and folders by their names, never by their place on this machine. With matplotlib (the extra
-    `plots`) two pictures may stand beside it: `learning_curves.png`, if the run measured itself twice at least; and
+    `plots`) two pictures may be added: `learning_curves.png`, if the run measured itself twice at least; and
     `layer_weights.png`, if the pooler learned to weigh hidden states and the development data are on this machine. The
     latter is not drawn under FSDP and DeepSpeed, where the model is spread over processes.
 

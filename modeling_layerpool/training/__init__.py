@@ -1,4 +1,4 @@
-"""Training on the library's Trainer: of layer-pooled encoders, and of masked language models with token contrast."""
+"""Trainers of layer-pooled encoders and of masked language models, on the transformers Trainer."""
 
 import sys
 

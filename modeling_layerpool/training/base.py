@@ -1,4 +1,4 @@
-"""What every training run here adds to the library's: whole checkpoints, a loss that is watched, an honest card."""
+"""The base trainer: whole checkpoints, a loss that is watched, and an honest card."""
 
 import math
 import os
@@ -140,11 +140,11 @@ def _check_optimizer(args: TrainingArguments) -> None:
 
 class LayerPoolTrainer(Trainer):
     r"""
-    The library's Trainer with checkpoints that are whole or gone, and a loss that must stay finite.
+    The transformers Trainer with checkpoints that are whole or gone, and a loss that must stay finite.
 
     Args:
         write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`, in place of the library's.
+            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
     Other arguments are the Trainer's.
 
@@ -213,14 +213,14 @@ class LayerPoolTrainer(Trainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The library's step, whose loss is watched."""
+        """The step of transformers, whose loss is watched."""
         rows = inputs.get("row_numbers", ())
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch(loss, rows)
         return loss
 
     def worker_options(self) -> dict[str, Any]:
-        """What a data loader is told of its workers: the library's arguments, and to end after the step on SIGTERM."""
+        """What a data loader is told of its workers: transformers' arguments, and to end after the step on SIGTERM."""
         args = self.args
         return {
             "num_workers": args.dataloader_num_workers,
@@ -244,7 +244,7 @@ class LayerPoolTrainer(Trainer):
         return super()._evaluate(*args, **kwargs)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # The library would take a first NaN for the best for ever, as no other number is better than it.
+        # transformers would keep a first NaN as the best for ever, as no other number is better than it.
         name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
         return not _is_undefined(metrics.get(name)) and super()._determine_best_metric(metrics, trial)
 
@@ -269,7 +269,7 @@ class LayerPoolTrainer(Trainer):
     def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
         epochs_trained, steps_trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)
         if self.state.global_step >= max_steps:
-            # A run that was broken off behind its last step: the library would train one more.
+            # A run that was interrupted after its last step: transformers would train one more.
             return epochs, 0
         return epochs_trained, steps_trained
 

@@ -230,7 +230,7 @@ class PackingCollator:
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
     `row_numbers`, where the rows are from, and `values (b,)` if they have one. Sentence `i * c + j` is column j of row
     i. With `group_tokens` it holds `groups` and `sentence_places` (see [`cut_into_groups`]) in place of one packed
-    input. With `masking` each packed input has `mlm_input_ids` beside its `input_ids`, and the tokens that were
+    input. With `masking` each packed input also has `mlm_input_ids`, and the tokens that were
     masked: `mlm_places (m,)`, in the flattened input, and `mlm_labels (m,)`.
     """
 

@@ -49,7 +49,7 @@ def write_manifest(folder: str | os.PathLike) -> None:
     """
     Note size and checksum of every file of a checkpoint.
 
-    The library writes its state afterwards, and only then removes older checkpoints: a checkpoint with both is whole,
+    Transformers writes its state afterwards, and only then removes older checkpoints: a checkpoint with both is whole,
     and one that is cut off at any moment leaves the one before it.
     """
     folder = Path(folder)
@@ -169,7 +169,8 @@ def save_on_sigterm(trainer: Trainer) -> Iterator[None]:
     """
     While training: on SIGTERM to any process finish the step, save a checkpoint and raise [`Preempted`] on all.
 
-    The library's `enable_jit_checkpoint` waits three seconds, may save in the middle of a step, whose random numbers
+    The `enable_jit_checkpoint` of transformers waits three seconds, may save in the middle of a step, whose random
+    numbers
     are then drawn twice, lets each process stop at its own step, and goes on as though the training had finished. A
     handler that is already there (that one's, or the application's) is left alone.
     """
@@ -228,7 +229,7 @@ def init_worker(worker_id: int, num_workers: int, rank: int) -> None:
     """
     What a data worker does first.
 
-    A cluster sends SIGTERM to every process of a job, but the step under way, and the library while a worker lives,
+    A cluster sends SIGTERM to every process of a job, but the step under way, and transformers while a worker lives,
     need the workers: one that is told to end does so after the time that is left anyway.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-# In the output folder, beside the merged model: the adapter alone.
+# In the output folder, next to the merged model: the adapter alone.
 ADAPTER_FOLDER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
 # What a checkpoint's adapter has to share with the model's, by its name here and in PEFT.
@@ -50,7 +50,7 @@ def add_lora(
     target_modules: Sequence[str] | None = None,
 ) -> "PeftModel":
     r"""
-    Freeze a layer-pooled model and put LoRA beside linear layers of its encoder. What stands on the encoder (the
+    Freeze a layer-pooled model and add LoRA to linear layers of its encoder. The modules on top of the encoder (the
     pooler, a classifier) is trained in full.
 
     Args:
@@ -116,7 +116,7 @@ def lora_settings(model: "PeftModel") -> dict[str, str]:
     """What a table of the run and a model card have to say of the adapter of [`add_lora`], by name."""
     config = model.peft_config[model.active_adapter]
     trained, all_parameters = model.get_nb_trainable_parameters()
-    total = all_parameters - trained  # what is trained stands beside the model's own weights, which stay
+    total = all_parameters - trained  # LoRA adds its weights to the model's own, which stay
     in_full = "".join(f", {name} in full" for name in sorted(config.modules_to_save or ()))
     return {
         "LoRA": f"rank {config.r}, alpha {config.lora_alpha}, dropout {config.lora_dropout:g}, on "
@@ -132,7 +132,7 @@ def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
     The library would load nothing, or what fits, and go on.
     """
     if not Path(checkpoint).is_dir():
-        return  # the library says so
+        return  # transformers says so
     path = Path(checkpoint, ADAPTER_CONFIG)
     if not has_adapter(model):
         if path.is_file():

@@ -394,7 +394,7 @@ def _mean_cross_entropy(
             own = own_negatives[rows]
             logits.scatter_add_(1, own, logits.new_full(own.shape, hard_negative_weight))
         if column_text_ids is not None and row_text_ids:
-            # Columns that hold one of the row's own texts beside the target are left out.
+            # Columns that hold one of the row's own texts, other than the target, are left out.
             same = torch.zeros_like(logits, dtype=torch.bool)
             for ids in row_text_ids:
                 same[:, : len(column_text_ids)] |= ids[rows].unsqueeze(1) == column_text_ids

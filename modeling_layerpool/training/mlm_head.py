@@ -48,7 +48,7 @@ def head_only_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]
 
 class MaskedLanguageHead(nn.Module):
     """
-    The head of one of the library's masked language models, on the hidden states of another encoder.
+    The head of one of transformers' masked language models, on the hidden states of another encoder.
 
     Its parameters are its own ones; word embeddings that it is tied to stay the encoder's.
 
@@ -70,7 +70,7 @@ class MaskedLanguageHead(nn.Module):
             self.register_parameter(name.replace(".", "_"), parameter)
 
     def own_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters, by their names in the library's model."""
+        """The parameters, by their names in transformers' model."""
         return [(name, p) for name, p in self.language_model.named_parameters() if p is not self.words]
 
     @classmethod

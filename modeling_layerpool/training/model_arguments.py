@@ -63,7 +63,7 @@ class ModelArguments:
     pooler_gru_layers: int | None = field(default=None, metadata={"help": "Of hire: depth of its GRUs."})
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, flash_attention_2, flex_attention ... Default: the library's."}
+        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ... Default: the choice of transformers."}
     )
     dtype: str | None = field(
         default=None,
@@ -100,7 +100,7 @@ class LoraArguments:
     use_lora: bool = field(
         default=False,
         metadata={
-            "help": "Train low-rank matrices beside the linear layers of the encoder (LoRA), and the pooler in full. "
+            "help": "Train low-rank matrices on the linear layers of the encoder (LoRA), and the pooler in full. "
             "Needs the extra 'peft'."
         },
     )

@@ -32,7 +32,7 @@ class Labels:
     What a classifier says of a row.
 
     Args:
-        problem_type: one of `PROBLEM_TYPES`, as in the library's configuration.
+        problem_type: one of `PROBLEM_TYPES`, as in transformers' configuration.
         names: the names of the classes, in the order of their numbers; of a regression the one name of its number.
     """
 

@@ -59,9 +59,9 @@ class ClassificationTrainer(LayerPoolTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that made them.
         compute_metrics (`Callable`, *optional*):
-            As in the library: metrics by name, of logits and labels.
+            As in transformers: metrics by name, of logits and labels.
         write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`, in place of the library's.
+            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
     Other arguments are the Trainer's.
 
@@ -117,7 +117,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         """
         Batches of this process, of rows of similar length unless `train_sampling_strategy` says otherwise.
 
-        The library's own sampler draws from the global random state: a resumed run would get other batches, and
+        The sampler of transformers draws from the global random state: a resumed run would get other batches, and
         processes could disagree about them. Not prepared by accelerate: they are already this process's share.
         """
         args, dataset = self.args, self.train_dataset
@@ -139,7 +139,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         )
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        # The library's, for rows to measure or to predict: `dataloader_drop_last` would leave some of them out.
+        # For rows to measure or to predict, of which `dataloader_drop_last` would leave some out.
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super()._get_dataloader(*args, **kwargs)
@@ -147,7 +147,7 @@ class ClassificationTrainer(LayerPoolTrainer):
             self.args.dataloader_drop_last = drop_last
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        # With group_by_length the library's is a shuffled one, and predictions would belong to other rows.
+        # With group_by_length transformers shuffles here, too, and predictions would belong to other rows.
         return SequentialSampler(eval_dataset)
 
     def compute_loss(
@@ -169,7 +169,7 @@ class ClassificationTrainer(LayerPoolTrainer):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """As in the library, in the order of the rows; on the way rows of similar length are computed together."""
+        """As in transformers, in the order of the rows; on the way rows of similar length are computed together."""
         order = _longest_first(test_dataset)
         rows = _inputs_of(test_dataset.select(order), self.processing_class)
         output = super().predict(rows, ignore_keys, metric_key_prefix)
@@ -184,7 +184,7 @@ class ClassificationTrainer(LayerPoolTrainer):
                 # A resumed callback comes with the patience of the run before.
                 callback.early_stopping_patience = self.args.early_stopping_patience
                 if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
-                    return epochs, 0  # that run had stopped; the library would train on to the next evaluation
+                    return epochs, 0  # that run had stopped; transformers would train on to the next evaluation
         return trained
 
 

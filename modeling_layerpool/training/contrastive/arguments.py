@@ -136,7 +136,7 @@ class ContrastiveTrainingArguments(RunArguments):
     mlm_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a masked language modelling loss on the same texts, beside the objective; 0.15 in Oh "
+            "help": "Weight of a masked language modelling loss added on the same texts; 0.15 in Oh "
             "et al. 2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
         },
     )

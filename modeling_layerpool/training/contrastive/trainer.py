@@ -1,4 +1,4 @@
-"""The library's Trainer with a contrastive `compute_loss`; everything else is left to the library."""
+"""The transformers Trainer with a contrastive `compute_loss`; everything else is left to it."""
 
 import copy
 import os
@@ -45,7 +45,7 @@ OBJECTIVE_FILE = "objective.safetensors"
 MLM_HEAD_FILE = "mlm_head.safetensors"
 # The order of the rows of the epoch under way, where the model decides it.
 PLAN_FILE = "batch_plan.safetensors"
-# What a batch holds beside the input of the model.
+# Batch fields that are not input of the model.
 NOT_OF_THE_MODEL = ("text_ids", "row_numbers", "values", "mlm_input_ids", "mlm_places", "mlm_labels")
 
 # Called with the model and its tokenizer; returns metrics by name.
@@ -72,11 +72,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
             Defaults to the one that `args` names.
         mlm_head ([`MaskedLanguageHead`], *optional*):
             What `args.mlm_weight` trains; defaults to a new one. Like an objective with parameters it is no part of
-            the model, and is saved beside it.
+            the model, and is saved next to it.
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
         write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`, in place of the library's.
+            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
     Other arguments are the Trainer's.
 
@@ -127,7 +127,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if args.mlm_weight > 0 and train_dataset is not None:
             self.mlm_head = mlm_head or MaskedLanguageHead.of_encoder(model)
         self._logged = torch.zeros(2, device=args.device)  # the sum of the masked-LM losses, and batches
-        # What is trained beside the model, by the file that keeps it.
+        # Modules trained in addition to the model, by the file that keeps each.
         self._companions: dict[str, nn.Module] = {OBJECTIVE_FILE: self.objective}
         if self.mlm_head is not None:
             self._companions[MLM_HEAD_FILE] = self.mlm_head
@@ -315,7 +315,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The library's step; with `gradient_cache`, one whose memory does not grow with the batch."""
+        """The step of transformers; with `gradient_cache`, one whose memory does not grow with the batch."""
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
@@ -491,7 +491,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
     # --- the objective's own parameters, and the card ---
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The library's optimizer, with groups of their own for what is trained beside the model."""
+        """The optimizer of transformers, with extra groups for what is trained in addition to the model."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.args.pooler_learning_rate is not None:
@@ -576,7 +576,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
 
 class _CompanionsCallback(TrainerCallback):
-    """Does for the parameters of what is trained beside the model what the Trainer does for the model's."""
+    """Handles the parameters trained in addition to the model as the Trainer handles the model's."""
 
     def __init__(self, objective: Objective, companions: list[nn.Module]):
         self.objective = objective

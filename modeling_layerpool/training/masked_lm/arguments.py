@@ -22,13 +22,13 @@ class LanguageModelArguments:
         metadata={"help": "Go on from a checkpoint that AutoModelForMaskedLM opens: a folder or a Hub name."},
     )
     model_type: str | None = field(
-        default=None, metadata={"help": "Start a new model of this type, as the library names it: bert, roberta, ..."}
+        default=None, metadata={"help": "Start a new model of this type, as transformers names it: bert, roberta, ..."}
     )
     config_overrides: str | None = field(
         default=None,
         metadata={
             "help": "Of a new model: fields of its configuration, such as hidden_size=256,num_hidden_layers=4. "
-            "Default: the library's configuration of that type."
+            "Default: the default configuration of that type."
         },
     )
     tokenizer_name: str | None = field(
@@ -40,7 +40,7 @@ class LanguageModelArguments:
         metadata={"help": f"Tokens of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, ... Default: the library's choice."}
+        default=None, metadata={"help": "sdpa, eager, ... Default: the choice of transformers."}
     )
     dtype: str | None = field(
         default=None,
@@ -147,7 +147,7 @@ class TokenContrastArguments(RunArguments):
     objective: str = field(
         default="taco",
         metadata={
-            "help": "'taco': masked language modelling with token-level contrast beside it; 'mlm': without.",
+            "help": "'taco': masked language modelling plus token-level contrast; 'mlm': without the contrast.",
             "choices": ["mlm", "taco"],
         },
     )

@@ -39,10 +39,10 @@ def position_limit(model: PreTrainedModel) -> float:
 
 def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfig:
     """
-    The library's configuration of a new masked language model.
+    The transformers configuration of a new masked language model.
 
     Args:
-        model_type: as the library names it: `bert`, `roberta`, `modernbert`, ...
+        model_type: as transformers names it: `bert`, `roberta`, `modernbert`, ...
         overrides: fields and values, as in `hidden_size=256,num_hidden_layers=4`.
 
     Raises:

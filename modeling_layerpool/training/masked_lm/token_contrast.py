@@ -1,5 +1,5 @@
 """
-TACO (Fu et al., ACL 2022, arXiv 2204.04163): token-level contrast beside masked language modelling, for any encoder.
+TACO (Fu et al., ACL 2022, arXiv 2204.04163): masked language modelling plus token-level contrast, for any encoder.
 
 What a token's context adds to it, `g = H_l - H_0`, its global semantics, is to be similar among neighbours of one
 sequence and different from that of other sequences. Notation: `rows` and `length` of a batch, `s = rows * length` its
@@ -38,7 +38,7 @@ CITATION = """@inproceedings{fu2022contextual,
   year = {2022}
 }"""
 
-# What a batch holds beside the input of the model.
+# Batch fields that are not input of the model.
 NOT_OF_THE_MODEL = ("labels", "predicted_places", "sequence_ids", "content", "row_numbers")
 
 
@@ -204,7 +204,7 @@ def _widest(device: torch.device) -> torch.dtype:
 
 class TokenContrastTrainer(LayerPoolTrainer):
     r"""
-    Trains any masked language model with its own loss and, under the objective `taco`, token-level contrast beside it.
+    Trains any masked language model with its own loss and, under the objective `taco`, with token-level contrast.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -225,7 +225,7 @@ class TokenContrastTrainer(LayerPoolTrainer):
 
             Anything else but `row_numbers`, which an error names, goes to the model.
         write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`, in place of the library's.
+            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
     Other arguments are the Trainer's. Both terms are means over the batch of all processes, over its predicted tokens
     and over its anchors; with accumulation the Trainer averages the batches. They are logged as `mlm_loss` and
@@ -271,7 +271,7 @@ class TokenContrastTrainer(LayerPoolTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """
         Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again; and
-        the library's own order comes from the global random state, of which a resumed run has another.
+        The order of transformers comes from the global random state, of which a resumed run has another.
         """
         args = self.args
         workers = {"collate_fn": self.data_collator, **self.worker_options()}
@@ -407,14 +407,14 @@ class TokenContrastTrainer(LayerPoolTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """The library's, which makes all logits even where only the loss is asked for."""
+        """As in transformers, which makes all logits even where only the loss is asked for."""
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The library's, with the terms of the loss over all tokens of the data."""
+        """As in transformers, with the terms of the loss over all tokens of the data."""
         seed = self.args.seed + self.args.process_index
         self._evaluation = _Evaluation(self.args.device, seed)
         try:

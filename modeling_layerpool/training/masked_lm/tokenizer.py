@@ -35,7 +35,7 @@ def train_tokenizer(
 
     Args:
         texts: gives all texts, each time it is called.
-        model_type: as the library names the encoder.
+        model_type: as transformers names the encoder.
         vocab_size: tokens, special ones included.
         show_progress: whether the training shows its progress.
 
@@ -78,7 +78,7 @@ def _train_wordpiece(texts: Callable[[], Iterator[str]], vocab_size: int, show_p
             letters.update(dict.fromkeys(piece, times))
             inside.update(piece[1:])
     kept = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MOST_LETTERS])
-    # The library numbers letters inside a word as it meets them, in another order each time, and breaks ties between
+    # transformers numbers letters inside a word as it meets them, in another order each time, and breaks ties between
     # equally frequent pairs by these numbers. Named beforehand, they and the whole vocabulary stay the same.
     prefix = "##"
     special = [*WORDPIECE_SPECIAL_TOKENS, *kept, *(prefix + letter for letter in kept if letter in inside)]

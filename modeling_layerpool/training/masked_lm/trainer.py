@@ -184,7 +184,7 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """The library's, which keeps no logits, over the validation texts if there are any; then the evaluator."""
+        """As in transformers but without logits, over the validation texts if there are any; then the evaluator."""
         metrics: dict[str, float] = {}
         output = EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=0)
         if len(dataloader) > 0:

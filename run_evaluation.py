@@ -53,8 +53,8 @@ class EvaluationArguments:
 
     RANGES: ClassVar = dict.fromkeys(("max_seq_length", "max_tokens_per_batch"), Range(at_least=1))
 
-    model_name_or_path: str = field(metadata={"help": "A folder or a model of the Hub."})
-    output_dir: str = field(metadata={"help": "Folder for evaluation.json; created if it is not there."})
+    model_name_or_path: str = field(metadata={"help": "Model to measure: a folder or a Hub model ID."})
+    output_dir: str = field(metadata={"help": "Folder for evaluation.json; created if needed."})
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model of the Hub."})
     sts: list[str] = field(
         default_factory=list,
@@ -94,22 +94,22 @@ class EvaluationArguments:
         },
     )
     max_seq_length: int | None = field(
-        default=None, metadata={"help": "Tokens at which a text is cut. Default: what the saved tokenizer says."}
+        default=None, metadata={"help": "Maximum number of tokens of a text. Default: that of the saved tokenizer."}
     )
     pooling: str | None = field(
         default=None,
-        metadata={"help": "mean or cls: pool the last hidden state. Default: the model's own pooling, else mean."},
+        metadata={"help": "Pooling of the last hidden state, mean or cls. Default: the model's own, otherwise mean."},
     )
     max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Tokens computed at a time: lower it when memory runs out."}
+        default=8192, metadata={"help": "Tokens computed at once; lower it if memory runs out."}
     )
-    device: str | None = field(default=None, metadata={"help": "Default: the GPU if there is one, else the CPU."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that the checkpoint brings along."})
-    allow_pickle: bool = field(
-        default=False, metadata={"help": "Also load weights from pickle files, which can run code."}
+    device: str | None = field(
+        default=None, metadata={"help": "Device. Default: the GPU if there is one, otherwise the CPU."}
     )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
+    allow_pickle: bool = field(default=False, metadata={"help": "Also load pickled weights, which can run code."})
     plots: bool = field(
-        default=False, metadata={"help": "Write pictures into plots/ of the --output_dir (the extra 'plots')."}
+        default=False, metadata={"help": "Write pictures into plots/ in the --output_dir (needs the extra 'plots')."}
     )
     compare: list[str] = field(
         default_factory=list,

@@ -53,7 +53,7 @@ def test_docstrings_become_descriptions_of_arguments_and_fields(site):
     arguments = modeling_layerpool.training.ContrastiveTrainingArguments
     for field in (field.name for field in dataclasses.fields(arguments) if field.name in arguments.__annotations__):
         assert f'id="modeling_layerpool.training.ContrastiveTrainingArguments.{field}"' in training, field
-    assert "What cosines are divided by; above 0." in training  # help texts are the fields' descriptions
+    assert "Temperature that cosines are divided by; above 0." in training  # help texts are the fields' descriptions
     assert "Shape <code>(B, h)</code>" in training
     assert "Batch-softmax contrastive loss for labelled pairs" in training
     for page in (site / "api").glob("*.html"):  # what was not understood would stand there as it is

@@ -22,27 +22,32 @@ class ModelArguments:
     }
 
     model_name_or_path: str = field(
-        metadata={"help": "A checkpoint of this package or of a plain encoder: a folder or a Hub name."}
+        metadata={
+            "help": "Checkpoint to start from, of this package or of a plain encoder: a folder or a Hub model ID."
+        }
     )
     pooler_type: str | None = field(
         default=None,
         metadata={
-            "help": "layer_attention, hire, weighted_layers, cls, mean, mean_first_last or mean_last_two. Default: "
-            "the checkpoint's own; for a plain encoder layer_attention."
+            "help": "Pooler: layer_attention, hire, weighted_layers, cls, mean, mean_first_last or "
+            "mean_last_two. Default: the checkpoint's own; layer_attention for a plain encoder."
         },
     )
     pooler_layers: list[int] | None = field(
-        default=None, metadata={"help": "Hidden states to read, 0 the embedding output; negative from the end."}
+        default=None,
+        metadata={"help": "Hidden states to read; 0 is the embedding output, negative numbers count from the end."},
     )
-    pooler_activation: str | None = field(default=None, metadata={"help": "Activation of layer_attention or hire."})
+    pooler_activation: str | None = field(
+        default=None, metadata={"help": "Activation inside layer_attention or hire."}
+    )
     pooler_scaling: str | None = field(
-        default=None, metadata={"help": "Of layer_attention: num_states or sqrt_hidden_size."}
+        default=None, metadata={"help": "Scaling of the scores of layer_attention: num_states or sqrt_hidden_size."}
     )
     pooler_residual: str | None = field(
         default=None,
         metadata={
-            "help": "Of layer_attention and weighted_layers: what they add to, beginning with nothing: mean or cls of "
-            "the last state; or none."
+            "help": "Pooling of the last state (mean, cls or none) that layer_attention and weighted_layers "
+            "add to; they start at zero."
         },
     )
     pooler_normalize_inputs: bool | None = field(
@@ -50,32 +55,35 @@ class ModelArguments:
         metadata={
             "nargs": "?",  # so that a bare flag means true
             "const": True,
-            "help": "Of layer_attention and weighted_layers: bring each state to mean 0 and variance 1.",
+            "help": "Normalize each state to mean 0 and variance 1 before layer_attention or weighted_layers.",
         },
     )
     pooler_output_activation: str | None = field(
         default=None,
-        metadata={"help": "Of layer_attention: behind its last map. Default: tanh; linear with a residual."},
+        metadata={"help": "Activation of the output of layer_attention. Default: tanh, or linear with a residual."},
     )
     pooler_gru_size: int | None = field(
-        default=None, metadata={"help": "Of hire: width of its GRUs in each direction."}
+        default=None, metadata={"help": "Width of the GRUs of hire, in each direction."}
     )
-    pooler_gru_layers: int | None = field(default=None, metadata={"help": "Of hire: depth of its GRUs."})
+    pooler_gru_layers: int | None = field(default=None, metadata={"help": "Depth of the GRUs of hire."})
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, flash_attention_2, ... Default: the choice of transformers."}
+        default=None,
+        metadata={
+            "help": "Attention implementation: sdpa, eager, flash_attention_2, ... Default: chosen by transformers."
+        },
     )
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Hold the weights in this type, or in the checkpoint's (auto). Default: float32 to train, which "
-            "--bf16 and --fp16 leave so; else the checkpoint's.",
+            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
+            "and --fp16 do not change that), otherwise the checkpoint's.",
             "choices": DTYPES,
         },
     )
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     allow_pickle: bool = field(
-        default=False, metadata={"help": "Accept a checkpoint that has no safetensors but pickled weights."}
+        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
     )
 
     def __post_init__(self):
@@ -100,18 +108,21 @@ class LoraArguments:
     use_lora: bool = field(
         default=False,
         metadata={
-            "help": "Train low-rank matrices on the linear layers of the encoder (LoRA), and the pooler in full. "
+            "help": "Train low-rank matrices on the linear layers of the encoder (LoRA), and the whole pooler. "
             "Needs the extra 'peft'."
         },
     )
-    lora_r: int | None = field(default=None, metadata={"help": "Rank of the matrices. Default: 16."})
+    lora_r: int | None = field(default=None, metadata={"help": "LoRA rank. Default: 16."})
     lora_alpha: int | None = field(
-        default=None, metadata={"help": "What they add is multiplied by lora_alpha / lora_r. Default: 32."}
+        default=None, metadata={"help": "LoRA scale: the update is multiplied by lora_alpha / lora_r. Default: 32."}
     )
-    lora_dropout: float | None = field(default=None, metadata={"help": "Of what they read. Default: 0."})
+    lora_dropout: float | None = field(default=None, metadata={"help": "LoRA dropout probability. Default: 0."})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Linear layers of the encoder by the end of their names, e.g. query value. Default: all."},
+        metadata={
+            "help": "Linear layers of the encoder to adapt, by the end of their names, such as query value. "
+            "Default: all."
+        },
     )
 
     def __post_init__(self):

@@ -48,7 +48,7 @@ class ClassificationModelArguments(ModelArguments):
 
     ignore_mismatched_sizes: bool = field(
         default=False,
-        metadata={"help": "Start a new classifier where that of the checkpoint has other classes than the data."},
+        metadata={"help": "Start a new classifier if the checkpoint's has other classes than the data."},
     )
 
 
@@ -61,14 +61,16 @@ class ClassificationDataArguments:
     task_name: str | None = field(
         default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, in place of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(default=None, metadata={"help": "jsonl, csv or tsv, also .gz."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of files."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
+    )
+    train_file: str | None = field(default=None, metadata={"help": "Training data: jsonl, csv or tsv, also .gz."})
     validation_file: str | None = field(
-        default=None, metadata={"help": "What to evaluate on, and to choose the checkpoint by; like --train_file."}
+        default=None, metadata={"help": "Data to evaluate on and to choose the checkpoint by, like --train_file."}
     )
     test_file: str | None = field(
-        default=None, metadata={"help": "What to predict; like --train_file, with or without labels."}
+        default=None, metadata={"help": "Data to predict, like --train_file, with or without labels."}
     )
     train_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     validation_split: str | None = field(
@@ -94,7 +96,9 @@ class ClassificationDataArguments:
             "choices": PROBLEM_TYPES,
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}
+    )
 
     def __post_init__(self):
         check_arguments(self)
@@ -135,23 +139,24 @@ class ClassificationTrainingArguments(RunArguments):
     max_seq_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens at which a row is cut (of two texts the longer one), special tokens included; saved with "
-            "the tokenizer. Default: the tokenizer's model_max_length, at most the encoder's positions."
+            "help": "Maximum number of tokens of a row (the longer text of a pair is cut), special tokens "
+            "included; saved with the tokenizer. Default: the tokenizer's model_max_length, at most "
+            "the encoder's positions."
         },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations in a row without a better one."}
+        default=None, metadata={"help": "Stop after this many evaluations in a row without improvement."}
     )
     train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
-            "help": "How rows are put in batches: 'group_by_length' (of similar length, which saves padding), "
+            "help": "Order of the batches: 'group_by_length' (rows of similar length, which saves padding), "
             "'random' or 'sequential'.",
             "choices": ["group_by_length", "random", "sequential"],
         },
     )
     save_strategy: SaveStrategy | str = field(
-        default="epoch", metadata={"help": "When to save, and to measure: 'epoch', 'steps' or 'no'."}
+        default="epoch", metadata={"help": "When to save and evaluate: 'epoch', 'steps' or 'no'."}
     )
     # Without it a resumed run would count the evaluations without a better one from the start.
     restore_callback_states_from_checkpoint: bool = field(

@@ -34,15 +34,15 @@ class ContrastiveTrainingArguments(RunArguments):
     objective: str = field(
         default="supervised",
         metadata={
-            "help": "What is learned: 'unsupervised' (column text, each text against itself under dropout), "
-            "'supervised' (columns anchor, positive and optionally negative or negative_1..k) or 'pairwise' (columns "
-            "sentence1, sentence2 and score or label).",
+            "help": "Training objective: 'unsupervised' (column text; each text is its own positive under "
+            "another dropout), 'supervised' (columns anchor, positive and optionally negative or "
+            "negative_1..k) or 'pairwise' (columns sentence1, sentence2 and score or label).",
             "choices": sorted(OBJECTIVES),
         },
     )
-    temperature: float = field(default=0.05, metadata={"help": "What cosines are divided by; above 0."})
+    temperature: float = field(default=0.05, metadata={"help": "Temperature that cosines are divided by; above 0."})
     learn_temperature: bool = field(
-        default=False, metadata={"help": "Learn 1 / temperature, beginning at the inverse of --temperature."}
+        default=False, metadata={"help": "Learn 1 / temperature, starting at the inverse of --temperature."}
     )
     temperature_learning_rate: float | None = field(
         default=None,
@@ -50,100 +50,100 @@ class ContrastiveTrainingArguments(RunArguments):
     )
     hard_negative_weight: float = field(
         default=0.0,
-        metadata={"help": "Added to the logits of a row's own negatives. 0 is SimCSE's, 1 that of Oh et al. 2022."},
+        metadata={
+            "help": "Weight added to the logits of a row's own negatives: 0 as in SimCSE, 1 as in Oh et al. 2022."
+        },
     )
     symmetric: bool = field(
-        default=False, metadata={"help": "Average with the loss of finding the anchor by its positive."}
+        default=False, metadata={"help": "Average with the loss in the other direction, from positive to anchor."}
     )
     mask_duplicates: bool = field(
         default=True,
-        metadata={"help": "Leave out columns that hold the text of the row's own anchor or positive."},
+        metadata={"help": "Mask negatives whose text equals the row's own anchor or positive."},
     )
     no_duplicates: bool = field(
         default=False,
-        metadata={"help": "Keep rows that share a text out of the same batch. Not for a streamed dataset."},
+        metadata={"help": "Put rows that share a text into different batches. Not for a streamed dataset."},
     )
     pairwise_loss: str = field(
         default="bsc",
         metadata={
-            "help": "Of 'pairwise': bsc (batch-softmax contrastive), mse (of the cosine), combined (both), bce "
-            "(binary cross-entropy of the cosine) or cosent (ranking).",
+            "help": "Loss of 'pairwise': bsc (batch-softmax contrastive), mse (of the cosine), combined "
+            "(both), bce (binary cross-entropy of the cosine) or cosent (ranking).",
             "choices": PAIRWISE_LOSSES,
         },
     )
     bsc_normalization: str = field(
         default="l2",
         metadata={
-            "help": "Of bsc: l2, coordinate (each by its range over the batch; wants a temperature of about 1.2) or "
-            "none.",
+            "help": "Normalization of bsc: l2, coordinate (by the range of each coordinate over the batch; "
+            "needs a temperature of about 1.2) or none.",
             "choices": ["l2", "coordinate", "none"],
         },
     )
     bsc_direction: str = field(
         default="both",
         metadata={
-            "help": "Of bsc: what is looked for in the batch: rows (the second text), columns (the first) or both.",
+            "help": "Direction of bsc: rows (find the second text), columns (find the first text) or both.",
             "choices": ["both", "rows", "columns"],
         },
     )
     combined_weight: float = field(
-        default=0.1, metadata={"help": "Of combined: the weight of bsc, the paper's mu; mse has the rest."}
+        default=0.1, metadata={"help": "Weight of bsc in combined, mu in the paper; the rest is the weight of mse."}
     )
     second_loss: str | None = field(
         default=None,
         metadata={
-            "help": "Of 'pairwise': the loss of the last steps, as bsc first and then mse. Default: one loss "
-            "throughout.",
+            "help": "Pairwise loss of the last steps, such as mse after bsc. Default: one loss throughout.",
             "choices": PAIRWISE_LOSSES,
         },
     )
     second_loss_share: float = field(
-        default=0.5, metadata={"help": "The share of the steps, at the end, that --second_loss has."}
+        default=0.5, metadata={"help": "Share of the steps, at the end, trained with --second_loss."}
     )
     score_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Of 'pairwise': the two scores that become 0 and 1. Default: the lowest and the highest of the "
+            "help": "Lowest and highest score, which become 0 and 1 in 'pairwise'. Default: those of the "
             "training data. Labels are 0 and 1."
         },
     )
     shuffling: str = field(
         default="random",
         metadata={
-            "help": "The order of the rows: random, or with rows in one batch whose first texts are alike: neighbours "
-            "(by the model's embeddings), clusters (by the same) or words (that share one). Not for a stream.",
+            "help": "Order of the rows: random, or batches of rows with similar first texts, found by "
+            "neighbours (nearest embeddings of the model), clusters (of the embeddings) or words (a "
+            "shared word). Not for a stream.",
             "choices": SHUFFLINGS,
         },
     )
     group_size: int = field(
-        default=5, metadata={"help": "Of --shuffling: the number of different first texts that are put together."}
+        default=5, metadata={"help": "Number of different first texts that --shuffling puts together."}
     )
     neighbour_search: str = field(
         default="exact",
         metadata={
-            "help": "Of --shuffling neighbours: exact, or faiss, approximate and faster for 100,000 texts and more "
-            "(the extra 'faiss').",
+            "help": "Search of --shuffling neighbours: exact, or faiss, which is approximate and faster for "
+            "100,000 texts and more (needs the extra 'faiss').",
             "choices": sorted(NEIGHBOUR_SEARCHES),
         },
     )
     refresh_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Of --shuffling neighbours or clusters: embed the rows that are left anew after so many steps. "
+            "help": "Steps after which --shuffling neighbours or clusters embeds the remaining rows again. "
             "Default: once an epoch."
         },
     )
     mlm_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a masked language modelling loss added on the same texts; 0.15 in Oh "
-            "et al. 2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
+            "help": "Weight of a masked language modelling loss added on the same texts; 0.15 in Oh et al. "
+            "2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
         },
     )
-    mlm_probability: float = field(default=0.15, metadata={"help": "Of --mlm_weight: share of the tokens masked."})
-    freeze_encoder: bool = field(
-        default=False, metadata={"help": "Train the pooler only, and leave the encoder as it is."}
-    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens masked for --mlm_weight."})
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train the pooler only."})
     pooler_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Learning rate of the pooler, on the same schedule. Default: --learning_rate."},
@@ -151,20 +151,22 @@ class ContrastiveTrainingArguments(RunArguments):
     max_seq_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens at which a text is cut, special tokens included; saved with the tokenizer. Default: the "
-            "tokenizer's model_max_length, at most the encoder's positions."
+            "help": "Maximum number of tokens of a text, special tokens included; saved with the tokenizer. "
+            "Default: the tokenizer's model_max_length, at most the encoder's positions."
         },
     )
     row_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens in a packed row. Default: for each batch the length of the least work."},
+        metadata={
+            "help": "Tokens in a packed row. Default: for each batch the length that needs the least computation."
+        },
     )
     gradient_cache: int | None = field(
         default=None,
         metadata={
-            "help": "Gradient caching: tokens computed at once. The batch is embedded in groups of so many tokens "
-            "without graph, then the loss, then each group again with graph, so that memory does not grow with the "
-            "batch. Costs a second forward pass. Default: off."
+            "help": "Tokens computed at once with gradient caching. The batch is embedded in chunks of this "
+            "size without a graph, then the loss is computed, then each chunk again with a graph, so "
+            "that memory does not grow with the batch. Costs a second forward pass. Default: off."
         },
     )
     # The data is laid out by our collator, which knows better than the model's signature.
@@ -236,24 +238,29 @@ class DataArguments:
     RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 
     train_file: str | None = field(
-        default=None, metadata={"help": "jsonl, csv, tsv or txt, also .gz, whose columns the objective names."}
+        default=None,
+        metadata={"help": "Training data: jsonl, csv, tsv or txt, also .gz, with the columns of the objective."},
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "A dataset on the Hub, in place of a file."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data as it is needed; needs --max_steps."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of a file."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})
+    streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
     shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Rows among which a streamed dataset is shuffled."}
+        default=10_000, metadata={"help": "Number of rows among which a streamed dataset is shuffled."}
     )
     validation_file: str | None = field(
         default=None,
         metadata={
-            "help": "What to evaluate on, and to choose the checkpoint by. A file with sentence1, sentence2, score "
-            "gives Spearman and Pearson, one with a label average precision, a BEIR folder retrieval metrics, another "
-            "file like the training data its loss."
+            "help": "Data to evaluate on and to choose the checkpoint by. A file with sentence1, sentence2, "
+            "score gives Spearman and Pearson, one with a label average precision, a BEIR folder "
+            "retrieval metrics, and a file like the training data its loss."
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first rows of the data only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}
+    )
 
     def __post_init__(self):
         check_arguments(self)

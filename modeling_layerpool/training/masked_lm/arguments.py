@@ -19,40 +19,42 @@ class LanguageModelArguments:
 
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Go on from a checkpoint that AutoModelForMaskedLM opens: a folder or a Hub name."},
+        metadata={
+            "help": "Checkpoint to continue from, one that AutoModelForMaskedLM opens: a folder or a Hub model ID."
+        },
     )
     model_type: str | None = field(
-        default=None, metadata={"help": "Start a new model of this type, as transformers names it: bert, roberta, ..."}
+        default=None, metadata={"help": "Type of a new model, by its name in transformers: bert, roberta, ..."}
     )
     config_overrides: str | None = field(
         default=None,
         metadata={
-            "help": "Of a new model: fields of its configuration, such as hidden_size=256,num_hidden_layers=4. "
+            "help": "Configuration fields of a new model, such as hidden_size=256,num_hidden_layers=4. "
             "Default: the default configuration of that type."
         },
     )
     tokenizer_name: str | None = field(
         default=None,
-        metadata={"help": "Of a new model: its tokenizer. Default: one is trained on the training texts."},
+        metadata={"help": "Tokenizer of a new model. Default: one is trained on the training texts."},
     )
     vocab_size: int | None = field(
         default=None,
-        metadata={"help": f"Tokens of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
+        metadata={"help": f"Vocabulary size of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
     )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager, ... Default: the choice of transformers."}
+        default=None, metadata={"help": "Attention implementation: sdpa, eager, ... Default: chosen by transformers."}
     )
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Hold the weights in this type, or in the checkpoint's (auto). Default: float32 to train, which "
-            "--bf16 and --fp16 leave so; else the checkpoint's.",
+            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
+            "and --fp16 do not change that), otherwise the checkpoint's.",
             "choices": DTYPES,
         },
     )
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
     allow_pickle: bool = field(
-        default=False, metadata={"help": "Accept weights that are pickled, if there are no safetensors."}
+        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
     )
 
     def __post_init__(self):
@@ -79,25 +81,34 @@ class LanguageDataArguments:
 
     train_file: list[str] | None = field(
         default=None,
-        metadata={"help": "One or more files: txt, one text a line, or jsonl, csv, tsv with a column text; also .gz."},
+        metadata={
+            "help": "Training texts: one or more files; txt with one text a line, or jsonl, csv, tsv with a "
+            "column text; also .gz."
+        },
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset on the Hub with a column text, in place of files."}
+        default=None, metadata={"help": "Dataset on the Hub with a column text, instead of files."}
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
-    streaming: bool = field(default=False, metadata={"help": "Read the texts as needed; needs --max_steps."})
-    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Texts among which a stream is shuffled."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first texts only."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
+    )
+    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})
+    streaming: bool = field(default=False, metadata={"help": "Read the texts while training; needs --max_steps."})
+    shuffle_buffer_size: int = field(
+        default=10_000, metadata={"help": "Number of texts among which a stream is shuffled."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Maximum number of training texts; the first ones are used."}
+    )
     validation_file: list[str] | None = field(
         default=None,
-        metadata={"help": "Texts, like --train_file: loss, perplexity and accuracy on masks that stay the same."},
+        metadata={"help": "Texts like --train_file, for loss, perplexity and accuracy on fixed masks."},
     )
     probe_file: str | None = field(
         default=None,
         metadata={
-            "help": "Rows with sentence1, sentence2, score: how well the encoder's mean-pooled last layer tells "
-            "similar sentences, as it is, at each evaluation."
+            "help": "Rows with sentence1, sentence2, score, to measure at each evaluation how well the "
+            "mean-pooled last layer of the encoder, as it is, ranks similar sentences."
         },
     )
 
@@ -147,42 +158,47 @@ class TokenContrastArguments(RunArguments):
     objective: str = field(
         default="taco",
         metadata={
-            "help": "'taco': masked language modelling plus token-level contrast; 'mlm': without the contrast.",
+            "help": "Training objective: 'taco' (masked language modelling plus token-level contrast) or 'mlm'.",
             "choices": ["mlm", "taco"],
         },
     )
     token_contrast_weight: float = field(
-        default=1.0, metadata={"help": "Factor of the token contrast, which is added to the masked-LM loss."}
+        default=1.0,
+        metadata={"help": "Weight of the token-level contrast added to the masked language modelling loss."},
     )
     token_temperature: float = field(
-        default=0.07, metadata={"help": "What the token contrast divides cosines by; above 0."}
+        default=0.07, metadata={"help": "Temperature of the token-level contrast; above 0."}
     )
     token_window: int = field(
         default=5,
-        metadata={"help": "Width of the window around a token in which its positive is; 5 means up to 2 places away."},
+        metadata={
+            "help": "Width of the window around a token from which its positive is drawn; 5 means up to 2 "
+            "positions away."
+        },
     )
     token_negatives: int = field(
-        default=50, metadata={"help": "Negatives of each token, drawn from the other sequences of the batch."}
+        default=50,
+        metadata={"help": "Number of negatives of each token, drawn from the other sequences of the batch."},
     )
     token_anchors: str = field(
         default="all",
         metadata={
-            "help": "Which tokens are contrasted: all, masked (those to be predicted) or unmasked.",
+            "help": "Tokens that are contrasted: all, masked (those to be predicted) or unmasked.",
             "choices": ["all", "masked", "unmasked"],
         },
     )
     subtracted_state: str = field(
         default="embeddings",
         metadata={
-            "help": "What is taken from the last hidden state: 'embeddings' (the embedding output), 'none', or the "
-            "number of a hidden state, 0 the embedding output; negative from the end."
+            "help": "Hidden state subtracted from the last one: 'embeddings' (the embedding output), 'none', "
+            "or its number; 0 is the embedding output, negative numbers count from the end."
         },
     )
     measure_similarity: bool = field(
         default=False,
         metadata={
-            "help": "At each evaluation also measure the token contrast, under objective mlm too, and how alike the "
-            "tokens of one sequence are, and those of different ones: eval_similarity_within and _between."
+            "help": "Also measure the token-level contrast and eval_similarity_within and _between, the "
+            "similarity of tokens, at each evaluation, under either objective."
         },
     )
     # The data is laid out by a collator, which knows better than the model's signature.
@@ -230,23 +246,26 @@ class MaskedLanguageArguments(TokenContrastArguments):
     }
 
     max_seq_length: int = field(
-        default=256, metadata={"help": "Tokens in a block, special tokens included: at most the model's positions."}
+        default=256, metadata={"help": "Tokens in a block, special tokens included; at most the model's positions."}
     )
     block_packing: str = field(
         default="pack",
         metadata={
-            "help": "How texts are laid into blocks: 'pack' (each whole in one block, where it fits; longer ones are "
-            "cut) or 'concatenate' (one behind the other, cut wherever a block is full).",
+            "help": "How texts fill blocks: 'pack' (whole texts where they fit; longer ones are cut) or "
+            "'concatenate' (one after the other, cut wherever a block is full).",
             "choices": BLOCK_PACKINGS,
         },
     )
     attend_within_documents: bool = field(
         default=False,
-        metadata={"help": "Attend to the own text only, with positions that restart. Default: to the whole block."},
+        metadata={
+            "help": "Let tokens attend to their own text only, with positions that restart. Default: to the "
+            "whole block."
+        },
     )
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens that are masked."})
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens masked."})
     plot_curves: bool = field(
-        default=False, metadata={"help": "Write curves.png at the end, with matplotlib (the extra 'plots')."}
+        default=False, metadata={"help": "Write curves.png at the end; needs matplotlib (the extra 'plots')."}
     )
 
     def __post_init__(self):

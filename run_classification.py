@@ -5,7 +5,7 @@ Train a layer-pooled classifier: one class a row, any number of classes, or a nu
     python run_classification.py --model_name_or_path google-bert/bert-base-uncased --pooler_type hire \\
         --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl --output_dir runs/mine
 
-or `--task_name rte` (GLUE) or `--dataset_name` (the Hub) in place of the files, or `python run_classification.py
+or `--task_name rte` (GLUE) or `--dataset_name` (the Hub) instead of the files, or `python run_classification.py
 arguments.json` (or .yaml) with the same names. On several devices: `accelerate launch run_classification.py ...`. See
 docs/classification.md.
 """

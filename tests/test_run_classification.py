@@ -536,6 +536,13 @@ def test_a_dataset_that_cannot_be_reached_is_one_sentence(refused, arguments, op
     assert "nyu-mll/glue" in sentence or "some/thing" in sentence
 
 
+def test_resuming_with_another_pooler_is_one_sentence(run, refused, arguments, files):
+    run(arguments | files())
+    again = {"resume_from_checkpoint": "true", "num_train_epochs": 2, "pooler_type": "layer_attention"}
+    sentence = refused(arguments | files() | again, writes_nothing=False)
+    assert "its optimizer has other groups of parameters; resume with the pooler_type and optimizer" in sentence
+
+
 def test_label_smoothing_of_numbers_is_refused(refused, arguments, files):
     sentence = refused(arguments | files("regression") | {"label_smoothing_factor": 0.1})
     assert "--label_smoothing_factor needs labels that are one class a row" in sentence

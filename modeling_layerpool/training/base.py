@@ -155,6 +155,8 @@ class LayerPoolTrainer(Trainer):
 
     # What to try when the loss is no longer finite.
     advice = "lower --learning_rate"
+    # The options that decide which parameters are trained, and in which groups.
+    grouped_by = "pooler_type"
     # What this kind of training measures by itself, and whether more of it is better.
     METRICS: ClassVar[dict[str, bool]] = {"loss": False}
 
@@ -265,6 +267,17 @@ class LayerPoolTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         check_checkpoint(resume_from_checkpoint, self.model)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            raise InputError(
+                f"{checkpoint}: its optimizer has other groups of parameters; resume with the {self.grouped_by} and "
+                "optimizer that it was saved with"
+            ) from error
 
     def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
         epochs_trained, steps_trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)

@@ -91,6 +91,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
     # The loss is a mean over the batch: the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
     advice = "lower --learning_rate, raise --temperature"
+    grouped_by = "pooler_type, pooler_learning_rate, freeze_encoder"
 
     def __init__(
         self,
@@ -512,17 +513,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
             rate = self.args.learning_rate if rate is None else rate
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
         return optimizer
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            if "parameter group" not in str(error):
-                raise
-            raise InputError(
-                f"{checkpoint}: its optimizer has other groups of parameters; resume with the pooler_learning_rate, "
-                "freeze_encoder and optimizer that it was saved with"
-            ) from error
 
     def _save_rng_state(self, output_dir: str) -> None:
         if self._neighbours is not None and self.args.should_save:

@@ -126,7 +126,9 @@ def test_resuming_with_other_groups_of_parameters_is_one_sentence(make_trainer, 
     trainer = make_trainer(**options)
     trainer.train()
     checkpoint = f"{trainer.args.output_dir}/checkpoint-1"
-    with pytest.raises(InputError, match="its optimizer has other groups of parameters; resume with the pooler_lea"):
+    with pytest.raises(
+        InputError, match="has other groups of parameters; resume with the pooler_type, pooler_learning"
+    ):
         make_trainer(name="other", **options, **option).train(resume_from_checkpoint=checkpoint)
 
 

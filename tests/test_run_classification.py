@@ -551,7 +551,6 @@ def test_label_smoothing_of_numbers_is_refused(refused, arguments, files):
 def test_pairs_need_room_for_three_special_tokens_and_a_text(refused, arguments, files):
     sentence = refused(arguments | files("pair") | {"max_seq_length": 3})
     assert "max_seq_length=3" in sentence
-    assert not re.search(r"\btexts? of 0\b", sentence)
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN"])

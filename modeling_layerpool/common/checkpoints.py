@@ -151,7 +151,7 @@ def load_layerpool(
     width = config.get("projection_dim")
     _check_whole(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
     tokenizer = load_tokenizer(model_name_or_path, revision)
-    check_vocabulary(model_name_or_path, model, tokenizer)
+    check_vocabulary(model, tokenizer, model_name_or_path)
     check_padding(model_name_or_path, tokenizer)
     return model, tokenizer
 
@@ -348,15 +348,14 @@ def check_padding(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         raise InputError(f"{name}: the tokenizer has no padding token; name its pad_token in tokenizer_config.json")
 
 
-def check_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
     """Raise an `InputError` if the tokenizer knows a token that the model has no embedding of."""
-    embeddings = model.get_input_embeddings()
-    size = getattr(embeddings, "num_embeddings", None)
-    token, number = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    if size is not None and number >= size:
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    if size is not None and tokens > size:
         raise InputError(
-            f"{name}: the tokenizer gives {token!r} the number {number}, but the model has only {size} embeddings; "
-            "take the tokenizer that belongs to it"
+            f"{name and f'{name}: '}the tokenizer has {tokens} tokens, but the model only {size}; take the tokenizer "
+            "that belongs to it"
         )
 
 

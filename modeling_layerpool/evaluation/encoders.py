@@ -365,7 +365,7 @@ def _load_transformers(
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
-    check_vocabulary(name, model, tokenizer)
+    check_vocabulary(model, tokenizer, name)
     # A pooler over the first token is not used here; anything else that was not loaded would be random.
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}

@@ -81,7 +81,7 @@ def find_defect(checkpoint: str | os.PathLike) -> str | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             files = {name: (int(size), int(checksum)) for name, (size, checksum) in manifest.items()}
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError):
             return f"{MANIFEST} is corrupt"
         for name, (size, checksum) in files.items():
             path = folder / name

@@ -90,7 +90,10 @@ def add_lora(
         target_modules=list(target_modules or known),
         modules_to_save=heads or None,  # a pooler without parameters has nothing to save; no head is ever a target
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # the pooler may read no layer of the encoder, or none of the target modules
+        raise InputError(f"use_lora finds no linear layer to adapt: {str(error).splitlines()[0]}") from error
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

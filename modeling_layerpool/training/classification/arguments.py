@@ -164,7 +164,6 @@ class ClassificationTrainingArguments(RunArguments):
     )
 
     def __post_init__(self):
-        check_arguments(self)
         known = ("group_by_length", "random", "sequential")
         if self.train_sampling_strategy not in known:
             raise InputError(

@@ -16,7 +16,6 @@ from transformers import (
 
 from ...common.checkpoints import (
     check_sizes,
-    check_vocabulary,
     check_weights,
     load_tokenizer,
     loading_errors,
@@ -153,7 +152,6 @@ def load_masked_language_model(
             f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
         )
     tokenizer = load_tokenizer(name, revision)
-    check_vocabulary(name, model, tokenizer)
     _check_encoder(model, name)
     return model, tokenizer
 

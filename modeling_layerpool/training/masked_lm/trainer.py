@@ -15,12 +15,10 @@ import torch
 import torch.distributed as dist
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
+from ...common.checkpoints import check_vocabulary
 from ...common.errors import InputError
 from ..batching import EpochDataLoader
 from .arguments import MaskedLanguageArguments
@@ -90,11 +88,10 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
         evaluator: Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
-        limit, words = position_limit(model), model.get_input_embeddings().num_embeddings
+        limit = position_limit(model)
         if args.max_seq_length > limit:
             raise InputError(f"max_seq_length={args.max_seq_length} is beyond the {limit} positions of the model")
-        if len(processing_class) > words:
-            raise InputError(f"the tokenizer has {len(processing_class)} tokens, but the model only {words}")
+        check_vocabulary(model, processing_class)
         if args.attend_within_documents and "position_ids" not in inspect.signature(model.forward).parameters:
             raise InputError(
                 f"a model of type {model.config.model_type!r} takes no positions, which attend_within_documents "

@@ -30,7 +30,7 @@ from modeling_layerpool import (
 )
 from modeling_layerpool.training.mlm import MaskedLanguageArguments, MaskedLanguageTrainer, tokenize_texts
 
-from .conftest import ROOT, launch
+from .processes import ROOT, launch
 from .training.conftest import WORDS, triplets
 
 

@@ -65,7 +65,13 @@ def _run(words: list[str], cwd: Path, environment: dict[str, str], folder: str) 
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.argv = words
     sys.path.insert(0, os.path.dirname(words[0]))
-    runpy.run_path(words[0], run_name="__main__")
+    code = 0
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    # Only here nothing refers to the script's objects any longer, as when an interpreter ends: its workers may end.
+    sys.exit(code)
 
 
 def start_group(*words, processes, cwd=ROOT) -> list[Running]:

@@ -11,10 +11,7 @@ os.environ["MTEB_CACHE"] = os.path.join(tempfile.gettempdir(), "mteb-of-tests") 
 # here and in all processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import subprocess
-import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +35,6 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-ROOT = Path(__file__).parent.parent
 # In releases such as 5.19 the checkpoints would enclose the reading of hidden states, and are refused there.
 needs_gradient_checkpointing = pytest.mark.skipif(
     "__call__" in vars(GradientCheckpointingLayer), reason="refused with this release of transformers"
@@ -49,25 +45,6 @@ SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and nobody asks why.",
     "Layers!",
 )
-
-
-def launch(script, *arguments, processes=1, cwd=ROOT):
-    """Run a script, through `accelerate launch` if on several processes. `--cpu --num_processes 2` would start one."""
-    launcher = []
-    if processes > 1:
-        launcher = [
-            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0"),
-            *("--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"),
-        ]
-    return subprocess.run(
-        [sys.executable, *launcher, str(script), *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
 
 
 def assert_close_to(actual, expected, tolerance=2e-6):

@@ -218,6 +218,7 @@ class Fuzzer:
 def run_script(case: Case, scratch: Path) -> None:
     """In the fork: run the script as `__main__`, write how it ended into `ended.json`, and end."""
     os.setsid()
+    torch.set_num_threads(1)  # the threads of the parent do not live on here, and waiting for them would never end
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(scratch / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -373,7 +374,6 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="run the case of this number, and show what it prints")
     parser.add_argument("--log", type=Path, help="a file for every failure as a line of JSON")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     counts, failures = [], []
     for script in args.script or SCRIPTS:
         codes: Counter = Counter()

@@ -13,7 +13,7 @@ import modeling_layerpool.evaluation
 import modeling_layerpool.publishing
 import modeling_layerpool.training
 
-from .conftest import ROOT
+from .processes import ROOT
 
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'modeling-layerpool[docs]'")

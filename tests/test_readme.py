@@ -14,8 +14,8 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
-from .conftest import ROOT
 from .hub_server import running_hub
+from .processes import ROOT
 from .publishing.test_hub import run as run_beside_hub
 
 

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
-from .conftest import ROOT, launch
+from .processes import ROOT, launch
 from .training.conftest import WORDS
 
 

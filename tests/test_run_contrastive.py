@@ -23,7 +23,8 @@ from transformers import (
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool
 
-from .conftest import ROOT, assert_close_to, launch
+from .conftest import assert_close_to
+from .processes import ROOT, launch
 from .training.conftest import triplets
 
 

@@ -27,7 +27,7 @@ from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPool
 from modeling_layerpool.training.masked_lm.texts import tokenize_texts
 from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
 
-from .conftest import ROOT, launch
+from .processes import ROOT, launch
 from .training.conftest import WORDS, triplets
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from modeling_layerpool.evaluation import ShardedEncoder, is_main_process, join_processes
 
-from ..conftest import ROOT, launch
+from ..processes import ROOT, accelerate_launch, launch
 from .data import PAIRS, VectorEncoder, write_lines, write_pairs, write_retrieval
 
 
@@ -20,7 +20,7 @@ SCRIPT = ROOT / "tests" / "evaluation" / "noting_evaluation.py"
 def start(tiny_folder, tmp_path):
     """Evaluate on this many processes; returns what became of them, and their folder."""
 
-    def run(processes, *more, failing_rank=-1):
+    def run(processes, *more, failing_rank=-1, launch=launch):
         folder = tmp_path / f"on {processes}"
         folder.mkdir()
         arguments = ("--model_name_or_path", tiny_folder, "--output_dir", folder, *more)
@@ -101,15 +101,17 @@ def test_processes_keep_a_text_apart_that_is_a_query_and_a_document(start, tiny_
 
 
 def test_a_usage_error_ends_all_processes_with_code_2(start):
-    done, folder = start(2, "--sts", "a=missing.jsonl")
+    done, folder = start(2, "--sts", "a=missing.jsonl", launch=accelerate_launch)
     assert done.returncode != 0  # the launcher's own
-    assert done.stderr.splitlines()[0] == "error: missing.jsonl: no such file"
+    assert done.stderr.startswith("error: missing.jsonl: no such file")
     assert "exitcode  : 2" in done.stderr
     assert list(folder.iterdir()) == []
 
 
 def test_a_process_that_fails_takes_the_others_with_it(start, tmp_path):
-    done, folder = start(2, "--sts", f"inline={write_pairs(tmp_path / 'pairs.jsonl')}", failing_rank=1)
+    done, folder = start(
+        2, "--sts", f"inline={write_pairs(tmp_path / 'pairs.jsonl')}", failing_rank=1, launch=accelerate_launch
+    )
     assert done.returncode != 0
     assert "the device of this process is full" in done.stderr
     assert list(folder.iterdir()) == []

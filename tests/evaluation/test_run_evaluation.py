@@ -1,7 +1,6 @@
 import json
 import math
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from modeling_layerpool.evaluation import (
 )
 from modeling_layerpool.evaluation.metrics import similarity_scores
 
-from ..conftest import ROOT
+from ..processes import ROOT, launch
 from .data import PAIRS, real_data, write_lines, write_pairs, write_retrieval
 
 
@@ -303,8 +302,9 @@ def test_a_device_that_is_not_there_is_one_sentence(evaluate, tiny_folder, sts_f
 
 
 def test_the_script_runs_as_a_program_and_keeps_the_table_on_standard_output(minilm, tmp_path, sts_file):
-    command = [sys.executable, ROOT / "run_evaluation.py", "--model_name_or_path", minilm, "--sts", f"a={sts_file}"]
-    done = subprocess.run([*command, "--output_dir", tmp_path], capture_output=True, text=True, check=True)
+    model = ("--model_name_or_path", minilm)
+    done = launch(ROOT / "run_evaluation.py", *model, "--sts", f"a={sts_file}", "--output_dir", tmp_path)
+    assert done.returncode == 0, done.stderr
     spearman = json.loads((tmp_path / "evaluation.json").read_text())["sts"]["a"]["spearman"]
     assert done.stdout.splitlines()[0].split() == ["sts", "spearman", "pearson", "pairs"]
     assert done.stdout.splitlines()[2].split()[:2] == ["a", f"{spearman:.2f}"]

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
 
-from ..conftest import ROOT
+from ..processes import ROOT
 
 
 SCRIPT = ROOT / "examples" / "semantic_search" / "search.py"

@@ -19,7 +19,8 @@ from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import convert
 from modeling_layerpool.publishing.convert import main
-from tests.conftest import ROOT, SENTENCES
+from tests.conftest import SENTENCES
+from tests.processes import ROOT
 from tests.test_saving import run_without_the_package
 
 

@@ -14,7 +14,8 @@ from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import export_onnx as exporting
 from modeling_layerpool.publishing.export_onnx import export_onnx, main
-from tests.conftest import ENCODERS, ROOT, SENTENCES
+from tests.conftest import ENCODERS, SENTENCES
+from tests.processes import ROOT
 
 
 def run(path, tokenizer, texts):

@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
-from tests.conftest import ROOT, SENTENCES, assert_close_to
+from tests.conftest import SENTENCES, assert_close_to
 from tests.hub_server import running_hub
+from tests.processes import ROOT
 from tests.training.conftest import triplets
 
 

@@ -16,8 +16,8 @@ from modeling_layerpool.evaluation.encoders import LayerPoolEncoder
 from modeling_layerpool.publishing import plots
 from run_evaluation import EvaluationArguments, run
 
-from ..conftest import ROOT
 from ..evaluation.data import PAIRS, write_lines, write_pairs, write_retrieval
+from ..processes import ROOT
 
 
 LOG = [

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, launch
+from tests.processes import ROOT, launch
 from tests.training.conftest import triplets
 
 

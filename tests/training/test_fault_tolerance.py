@@ -10,7 +10,6 @@ import resource
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from modeling_layerpool.training.fault_tolerance import (
     save_on_sigterm,
 )
 
-from ..conftest import ROOT
+from ..processes import ROOT, Running, launch, start_group
 from .conftest import triplets
 
 
@@ -53,7 +52,7 @@ def command(tmp_path_factory, shared_tokenizer):
 
     def make(output_dir, *more):
         return [
-            *(str(ROOT / "run_contrastive.py"), "--model_name_or_path", str(folder / "tiny")),
+            *(ROOT / "run_contrastive.py", "--model_name_or_path", str(folder / "tiny")),
             *("--train_file", str(folder / "train.jsonl"), "--do_train", "--output_dir", str(output_dir)),
             *("--per_device_train_batch_size", "4", "--max_steps", str(STEPS), "--save_steps", "1"),
             *("--learning_rate", "1e-3", "--learn_temperature", "--temperature_learning_rate", "0.1"),
@@ -64,38 +63,20 @@ def command(tmp_path_factory, shared_tokenizer):
     return make
 
 
-def start(command, launcher=()):
-    """A process in a group of its own, which its data workers share."""
-    return subprocess.Popen(
-        [sys.executable, *launcher, *command],
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def wait_for(path, process, seconds=120):
     end = time.monotonic() + seconds
     while not os.path.exists(path):
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.poll() is None, process.finish().stderr[-3000:]
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.001)
-
-
-def finish(process):
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
 
 
 @pytest.fixture(scope="module")
 def unbroken(command, tmp_path_factory):
     """The folder of the run that nothing happened to, with the checkpoints 10 and 11."""
     out = tmp_path_factory.mktemp("unbroken")
-    code, errors = finish(start(command(out, "--save_steps", "10", "--overwrite_output_dir")))
-    assert code == 0, errors[-3000:]
+    done = launch(*command(out, "--save_steps", "10", "--overwrite_output_dir"))
+    assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
@@ -117,53 +98,45 @@ def test_a_run_killed_twice_and_preempted_once_ends_as_the_unbroken_one(command,
     resume = command(out, "--resume_from_checkpoint", "true", "--save_total_limit", "1")
 
     # In the middle of a save: the folder is there, its files are not.
-    process = start(command(out, "--save_total_limit", "1"))
+    process = Running(*command(out, "--save_total_limit", "1"))
     wait_for(out / "checkpoint-3", process)
     os.killpg(process.pid, signal.SIGKILL)
-    assert finish(process)[0] == -signal.SIGKILL
+    assert process.finish().returncode == -signal.SIGKILL
     assert last_whole_checkpoint(out) is not None
 
     # At some moment in a step of the second epoch.
-    process = start(resume)
+    process = Running(*resume)
     wait_for(out / "checkpoint-5" / "trainer_state.json", process)
     time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    assert finish(process)[0] == -signal.SIGKILL
+    assert process.finish().returncode == -signal.SIGKILL
     assert last_whole_checkpoint(out) is not None
 
     # Told to end, as is its data worker.
-    process = start(resume)
+    process = Running(*resume)
     wait_for(out / "checkpoint-7" / "trainer_state.json", process)
     os.killpg(process.pid, signal.SIGTERM)
-    code, errors = finish(process)
-    assert code == PREEMPTED == 143, errors[-3000:]
-    assert "SIGTERM: saved step" in errors
-    assert "Traceback" not in errors
+    done = process.finish()
+    assert done.returncode == PREEMPTED == 143, done.stderr[-3000:]
+    assert "SIGTERM: saved step" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (out / "model.safetensors").exists()  # not the end of a training
     assert len([name for name in os.listdir(out) if name.startswith("checkpoint-")]) == 1
 
-    code, errors = finish(start(resume))
-    assert code == 0, errors[-3000:]
+    done = launch(*resume)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert_identical(weights(out), weights(unbroken))
 
 
 def test_sigterm_to_one_of_two_processes_saves_and_stops_both(command, tmp_path):
     out = tmp_path / "out"
-    launcher = (
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0"),
-        *("--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    )
-    process = start(
-        command(out, "--max_steps", "100000", "--save_steps", "5", "--save_total_limit", "2"), launcher=launcher
-    )
-    wait_for(out / "checkpoint-5" / "trainer_state.json", process)
-    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ranks = [pid for pid in ranks if b"run_contrastive.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(ranks) == 2
-    os.kill(int(ranks[1]), signal.SIGTERM)
-    code, errors = finish(process)
-    assert code == 1
-    assert errors.count("SIGTERM: saved step") == 1
+    words = command(out, "--max_steps", "100000", "--save_steps", "5", "--save_total_limit", "2")
+    first, second = start_group(*words, processes=2)
+    wait_for(out / "checkpoint-5" / "trainer_state.json", first)
+    os.kill(second.pid, signal.SIGTERM)
+    done = [first.finish(), second.finish()]
+    assert [one.returncode for one in done] == [PREEMPTED, PREEMPTED]
+    assert sum(one.stderr.count("SIGTERM: saved step") for one in done) == 1
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(last_whole_checkpoint(out)))
 
 

@@ -23,7 +23,8 @@ from modeling_layerpool.training.fault_tolerance import find_defect, last_whole_
 from modeling_layerpool.training.lora import has_adapter, linear_layers, lora_settings
 from modeling_layerpool.training.model_arguments import LoraArguments
 from modeling_layerpool.training.script import train_and_save
-from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to, launch, needs_gradient_checkpointing
+from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to, needs_gradient_checkpointing
+from tests.processes import launch
 from tests.training.conftest import triplets
 
 

@@ -19,7 +19,7 @@ from modeling_layerpool.training.contrastive.neighbours import (
     group_by_neighbours,
     group_by_words,
 )
-from tests.conftest import ROOT, launch
+from tests.processes import ROOT, launch
 from tests.training.conftest import triplets
 
 

@@ -21,7 +21,8 @@ from modeling_layerpool.training import (
     semantic_similarity,
 )
 from modeling_layerpool.training.losses import BLOCK_ELEMENTS, token_contrast
-from tests.conftest import ROOT, assert_close_to, launch
+from tests.conftest import assert_close_to
+from tests.processes import ROOT, launch
 from tests.training.token_batches import VOCABULARY, Collator, blocks, draw_by_rows
 
 

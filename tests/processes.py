@@ -1,0 +1,123 @@
+"""
+Scripts in processes of their own, which start in a moment.
+
+A short run in a fresh Python mostly imports torch and transformers. Here each process is a fork of a server that has
+imported them, and has computed nothing: it has no threads, has drawn no random number and has no state of a run.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+ROOT = Path(__file__).parent.parent
+SECONDS = 600
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["tests.imported_by_scripts"])
+
+
+class Running:
+    """A process that runs a script, in a process group of its own, which the workers of its data loaders share."""
+
+    def __init__(self, *words, cwd=ROOT, **environment):
+        self._folder = tempfile.TemporaryDirectory()
+        self.words = [str(word) for word in words]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""} | environment
+        self._process = _server.Process(target=_run, args=(self.words, cwd, environment, self._folder.name))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def finish(self, seconds=SECONDS) -> subprocess.CompletedProcess:
+        """Wait for its end. Kills it, and raises `subprocess.TimeoutExpired`, after so many seconds."""
+        self._process.join(seconds)
+        code = self.poll()
+        if code is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self._process.join()
+        told = [(Path(self._folder.name) / name).read_text(encoding="utf-8") for name in ("stdout", "stderr")]
+        self._folder.cleanup()
+        if code is None:
+            raise subprocess.TimeoutExpired(self.words, seconds, *told)
+        return subprocess.CompletedProcess(self.words, code, *told)
+
+
+def _run(words: list[str], cwd: Path, environment: dict[str, str], folder: str) -> None:
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    sys.argv = words
+    sys.path.insert(0, os.path.dirname(words[0]))
+    code = 0
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    # Only here nothing refers to the script's objects any longer, as when an interpreter ends: its workers may end.
+    sys.exit(code)
+
+
+def start_group(*words, processes, cwd=ROOT) -> list[Running]:
+    """Start a script on several processes, as `accelerate launch` and `torchrun` set them up; by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "TORCHELASTIC_RUN_ID": "none"}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [Running(*words, cwd=cwd, RANK=str(rank), LOCAL_RANK=str(rank), **group) for rank in range(processes)]
+
+
+def launch(*words, processes=1, cwd=ROOT) -> subprocess.CompletedProcess:
+    """
+    Run a script to its end, on one process or on several. What they print stands in the order of their ranks; when one
+    fails, the others are killed.
+    """
+    if processes == 1:
+        return Running(*words, cwd=cwd).finish()
+    group = start_group(*words, processes=processes, cwd=cwd)
+    end = time.monotonic() + SECONDS
+    while any(process.poll() is None for process in group) and time.monotonic() < end:
+        if any(process.poll() for process in group):
+            time.sleep(1)  # others may be about to fail by themselves
+            for process in group:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(0.02)
+    done = [process.finish(1) for process in group]
+    code = next((one.returncode for one in done if one.returncode), 0)
+    printed = ("".join(getattr(one, name) for one in done) for name in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(done[0].args, code, *printed)
+
+
+def accelerate_launch(*words, processes=2, cwd=ROOT) -> subprocess.CompletedProcess:
+    """Run a script through the real `accelerate launch`. `--cpu --num_processes 2` would start one process."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+            *("--main_process_port", "0", "--num_processes", str(processes)),
+            *("--mixed_precision", "no", "--dynamo_backend", "no", *map(str, words)),
+        ],
+        cwd=cwd,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import confusion_matrix_at_thresholds
 from torch.nn import functional as F
 
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder
-from .metrics import similarity_scores
+from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimilarityMetric
 
 
 HITS_DEPTHS = (1, 5)
@@ -89,12 +90,16 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
     encoder = CachingEncoder(encoder)
     cosines = _cosines(encoder, pairs)
     if not pairs.are_labels:
-        return similarity_scores(cosines, pairs.values)
+        return SentenceSimilarityMetric().compute(predictions=cosines, references=pairs.values)
     labels = np.asarray(pairs.values) > 0
-    scores = {"average_precision": average_precision(cosines, labels)}
+    scores = AveragePrecisionMetric().compute(predictions=cosines, references=labels)
     if dev is not None:
         thresholds = best_thresholds(_cosines(encoder, dev), np.asarray(dev.values) > 0)
-        scores |= _scores_at(cosines, labels, **thresholds) | thresholds
+        for name in ("accuracy", "f1"):
+            predictions = cosines >= thresholds[f"{name}_threshold"]
+            found = ClassificationMetric().compute(predictions=predictions, references=labels, num_classes=2)
+            scores[name] = found[name]
+        scores |= thresholds
     ranking = pair_ranking_scores(pairs.sentences1, cosines, labels)
     return scores | ranking | {"pairs": len(labels)}
 
@@ -105,49 +110,24 @@ def _cosines(encoder: Encoder, pairs: Pairs) -> np.ndarray:
     return (first * second).sum(1).numpy()
 
 
-def average_precision(similarities: np.ndarray, labels: np.ndarray) -> float:
-    """
-    Average precision x 100 of `(n,)` similarities for `(n,)` labels: the precision at each similarity that occurs,
-    weighted by the recall that it adds, as scikit-learn has it. Equal similarities count together.
-    """
-    rights, counts, _ = _cuts(similarities, labels)
-    gained = np.diff(rights, prepend=0)
-    return 100 * float((gained * rights / counts).sum() / rights[-1])
-
-
 def best_thresholds(similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    The similarities from which on a pair is called positive so that accuracy and F1 are highest, halfway between two
-    that occur: `{"accuracy_threshold", "f1_threshold"}`.
+    The thresholds of the highest accuracy and of the highest F1: `{"accuracy_threshold", "f1_threshold"}`. Pairs are
+    positive from the threshold on, which is halfway between two similarities that occur.
     """
-    rights, counts, values = _cuts(similarities, labels)
-    positives, rows = rights[-1], len(labels)
-    accuracy = rights + (rows - positives) - (counts - rights)
-    f1 = 2 * rights / (counts + positives)
-    between = np.append((values[:-1] + values[1:]) / 2, values[-1])  # the last one: all are positive
-    found = {"f1_threshold": float(between[f1.argmax()])}
-    # With no pair called positive at all, all negative ones are right.
-    none_is_best = accuracy.max() < rows - positives
+    true_negatives, false_positives, false_negatives, true_positives, values = confusion_matrix_at_thresholds(
+        labels, similarities
+    )
+    accuracy = true_positives + true_negatives
+    f1 = 2 * true_positives / (2 * true_positives + false_positives + false_negatives)
+    between = np.append((values[:-1] + values[1:]) / 2, values[-1])  # from the last one on, all pairs are positive
+    # If no pair is positive, all negative ones are correct.
+    none_is_best = accuracy.max() < len(labels) - labels.sum()
     above = float(np.nextafter(values[0], math.inf))
-    found["accuracy_threshold"] = above if none_is_best else float(between[accuracy.argmax()])
-    return found
-
-
-def _cuts(similarities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each similarity that occurs, falling: positives that reach it, pairs that reach it, and itself."""
-    order = np.argsort(-similarities, kind="stable")
-    values = similarities[order]
-    ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
-    return np.cumsum(labels[order])[ends], ends + 1, values[ends]
-
-
-def _scores_at(
-    similarities: np.ndarray, labels: np.ndarray, accuracy_threshold: float, f1_threshold: float
-) -> dict[str, float]:
-    is_right = (similarities >= accuracy_threshold) == labels
-    called = similarities >= f1_threshold
-    f1 = 2 * (called & labels).sum() / max(1, called.sum() + labels.sum())
-    return {"accuracy": 100 * float(is_right.mean()), "f1": 100 * float(f1)}
+    return {
+        "accuracy_threshold": above if none_is_best else float(between[accuracy.argmax()]),
+        "f1_threshold": float(between[f1.argmax()]),
+    }
 
 
 def pair_ranking_scores(queries: Sequence[str], similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

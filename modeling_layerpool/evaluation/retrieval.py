@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, is_folder, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder, encode_queries_and_documents
-from .metrics import RANKING_DEPTH, ranking_scores
+from .metrics import RANKING_DEPTH, RetrievalMetric
 
 
 # The headline first, and whether more of it is better.
@@ -179,7 +179,8 @@ def evaluate_retrieval(
         is_itself = qrels[query].get(query, 0) <= 0
         ranking = [documents[index] for index in indices]
         rankings.append([document for document in ranking if not (is_itself and document == query)])
-    return ranking_scores(rankings, [qrels[query] for query in scored])
+    judged = [{"ids": list(qrels[query]), "relevance": list(qrels[query].values())} for query in scored]
+    return RetrievalMetric().compute(predictions=rankings, references=judged)
 
 
 def relevant_pairs(corpus: Mapping[str, str], queries: Mapping[str, str], qrels: Qrels) -> tuple[list[str], list[str]]:

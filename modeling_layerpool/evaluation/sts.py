@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder
-from .metrics import similarity_scores
+from .metrics import SentenceSimilarityMetric
 
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def evaluate_sts(
     embeddings = torch.from_numpy(CachingEncoder(encoder).encode([*sentences1, *sentences2])).double()
     embeddings = F.normalize(embeddings, dim=1)
     cosines = (embeddings[:pairs] * embeddings[pairs:]).sum(1).numpy()
-    result = similarity_scores(cosines, scores)
+    result = SentenceSimilarityMetric().compute(predictions=cosines, references=scores)
     if math.isnan(result["spearman"]):
         logger.warning("all %d cosines are equal: the encoder tells no pairs apart and has no correlation", pairs)
     if subsets is not None:
@@ -165,7 +165,7 @@ def _subset_means(cosines: np.ndarray, scores: np.ndarray, subsets: Sequence[str
     parts = []
     for subset, places in _places(subsets).items():
         try:
-            parts.append(similarity_scores(cosines[places], scores[places]))
+            parts.append(SentenceSimilarityMetric().compute(predictions=cosines[places], references=scores[places]))
         except InputError as error:
             raise InputError(f"subset {subset!r}: {error}") from error
     pairs = [part["pairs"] for part in parts]

@@ -21,7 +21,8 @@ from pathlib import Path
 from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
-from modeling_layerpool.common.checkpoints import has_classifier, load_layerpool, read_config
+from modeling_layerpool.common.checkpoint_files import has_classifier, read_config
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, SentenceSimilarityMetric

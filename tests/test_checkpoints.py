@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.common.checkpoints import load_layerpool, loading_errors, read_json_object
+from modeling_layerpool.common.checkpoint_files import loading_errors, read_json_object
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.masked_lm.models import load_masked_language_model
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common.checkpoints import check_weights, find_file, read_json_object
+from ..common.checkpoint_files import check_weights, find_file, read_json_object
 from ..common.errors import InputError
 from ..common.rows import check_unicode, is_folder, read_json, shown
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: found, read and checked, with one sentence for each way in which one can be unusable."""
+"""Finds, reads and checks the files of a checkpoint. An unusable file ends in one sentence."""
 
 import os
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from .rows import read_json, shown
 
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-# Exceptions of a model that is not there, is broken, or needs something that is not installed; their text says so.
+# Packages raise these for a model that is missing, broken, or needs another package. Their text gives the reason.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
-# Fields of config.json whose wrong numbers transformers may accept, or try to build until memory runs out.
+# transformers may accept wrong numbers in these fields of config.json, or build until memory runs out.
 SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -39,25 +39,25 @@ JSON_FILES = (
 
 
 def no_model(name: str, revision: str = "main") -> InputError:
-    """Why a name without a `config.json` is no model."""
+    """The error for a name without a `config.json`."""
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
-        return InputError(f"{name}: an adapter, which is no model of its own; give the folder that it was merged into")
+        return InputError(f"{name}: an adapter, which is not a whole model; use the folder that it was merged into")
     if os.path.isdir(name):
         return InputError(f"{name}: has no config.json")
     of_revision = "" if revision == "main" else f" at the revision {revision}"
-    return InputError(f"{name}: no such folder, nor a model to reach{of_revision}")
+    return InputError(f"{name}: no such folder, nor a Hub model that can be reached{of_revision}")
 
 
 def find_file(name: str, filename: str, revision: str = "main") -> str | None:
-    """Where a file of a folder, or of a model on the Hub, lies on this machine; None if there is none to reach."""
+    """The local path of a file in a folder or in a Hub repository, or None if there is none or it is unreachable."""
     try:
         return cached_file(name, filename, revision=revision)
-    except (OSError, ValueError):  # every way of not being there: folder, repository, file, network
+    except (OSError, ValueError):  # no such folder, repository or file, or no network
         return None
 
 
 def read_json_object(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises an `InputError` if the file cannot be read, or holds something else."""
+    """The object in a JSON file. Raises an `InputError` if the file cannot be read or holds something else."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, names and their values, not {shown(content)}")
@@ -65,7 +65,7 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 
 
 def read_config(name: str, revision: str = "main") -> dict[str, Any]:
-    """The content of `config.json`, as [`find_config`] gives it. Raises an `InputError` if there is no such file."""
+    """The content of `config.json`, as in [`find_config`]. Raises an `InputError` if there is no such file."""
     config = find_config(name, revision)
     if config is None:
         raise no_model(name, revision)
@@ -74,8 +74,8 @@ def read_config(name: str, revision: str = "main") -> dict[str, Any]:
 
 def find_config(name: str, revision: str = "main") -> dict[str, Any] | None:
     """
-    The `config.json` of a folder or of a model on the Hub, or None if there is none to reach. Its `model_type`,
-    `architectures` and `id2label` are of the right kind or not there.
+    The `config.json` of a folder or of a Hub model, or None if there is none. Its `model_type`, `architectures` and
+    `id2label` have the right types, or are absent.
 
     Raises:
         InputError: the file is broken.
@@ -100,7 +100,7 @@ def find_config(name: str, revision: str = "main") -> dict[str, Any] | None:
 
 
 def has_classifier(config: dict[str, Any]) -> bool:
-    """Whether a checkpoint, by its `config.json`, is a model with a classifier."""
+    """Whether a checkpoint with this `config.json` has a classifier."""
     return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
@@ -116,7 +116,7 @@ def check_sizes(name: str, config: dict[str, Any], config_class: type[PreTrained
 
 
 def check_weights(*folders: Path, allow_pickle: bool) -> None:
-    """Raise an `InputError` if no folder holds weights, or one only pickled ones that were not asked for."""
+    """Raise an `InputError` if no folder holds weights, or if one holds only pickles and these are not allowed."""
     without = [folder for folder in folders if not any(folder.glob("*.safetensors"))]
     pickled = [path for folder in without for pattern in PICKLES for path in folder.glob(pattern)]
     if pickled and not allow_pickle:
@@ -129,7 +129,7 @@ def check_weights(*folders: Path, allow_pickle: bool) -> None:
 
 
 def load_tokenizer(name: str, revision: str = "main", *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint. Raises an `InputError` if there is none that could be used."""
+    """The tokenizer of a checkpoint. Raises an `InputError` if there is no usable one."""
     check_token_numbers(name, revision)
     with loading_errors(name, "has no tokenizer that could be opened"):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -139,8 +139,8 @@ def load_tokenizer(name: str, revision: str = "main", *, trust_remote_code: bool
 
 def check_token_numbers(name: str, revision: str = "main", folder: str = "") -> None:
     """
-    Raise an `InputError` if `tokenizer.json`, in a folder of the model, numbers a token that no vocabulary is so large
-    for: the tokenizers package would make room for all below it, and end the process when memory runs out.
+    Raise an `InputError` if `tokenizer.json`, in a folder of the model, gives a token a number beyond any vocabulary.
+    The tokenizers package would allocate all numbers below it, and end the process when memory runs out.
     """
     path = find_file(name, str(PurePosixPath(folder, "tokenizer.json")), revision)
     if path is None:
@@ -166,7 +166,7 @@ def check_padding(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
-    """Raise an `InputError` if the tokenizer knows a token that the model has no embedding of."""
+    """Raise an `InputError` if the tokenizer has tokens without an embedding in the model."""
     size = getattr(model.get_input_embeddings(), "num_embeddings", None)
     tokens = 1 + max(tokenizer.get_vocab().values())
     if size is not None and tokens > size:
@@ -178,8 +178,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """
-    Raise an `InputError` if a checkpoint came without tokenizer, for which transformers makes one that knows no word,
-    or if its `model_max_length` leaves no room for a text.
+    Raise an `InputError` if a checkpoint has no tokenizer, or if its `model_max_length` leaves no room for a text.
+    Without tokenizer files, transformers returns a tokenizer without any words.
     """
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{name}: has no tokenizer (tokenizer.json)")
@@ -196,30 +196,30 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 @contextmanager
 def loading_errors(name: str, problem: str = "could not be loaded") -> Iterator[None]:
     """
-    Turn whatever a package raises within this context into an `InputError`, as in [`loading_error`]: a broken file can
-    raise anything.
+    Turn whatever a package raises within this context into an `InputError`, as in [`loading_error`], since a broken
+    file can raise anything.
     """
     try:
         yield
     except InputError:
         raise
     except BaseException as error:
-        # The tokenizers package panics with an exception that is no Exception.
+        # The tokenizers package panics with a class that derives from BaseException only.
         if not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         for path in (Path(name, file) for file in JSON_FILES):
             if path.is_file():
-                read_json_object(path)  # where that is what is broken, its name and reason say more
+                read_json_object(path)  # if this file is broken, its own error is more precise
         raise loading_error(name, error, problem) from error
 
 
 def loading_error(name: str, error: BaseException, problem: str = "could not be loaded") -> InputError:
-    """What a package said, in one sentence that begins with the name of the checkpoint."""
+    """The error of a package as one sentence that begins with the name of the checkpoint."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     reason = reason.rstrip(".:")
     is_clear = type(error).__module__ != "builtins" or type(error) is Exception or isinstance(error, LOADING_ERRORS)
-    if not is_clear or " " not in reason:  # a KeyError says the key and nothing else
+    if not is_clear or " " not in reason:  # the text of a KeyError is only the key
         reason = f"{type(error).__name__}: {reason}".rstrip(": ")
     hint = "; it may need --trust_remote_code" if "trust_remote_code" in str(error) else ""
     return InputError(f"{name}: {problem} ({reason}){hint}")

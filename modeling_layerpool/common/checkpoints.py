@@ -41,7 +41,7 @@ from .errors import InputError
 
 
 class EncoderClasses(NamedTuple):
-    """The classes of one encoder. They open their own checkpoints, and those of the plain encoder."""
+    """The classes of one encoder. They open their own checkpoints and those of the plain encoder."""
 
     config: type[PreTrainedConfig]
     embedding: type[PreTrainedModel]
@@ -49,7 +49,7 @@ class EncoderClasses(NamedTuple):
 
     @property
     def model_types(self) -> tuple[str, ...]:
-        """Every `model_type` that these classes open, that of the plain encoder first."""
+        """Every `model_type` that these classes open, the plain encoder's first."""
         return (*self.config.encoder_model_types, self.config.model_type)
 
 
@@ -62,7 +62,7 @@ MODELS = (
     EncoderClasses(LayerPoolDebertaV2Config, LayerPoolDebertaV2Model, LayerPoolDebertaV2ForSequenceClassification),
     EncoderClasses(LayerPoolModernBertConfig, LayerPoolModernBertModel, LayerPoolModernBertForSequenceClassification),
 )
-# Prefixes of the tensors of pooler and classifier, which sit on the encoder.
+# Prefixes of the tensors of the pooler and the classifier.
 HEADS = ("classifier.", "pooler.")
 
 
@@ -80,28 +80,28 @@ def load_layerpool(
     """
     Open a checkpoint of this package, or of a plain encoder, with its tokenizer, for training.
 
-    On a plain encoder the pooler and the classifier start afresh. A checkpoint of this package has to hold both as it
-    was trained, but for those that are asked for anew: the pooler by another `pooler_type`, a linear map to another
-    width by `projection_dim`, the classifier by `ignore_mismatched_sizes`. A checkpoint of the sentence encoder gets
-    a new classifier by itself.
+    A plain encoder gets a new pooler and a new classifier. A checkpoint of this package must hold both as trained,
+    unless a new one is requested: a pooler by another `pooler_type`, a linear map to another width by
+    `projection_dim`, a classifier by `ignore_mismatched_sizes`. A sentence encoder without a classifier gets a new
+    one.
 
     Args:
-        model_name_or_path: a folder, or a name on the Hub.
+        model_name_or_path: a folder or a Hub model ID.
         task: `"embedding"` for the sentence encoder, `"sequence-classification"` for one with a classifier on it.
         revision: branch, tag or commit on the Hub. Default: `"main"`.
         allow_pickle: accept weights that are pickled, if there are no safetensors. Default: False.
         attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
-        dtype: of the weights, or `"auto"` for that of the file, as in transformers. Default: `torch.float32`, as
-            weights in half precision lose small updates; mixed precision in training is autocast's.
-        ignore_mismatched_sizes: start a new classifier where that of the checkpoint is missing or has another shape.
+        dtype: dtype of the weights, or `"auto"` for that of the file, as in transformers. Default: `torch.float32`,
+            since weights in half precision lose small updates. Mixed precision in training comes from autocast.
+        ignore_mismatched_sizes: start a new classifier if that of the checkpoint is missing or has another shape.
             Default: False.
-        config_overrides: fields of the configuration to change. What is the pooler's only stays as the checkpoint has
-            it while its pooler does.
+        config_overrides: fields of the configuration to change. With another `pooler_type`, the options of the old
+            pooler return to their defaults.
 
     Raises:
-        InputError: there is no such checkpoint, it is broken or not of a known encoder, it has no weights or
-            tokenizer, its weights are pickled or do not hold the whole encoder, or the trained pooler or classifier,
-            or an override does not fit it or does nothing.
+        InputError: the checkpoint does not exist, is broken, or is not of a known encoder; it has no weights or no
+            tokenizer; its weights are pickled, or lack a part of the encoder or of a trained pooler or classifier; or
+            an override does not fit or has no effect.
     """
     config = read_config(model_name_or_path, revision)
     model_type = config.get("model_type", "bert")
@@ -139,7 +139,7 @@ def load_layerpool(
 
 
 def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatched_sizes: bool) -> tuple[str, ...]:
-    """How the tensors begin that start afresh on a checkpoint of this package."""
+    """The prefixes of the tensors that start anew in a checkpoint of this package."""
     trained = config.get("pooler_type", LayerPoolConfigMixin.pooler_type)
     is_new_pooler = overrides.get("pooler_type", trained) != trained
     is_new_classifier = ignore_mismatched_sizes or not has_classifier(config)
@@ -147,16 +147,16 @@ def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatc
 
 
 def _check_whole(name: str, info: dict[str, Any], new_heads: tuple[str, ...], has_new_width: bool) -> None:
-    """Raise an `InputError` if a tensor is not there, or of another shape, that does not start afresh."""
+    """Raise an `InputError` if a tensor that does not start anew is missing or has another shape."""
     absent = sorted(key for key in info["missing_keys"] if not key.startswith(new_heads))
     if has_new_width:
-        # A pooler of the encoder's own width has no such map yet. One of another shape is refused below.
+        # A pooler of the encoder's own width has no projection yet. A projection of another shape is refused below.
         absent = [key for key in absent if not key.startswith("pooler.projection.")]
     of_encoder = [key for key in absent if not key.startswith(HEADS)]
     if of_encoder:
         raise InputError(
-            f"{name}: the weights are not those of the encoder that config.json describes: {len(of_encoder)} tensors "
-            f"are missing ({of_encoder[0]} for one)"
+            f"{name}: the weights are not those of the encoder in config.json: {len(of_encoder)} tensors are missing "
+            f"(for example {of_encoder[0]})"
         )
     if absent:
         raise InputError(
@@ -168,8 +168,8 @@ def _check_whole(name: str, info: dict[str, Any], new_heads: tuple[str, ...], ha
         key, found, expected = misfits[0]
         fix = f"; {_new_head_by(key)}" if key.startswith(HEADS) else ""
         raise InputError(
-            f"{name}: {len(misfits)} tensors have another shape than the configuration asks for ({key} for one: "
-            f"{tuple(found)} rather than {tuple(expected)}){fix}"
+            f"{name}: {len(misfits)} tensors have another shape than in the configuration (for example "
+            f"{key}: {tuple(found)} rather than {tuple(expected)}){fix}"
         )
 
 
@@ -180,7 +180,7 @@ def _new_head_by(key: str) -> str:
 
 
 def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What was given, checked against the pooler; what the checkpoint says of another pooler's goes to its default."""
+    """The given overrides, checked against the pooler. Options of the checkpoint's old pooler return to defaults."""
     trained = config.get("pooler_type")  # None: a plain encoder
     pooler = given.get("pooler_type") or trained or LayerPoolConfigMixin.pooler_type
     overrides = dict(given)

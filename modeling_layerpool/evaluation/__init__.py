@@ -1,6 +1,6 @@
 """Measure any sentence encoder: semantic similarity (STS), retrieval, and the geometry of its space.
 
-An *encoder* is anything with `encode(list[str]) -> numpy array (len, d)`. Nothing here knows how a model was trained.
+An *encoder* is anything with `encode(list[str]) -> numpy array (len, d)`. This code does not depend on training.
 """
 
 from .distributed import ShardedEncoder, is_main_process, join_processes

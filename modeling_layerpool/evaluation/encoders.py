@@ -1,6 +1,6 @@
-"""What evaluation knows of a model: `encode(list[str]) -> array (len, d)`. Any Hugging Face model can be given it.
+"""Encoders, the only interface between evaluation and a model: `encode(list[str]) -> array (len, d)`.
 
-[`load_encoder`] opens three kinds: a model of this package, a sentence-transformers model, any other encoder.
+There are three kinds: a model of this package, a sentence-transformers model, and any other encoder of transformers.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from ..common.errors import InputError
 class Encoder(Protocol):
     """Anything that turns n texts into n embeddings.
 
-    One that embeds the queries or the documents of a retrieval set in another way than other texts, after a prompt
-    for instance, has encoders for them as its attributes `queries` and `documents`.
+    An encoder that embeds the queries or documents of a retrieval set differently from other texts, for example with
+    a prompt, has the attributes `queries` and `documents`, which are encoders too.
     """
 
     def encode(self, sentences: list[str]) -> np.ndarray:
@@ -27,14 +27,14 @@ class Encoder(Protocol):
 
 
 def query_and_document_encoders(encoder: Encoder) -> tuple[Encoder, Encoder]:
-    """The encoders of the queries and of the documents of a retrieval set: the encoder itself unless it has others."""
+    """The encoders for the queries and documents of a retrieval set: the encoder itself unless it has others."""
     return tuple(getattr(encoder, kind, None) or encoder for kind in ("queries", "documents"))
 
 
 def encode_queries_and_documents(
     encoder: Encoder, queries: Sequence[str], documents: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of queries (q, d) and of documents (c, d), in a single call if one encoder is for both."""
+    """Embeddings of queries (q, d) and of documents (c, d), in a single call if both have the same encoder."""
     of_queries, of_documents = query_and_document_encoders(encoder)
     if of_queries is of_documents:
         embeddings = of_queries.encode([*queries, *documents])
@@ -43,7 +43,7 @@ def encode_queries_and_documents(
 
 
 def prompts_in_use(encoder: Encoder, *, sentences: bool, retrieval: bool) -> dict[str, str]:
-    """The prompts before `sentences`, `queries` and `documents` that an evaluation of these uses, unless empty."""
+    """The non-empty prompts that an evaluation puts before its `sentences`, `queries` and `documents`."""
     of_queries, of_documents = query_and_document_encoders(encoder)
     encoders = {"sentences": encoder} if sentences else {}
     encoders |= {"queries": of_queries, "documents": of_documents} if retrieval else {}
@@ -52,14 +52,14 @@ def prompts_in_use(encoder: Encoder, *, sentences: bool, retrieval: bool) -> dic
 
 
 class CachingEncoder:
-    """An encoder that asks another for each distinct text once, remembers the embedding and refuses a broken one.
+    """An encoder that embeds each distinct text once and keeps the embedding.
 
     Args:
-        encoder: the encoder to ask.
+        encoder: computes the embeddings.
 
-    `encode` returns float32 (n, d). It raises an `InputError` for values that are not finite, which would otherwise
-    end in a score that looks like one, and a `RuntimeError` for embeddings of another shape. Queries and documents
-    are remembered apart from other texts if the encoder embeds them in another way.
+    `encode` returns float32 (n, d). It raises an `InputError` for values that are not finite, which could otherwise
+    give a plausible score, and a `RuntimeError` for embeddings of another shape. Queries and documents have caches of
+    their own if the encoder embeds them differently.
     """
 
     def __init__(self, encoder: Encoder):
@@ -86,20 +86,20 @@ class CachingEncoder:
             self.rows.update(zip(new, range(len(self.rows), len(self.rows) + len(new)), strict=True))
             self.embeddings = np.concatenate([self.embeddings, embeddings]) if len(self.embeddings) else embeddings
         rows = [self.rows[text] for text in sentences]
-        # no copy where nothing repeats, so that a large corpus is held once
+        # Without repeats there is no copy, so that a large corpus is in memory once.
         return self.embeddings if rows == list(range(len(self.embeddings))) else self.embeddings[rows]
 
 
 @dataclass
 class LayerPoolEncoder:
-    """A model of this package with its tokenizer, embedding with the pooler that the checkpoint names.
+    """A model of this package with its tokenizer and its own pooler.
 
-    The `prompt` is put before each text; queries and documents may have encoders with prompts of their own.
+    The `prompt` goes before each text. Queries and documents may have encoders with their own prompts.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    max_tokens_per_batch: int
+    max_tokens_per_batch: int = 8192
     show_progress_bar: bool = True
     prompt: str = ""
     queries: "LayerPoolEncoder | None" = None
@@ -118,9 +118,9 @@ class LayerPoolEncoder:
 
 @dataclass
 class SentenceTransformersEncoder:
-    """A `SentenceTransformer`, embedding with the modules that its folder lists.
+    """A `SentenceTransformer` with the modules that its folder lists.
 
-    The model's `method` itself puts the `prompt` before each text, and may choose modules by the kind of text.
+    The `method` of the model itself puts the `prompt` before each text, and may choose modules by the kind of text.
     """
 
     model: Any
@@ -134,7 +134,7 @@ class SentenceTransformersEncoder:
         tokenizer = self.model.tokenizer
         if isinstance(tokenizer, PreTrainedTokenizerBase):
             lengths = [len(ids) for ids in tokenizer(sentences, truncation=True)["input_ids"]]
-        else:  # a static model, which computes next to nothing per token
+        else:  # a static model, with almost no computation per token
             lengths = [len(sentence) for sentence in sentences]
 
         def embed(batch: list[int]) -> np.ndarray:
@@ -147,7 +147,7 @@ class SentenceTransformersEncoder:
 
 @dataclass
 class PooledEncoder:
-    """Any encoder of transformers, its last hidden state pooled: `mean` over all tokens, or the first (`cls`)."""
+    """Any encoder of transformers. Its last hidden state is pooled: `mean` over tokens, or the first token (`cls`)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -175,7 +175,7 @@ def _encode_by_length(
 ) -> np.ndarray:
     """Embed texts in batches of similar length, longest first, of at most `max_tokens_per_batch` tokens with padding.
 
-    `embed` turns indices of texts into their embeddings (len, d). A longer text makes a batch of its own.
+    `embed` returns the embeddings (len, d) of the texts with the given indices. A longer text is a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = []

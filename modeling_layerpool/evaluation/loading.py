@@ -38,32 +38,32 @@ def load_encoder(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Encoder:
-    """Open a folder or a model of the Hub as an encoder.
+    """Open a folder or a Hub model as an encoder.
 
-    A model of this package (`model_type` "layerpool_...") embeds with its own pooler; a sentence-transformers model
-    (it has a `modules.json`) with its own modules and prompts, and needs sentence-transformers; any other by mean
-    pooling. A model of this package to which such a file adds further modules is a sentence-transformers model.
+    A model of this package (`model_type` "layerpool_...") uses its own pooler. A sentence-transformers model (with a
+    `modules.json`) uses its own modules and prompts, and needs sentence-transformers. Any other model uses mean
+    pooling. A model of this package whose `modules.json` adds modules is a sentence-transformers model.
 
     Args:
-        model_name_or_path: a folder, or a name on the Hub.
+        model_name_or_path: a folder or a Hub model ID.
         revision: branch, tag or commit on the Hub.
-        max_seq_length: tokens at which a text is cut, special tokens included. By default what the saved model
-            says: the tokenizer's `model_max_length`, or a sentence-transformers model's own `max_seq_length`, but
-            never more than the model has positions.
-        pooling: `mean` or `cls` of the last hidden state, whatever a sentence-transformers folder says. Not for a
-            model of this package, which knows its pooler.
-        max_tokens_per_batch: tokens computed at a time, padding included: the bound on memory.
+        max_seq_length: maximum number of tokens of a text, special tokens included. Default: the tokenizer's
+            `model_max_length`, or a sentence-transformers model's own `max_seq_length`, but no more than the model has
+            positions.
+        pooling: `mean` or `cls` of the last hidden state, whatever a sentence-transformers folder specifies. A model
+            of this package has its own pooler and refuses this.
+        max_tokens_per_batch: tokens computed at once, padding included. This limits memory.
         device: by default the GPU if there is one.
-        trust_remote_code: run code that the checkpoint brings along.
-        allow_pickle: load weights from pickle files too, which can run code; by default only safetensors.
+        trust_remote_code: run code that comes with the checkpoint.
+        allow_pickle: also load pickled weights, which can run code. By default only safetensors.
 
     Returns:
-        An [`Encoder`] whose embeddings are float32 and not normalised (unless a sentence-transformers module does).
+        An [`Encoder`] with float32 embeddings. They are not normalised unless a sentence-transformers module does it.
 
     Raises:
-        InputError: there is no such model, one of its files is broken, it lacks weights or a tokenizer, its weights
-            are pickled, it needs `trust_remote_code` or sentence-transformers, there is no such device, or an argument
-            does not fit it.
+        InputError: the model does not exist, has a broken file, lacks weights or a tokenizer, has pickled weights, or
+            needs `trust_remote_code` or sentence-transformers; or the device does not exist, or an argument does not
+            fit the model.
     """
     name = str(model_name_or_path)
     if pooling is not None and pooling not in POOLINGS:
@@ -124,7 +124,7 @@ def load_encoder(
 def _usable_device(device: str | torch.device) -> torch.device:
     try:
         usable = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, ImportError) as error:  # no such device; torch was built without it
+    except (RuntimeError, AssertionError, ImportError) as error:  # no such device, or torch is built without it
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise InputError(f"--device {device}: torch cannot use it ({reason}); use cpu, or cuda on a GPU") from error
     if usable.type == "meta":
@@ -133,9 +133,9 @@ def _usable_device(device: str | torch.device) -> torch.device:
 
 
 def _is_one_transformer(modules: list[Module]) -> bool:
-    """Whether modules.json lists what a model of this package writes there, and nothing more."""
+    """Whether modules.json lists only the one module that a model of this package writes there."""
     first, *more = modules
-    names = first.type.split(".")  # releases of sentence-transformers differ in those between
+    names = first.type.split(".")  # the parts between differ by release of sentence-transformers
     return (names[0], names[-1], first.path, more) == ("sentence_transformers", "Transformer", "", [])
 
 
@@ -164,7 +164,7 @@ def _load_sentence_transformer(
             trust_remote_code=trust_remote_code,
             model_kwargs={"use_safetensors": use_safetensors},
         )
-        # Modules that do not fit each other fail when they compute; a Router may need to be told what for.
+        # Modules that do not fit each other fail only when they compute. A Router may need to know the kind of text.
         if not any(isinstance(module, Router) for module in model):
             model.encode(["a text"], show_progress_bar=False)
     return model
@@ -184,13 +184,13 @@ def _load_transformers(
         )
     tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
     check_vocabulary(model, tokenizer, name)
-    # A pooler over the first token is not used here; anything else that was not loaded would be random.
+    # The plain encoder's own pooler is not used here. Any other tensor that was not loaded would be random.
     absent = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     absent = {key for key in absent if is_layerpool or not key.startswith("pooler.")}
     if absent:
         raise InputError(
             f"{name}: the weights do not fit the configuration: {len(absent)} tensors are missing or of another shape "
-            f"({min(absent)} for one)"
+            f"(for example {min(absent)})"
         )
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
@@ -201,7 +201,7 @@ def _load_transformers(
 
 
 def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:
-    """The length to cut at: `max_seq_length` if it fits the model, else what the tokenizer says, within the model."""
+    """The maximum number of tokens: `max_seq_length`, or the tokenizer's limit within the positions of the model."""
     positions = _positions(model)
     if max_seq_length is None:
         return min(tokenizer.model_max_length, positions)
@@ -210,7 +210,7 @@ def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ma
     special = tokenizer.num_special_tokens_to_add()
     if max_seq_length <= special:
         raise InputError(
-            f"--max_seq_length {max_seq_length}: leaves no token of the text beside {special} special ones"
+            f"--max_seq_length {max_seq_length}: leaves no token for the text, with {special} special tokens"
         )
     return max_seq_length
 
@@ -218,6 +218,6 @@ def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ma
 def _positions(model: torch.nn.Module) -> float:
     for module_name, module in model.named_modules():
         if module_name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from the padding index on
+            # RoBERTa and similar encoders start counting positions after the padding index.
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return getattr(getattr(model, "config", None), "max_position_embeddings", None) or float("inf")

@@ -1,4 +1,4 @@
-"""Scored or labelled pairs: regression, classification by a threshold on the cosine, ranking of a text's partners."""
+"""Scored or labelled pairs: correlation, classification by a threshold on the cosine, ranking of a text's partners."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimil
 
 
 HITS_DEPTHS = (1, 5)
-# Of labelled pairs without thresholds: the headline first, and whether more of it is better.
+# Metrics of labelled pairs without thresholds, the main one first, and whether more is better.
 METRICS = {"average_precision": True}
 RANKING_METRICS = dict.fromkeys(("map", "mrr", *(f"has_positives@{depth}" for depth in HITS_DEPTHS)), True)
 
 
 class Pairs(NamedTuple):
-    """Pairs of texts and what is said of each: a score, or a label that is 1 for those that belong together."""
+    """Pairs of texts with a score each, or with a label that is 1 for positive pairs and 0 for negative ones."""
 
     sentences1: list[str]
     sentences2: list[str]
@@ -56,12 +56,12 @@ def read_pairs_file(path: str | Path) -> Pairs:
     if len(values) < 2:
         raise InputError(f"{path}: {len(values)} pairs, and at least 2 are needed")
     if min(values) == max(values):
-        raise InputError(f"{path}: every {column} is {values[0]:g}, so that there is nothing to tell apart")
+        raise InputError(f"{path}: every {column} is {values[0]:g}; at least two different values are needed")
     return Pairs(sentences1, sentences2, values, column == "label")
 
 
 def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
-    """What [`evaluate_pairs`] measures of labelled pairs without `dev`, and whether more of it is better."""
+    """The metrics of [`evaluate_pairs`] for labelled pairs without `dev`, and whether more is better."""
     labels = np.asarray(pairs.values) > 0
     can_rank = pair_ranking_scores(pairs.sentences1, np.zeros(len(labels)), labels)
     return METRICS | (RANKING_METRICS if can_rank else {})
@@ -69,24 +69,24 @@ def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
 
 def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> dict[str, float]:
     """
-    How well the cosine of two embeddings follows scores, or tells positive pairs from negative ones.
+    How well the cosine of two embeddings follows scores, or separates positive pairs from negative ones.
 
     Args:
-        encoder: each distinct text is embedded once.
-        pairs: what is measured.
-        dev: labelled pairs on which the thresholds are chosen, those of the highest accuracy and of the highest F1.
-            Without them no accuracy and no F1 are told: a threshold chosen on the measured pairs would flatter them.
+        encoder: embeds each distinct text once.
+        pairs: the pairs to evaluate.
+        dev: labelled pairs that choose the thresholds of the highest accuracy and the highest F1. Without them there
+            is no accuracy and no F1, since a threshold chosen on the evaluated pairs would flatter them.
 
     Returns:
-        Of scores `{"spearman", "pearson", "pairs"}`. Of labels `average_precision`, with `dev` also `accuracy`, `f1`,
-        `accuracy_threshold` and `f1_threshold`, and [`pair_ranking_scores`] where texts have several partners. All
-        but counts and thresholds x 100.
+        `{"spearman", "pearson", "pairs"}` for scores. For labels `average_precision` and `pairs`, with `dev` also
+        `accuracy`, `f1`, `accuracy_threshold` and `f1_threshold`, and [`pair_ranking_scores`] if texts have several
+        partners. All but counts and thresholds x 100.
 
     Raises:
-        InputError: `dev` has scores where `pairs` have labels, or the other way round.
+        InputError: `dev` is given, and `pairs` or `dev` have scores.
     """
     if dev is not None and not (dev.are_labels and pairs.are_labels):
-        raise InputError("a dev part is for labels, on both sides: scores have no threshold to choose")
+        raise InputError("a dev part is for labels: neither the pairs nor the dev part may have scores")
     encoder = CachingEncoder(encoder)
     cosines = _cosines(encoder, pairs)
     if not pairs.are_labels:
@@ -132,9 +132,9 @@ def best_thresholds(similarities: np.ndarray, labels: np.ndarray) -> dict[str, f
 
 def pair_ranking_scores(queries: Sequence[str], similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    How high each first text's positive partners stand among all of its partners.
+    How high the positive partners of each first text rank among all of its partners.
 
-    Only first texts with a positive partner and a negative one count; equal similarities stand in the worst order.
+    Only first texts with a positive and a negative partner count. Equal similarities rank in the worst order.
 
     Returns:
         `{"map", "mrr", "has_positives@1", "has_positives@5", "queries"}`, all but the count x 100: mean average
@@ -142,14 +142,14 @@ def pair_ranking_scores(queries: Sequence[str], similarities: np.ndarray, labels
         first text counts.
     """
     partners: dict[str, list[int]] = {}
-    for place, query in enumerate(queries):
-        partners.setdefault(query, []).append(place)
+    for index, query in enumerate(queries):
+        partners.setdefault(query, []).append(index)
     scores = []
-    for places in partners.values():
-        own = labels[places]
+    for indices in partners.values():
+        own = labels[indices]
         if own.all() or not own.any():
             continue
-        order = np.lexsort((own, -similarities[places]))  # among equals the positives last
+        order = np.lexsort((own, -similarities[indices]))  # among equals the positives last
         ranks = np.flatnonzero(own[order]) + 1
         scores.append(
             [

@@ -66,7 +66,7 @@ def test_scores_give_correlations():
     pairs = Pairs(["x", "x", "x"], ["near", "middle", "far"], [5, 3, 1], False)
     scores = evaluate_pairs(VectorEncoder(VECTORS), pairs)
     assert scores["spearman"] == pytest.approx(100)
-    with pytest.raises(InputError, match="a dev part is for labels"):
+    with pytest.raises(InputError, match="a dev part is for labels: neither"):
         evaluate_pairs(VectorEncoder(VECTORS), pairs, pairs)
 
 

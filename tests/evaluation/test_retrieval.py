@@ -104,7 +104,7 @@ def test_search_finds_the_nearest_among_random_vectors():
 
 
 class LargestTensor(TorchFunctionMode):
-    """Notes the most elements that any tensor made by torch has."""
+    """Notes the number of elements of the largest tensor that torch creates."""
 
     elements = 0
 

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     check_file(path)
     if not suffix or suffix[0] not in FORMATS:
         raise InputError(f"{path}: unknown format; use one of {', '.join(FORMATS)}, optionally followed by .gz")
-    read = {".csv": _read_csv, ".tsv": _read_tsv, ".txt": _read_txt}.get(suffix[0], _read_json_lines)
+    readers = {".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"), ".txt": _read_txt}
+    read = readers.get(suffix[0], _read_json_lines)
     line = 0
     with reading_errors(path):
         try:
@@ -134,10 +136,6 @@ def _read_csv(path: Path, lines: io.TextIOBase, delimiter: str = ",") -> Iterato
             yield reader.line_num, dict(zip(header, fields, strict=True))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _read_tsv(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _read_csv(path, lines, delimiter="\t")
 
 
 def _read_txt(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -94,14 +93,12 @@ def write_results(results: Mapping[str, Any], output_dir: str | Path) -> Path:
     """
     text = json.dumps(_null_for_nan(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with results_folder(output_dir) as folder:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{RESULTS_FILE}.")
+        temporary = folder / f".{RESULTS_FILE}.{os.getpid()}"
         try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o666 & ~_umask())
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, folder / RESULTS_FILE)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     return folder / RESULTS_FILE
 
@@ -110,9 +107,3 @@ def _null_for_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _null_for_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

@@ -5,6 +5,7 @@ the scores of rankings.
 """
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,8 +112,12 @@ class _InMemoryMetric(evaluate.Metric):
     `keep_in_memory=False` restores the default of evaluate, which its distributed mode (`num_process`) needs.
     """
 
-    def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs: Any):
-        super().__init__(config_name, keep_in_memory=keep_in_memory, **kwargs)
+    def __init__(
+        self, config_name: str | None = None, keep_in_memory: bool = True, cache_dir: str | None = None, **kwargs: Any
+    ):
+        # evaluate creates an empty cache folder in any case, and the default one may be read-only.
+        cache_dir = cache_dir or tempfile.gettempdir()
+        super().__init__(config_name, keep_in_memory=keep_in_memory, cache_dir=cache_dir, **kwargs)
 
 
 class SentenceSimilarityMetric(_InMemoryMetric):

@@ -82,8 +82,8 @@ def _read_qrels(path: Path, corpus: Texts, queries: Texts) -> Qrels:
             raise InputError(f"{where}: the query {query!r} is not in the queries file")
         if document not in corpus:
             raise InputError(f"{where}: the document {document!r} is not in the corpus file")
-        if not relevance.is_integer():
-            raise InputError(f"{where}: the column 'score' must be a whole number, got {row['score']!r}")
+        if not relevance.is_integer() or abs(relevance) >= 2**31:
+            raise InputError(f"{where}: the column 'score' must be a whole number below 2^31, got {row['score']!r}")
         if qrels.setdefault(query, {}).setdefault(document, int(relevance)) != relevance:
             raise InputError(f"{where}: query {query!r} and document {document!r} were judged differently before")
     if not any(relevance > 0 for judged in qrels.values() for relevance in judged.values()):

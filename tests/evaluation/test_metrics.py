@@ -267,6 +267,14 @@ def test_metrics_write_no_cache_file_in_which_processes_could_meet(tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_metrics_work_without_a_writable_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", tmp_path / "file" / "metrics")
+    assert SentenceSimilarityMetric().compute(predictions=[0.1, 0.7], references=[1, 2])["spearman"] == pytest.approx(
+        100
+    )
+
+
 def test_metrics_in_threads_do_not_disturb_each_other():
     def compute(seed):
         similarities, scores = np.random.default_rng(seed).random((2, 50))

@@ -199,14 +199,14 @@ def group_by_clusters(embeddings: torch.Tensor, group_size: int, generator: torc
         generator: decides the first centres and the order.
     """
     # scikit-learn adds up what its threads computed in any order. In float32, a resumed run could get other clusters.
-    units = torch.nn.functional.normalize(embeddings.double(), dim=-1)
+    # The trainer reports NaN at its next logging step, where scikit-learn would end the run with a traceback.
+    units = torch.nn.functional.normalize(embeddings.cpu().double(), dim=-1).nan_to_num_().numpy()
     count = max(1, len(units) // group_size)
     # n_init=1 and random first centres: k-means++ would take longer than all rounds for this many clusters.
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     clustering = KMeans(count, init="random", n_init=1, max_iter=CLUSTER_ROUNDS, random_state=seed, copy_x=False)
     groups: list[list[int]] = [[] for _ in range(count)]
-    # The trainer reports NaN at its next logging step; scikit-learn would end the run here with a traceback.
-    for text, cluster in enumerate(clustering.fit_predict(units.nan_to_num().cpu().numpy())):
+    for text, cluster in enumerate(clustering.fit_predict(units)):
         groups[cluster].append(text)
     return [groups[index] for index in torch.randperm(count, generator=generator).tolist() if groups[index]]
 

@@ -21,10 +21,11 @@ from pathlib import Path
 from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
-from modeling_layerpool.common.checkpoints import has_classifier, load_layerpool, read_config
+from modeling_layerpool.common.checkpoint_files import has_classifier, read_config
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, RegressionMetric
+from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, SentenceSimilarityMetric
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training.classification import (
     GLUE,
@@ -168,7 +169,8 @@ def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
     """The metrics of the kind of labels, in percent."""
     predictions = labels.decide(output.predictions)
     if labels.problem_type == "regression":
-        return RegressionMetric().compute(predictions=predictions, references=output.label_ids)
+        scores = SentenceSimilarityMetric().compute(predictions=predictions, references=output.label_ids)
+        return {"spearman": scores["spearman"], "pearson": scores["pearson"], "rows": scores["pairs"]}
     references = output.label_ids.astype(int)
     if labels.problem_type == "multi_label_classification":
         return MultiLabelMetric().compute(predictions=predictions, references=references)

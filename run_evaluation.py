@@ -3,8 +3,8 @@
 
     python run_evaluation.py --model_name_or_path M --sts stsb=test.jsonl --retrieval scifact=folder --output_dir D
 
-prints a table and writes `D/evaluation.json`; with --plots, pictures in `D/plots`, too. M is a model of this package,
-of sentence-transformers, or any other encoder of transformers. See docs/evaluation.md and docs/plots.md.
+prints a table and writes `D/evaluation.json`, and with --plots also pictures in `D/plots`. M is a model of this
+package, a sentence-transformers model, or any other encoder of transformers. See docs/evaluation.md and docs/plots.md.
 """
 
 import math
@@ -49,48 +49,49 @@ SUBSET_COLUMN = "subset"
 
 @dataclass
 class EvaluationArguments:
-    """What to measure, and where the results go."""
+    """The model, the data sets, and the folder for the results."""
 
     RANGES: ClassVar = dict.fromkeys(("max_seq_length", "max_tokens_per_batch"), Range(at_least=1))
 
     model_name_or_path: str = field(metadata={"help": "Model to measure: a folder or a Hub model ID."})
     output_dir: str = field(metadata={"help": "Folder for evaluation.json; created if needed."})
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model of the Hub."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub model."})
     sts: list[str] = field(
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, score; or the name alone "
-            f"of a built-in set from the Hub ({', '.join(STS_DATASETS)}).",
+            "help": "STS sets as NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, score. The "
+            f"name alone means a built-in set from the Hub: {', '.join(STS_DATASETS)}.",
         },
     )
     sts_subset_column: str = field(
         default=SUBSET_COLUMN,
         metadata={
-            "help": "Column of the --sts sets that names the subset of a pair: where it is there, the mean over the "
-            "subsets is told too. Empty: none."
+            "help": "Column of the --sts sets that names the subset of a pair. Sets with this column also report the "
+            "mean over the subsets. Empty: no subsets."
         },
     )
     pairs: list[str] = field(
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "NAME=FILE ...: jsonl, csv or tsv with sentence1, sentence2, and score or label (0 or 1).",
+            "help": "Pairs as NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, and score or "
+            "label (0 or 1).",
         },
     )
     pairs_dev: list[str] = field(
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "NAME=FILE ...: labelled pairs on which the thresholds of the --pairs of that name are chosen.",
+            "help": "Labelled pairs as NAME=FILE ... that choose the thresholds of the --pairs with the same name.",
         },
     )
     retrieval: list[str] = field(
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "NAME=FOLDER ...: BEIR's layout, corpus.jsonl[.gz], queries.jsonl[.gz], qrels_test.tsv or "
-            "qrels/test.tsv.",
+            "help": "Retrieval sets as NAME=FOLDER ... in BEIR's layout: corpus.jsonl[.gz], queries.jsonl[.gz], and "
+            "qrels_test.tsv or qrels/test.tsv.",
         },
     )
     max_seq_length: int | None = field(
@@ -101,21 +102,22 @@ class EvaluationArguments:
         metadata={"help": "Pooling of the last hidden state, mean or cls. Default: the model's own, otherwise mean."},
     )
     max_tokens_per_batch: int = field(
-        default=8192, metadata={"help": "Tokens computed at once; lower it if memory runs out."}
+        default=8192, metadata={"help": "Number of tokens computed at once. Lower it if memory runs out."}
     )
     device: str | None = field(
-        default=None, metadata={"help": "Device. Default: the GPU if there is one, otherwise the CPU."}
+        default=None, metadata={"help": "Device, such as cpu or cuda:1. Default: the GPU if there is one."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
     allow_pickle: bool = field(default=False, metadata={"help": "Also load pickled weights, which can run code."})
     plots: bool = field(
-        default=False, metadata={"help": "Write pictures into plots/ in the --output_dir (needs the extra 'plots')."}
+        default=False, metadata={"help": "Write plots into plots/ in the --output_dir. Needs the extra 'plots'."}
     )
     compare: list[str] = field(
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "NAME=FILE ...: the evaluation.json of other models, for the --plots of alignment and uniformity.",
+            "help": "Other models as NAME=FILE ..., each with its evaluation.json, for the --plots of alignment and "
+            "uniformity.",
         },
     )
 
@@ -124,7 +126,7 @@ class EvaluationArguments:
 
 
 def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable | None = None) -> dict[str, Any]:
-    """Read every `NAME=PATH` (or built-in `NAME`) of a flag: `{name: what was read}`, in the order given."""
+    """Read every `NAME=PATH` (or built-in `NAME`) of a flag: `{name: data}`, in the given order."""
     sets: dict[str, Any] = {}
     for value in values:
         name, equals, path = value.partition("=")
@@ -137,7 +139,7 @@ def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable |
 
 
 def read_geometry(path: str) -> dict[str, float]:
-    """Alignment and uniformity of the model whose `evaluation.json` this is."""
+    """Alignment and uniformity from the `evaluation.json` of another model."""
     content = read_json(path)
     try:
         geometry = {name: float(content["geometry"][name]) for name in ("alignment", "uniformity")}
@@ -160,7 +162,7 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
 
 
 def measure(arguments: EvaluationArguments) -> dict[str, Any]:
-    """As [`run`], in a folder that is there."""
+    """[`run`] with an existing output folder."""
     if not (arguments.sts or arguments.pairs or arguments.retrieval):
         raise InputError("nothing to evaluate: give --sts, --pairs or --retrieval")
     if arguments.compare and not arguments.plots:
@@ -181,7 +183,7 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         if name not in pairs:
             raise InputError(f"--pairs_dev {name}: there is no --pairs of this name")
         if not (dev.are_labels and pairs[name].are_labels):
-            raise InputError(f"--pairs_dev {name}: a threshold is chosen on labels, for labels; one file has scores")
+            raise InputError(f"--pairs_dev {name}: thresholds need labels, and one of the two files has scores")
     retrieval = read_sets("--retrieval", arguments.retrieval, read_retrieval_folder)
 
     loaded = load_encoder(

@@ -23,7 +23,7 @@ from datasets import Dataset, IterableDataset
 from tabulate import tabulate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from modeling_layerpool.common.checkpoints import load_tokenizer
+from modeling_layerpool.common.checkpoint_files import load_tokenizer
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import geometry, sts

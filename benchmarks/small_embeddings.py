@@ -22,7 +22,8 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.common.checkpoints import load_layerpool, read_config
+from modeling_layerpool.common.checkpoint_files import read_config
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.evaluation import read_sts_file, similarity_scores
 
 

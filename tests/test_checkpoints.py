@@ -1,4 +1,4 @@
-"""Opening checkpoints: what is trained stays, in float32, and what is broken is one sentence."""
+"""Opening checkpoints: trained tensors stay, in float32, and a broken file ends in one sentence."""
 
 import json
 
@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.common.checkpoints import load_layerpool, loading_errors, read_json_object
+from modeling_layerpool.common.checkpoint_files import loading_errors, read_json_object
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.masked_lm.models import load_masked_language_model
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
@@ -195,7 +196,7 @@ def test_a_tensor_of_the_encoder_that_is_missing_is_said_first(saved_classifier)
 def test_a_trained_classifier_of_another_shape_is_not_quietly_replaced(saved_classifier):
     folder = saved_classifier()
     message = (
-        r"2 tensors have another shape .*\(classifier.bias for one: \(3,\) rather than \(5,\)\); start a new "
+        r"2 tensors have another shape .*\(for example classifier.bias: \(3,\) rather than \(5,\)\); start a new "
         "classifier with --ignore_mismatched_sizes"
     )
     with pytest.raises(InputError, match=message):
@@ -355,7 +356,7 @@ def test_a_head_from_a_broken_checkpoint_is_one_sentence(saved_plain, tiny_model
 
 def test_a_panic_of_the_tokenizers_package_is_one_sentence(saved, monkeypatch):
     class PanicException(BaseException):
-        """As that package raises it, which is no `Exception`."""
+        """The panic of that package derives from BaseException only."""
 
     def panic(*args, **kwargs):
         raise PanicException("called `Option::unwrap()` on a `None` value")

@@ -190,7 +190,7 @@ def test_a_plain_classifier_is_a_start_whatever_its_shape(tiny_config, tokenizer
 def test_a_pooler_of_another_shape_is_refused_by_name(tiny, tokenizer, tmp_path):
     tiny("bert", projection_dim=10).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"pooler.projection.bias for one: \(10,\) rather than \(12,\)"):
+    with pytest.raises(InputError, match=r"for example pooler.projection.bias: \(10,\) rather than \(12,\)"):
         load_layerpool(str(tmp_path), projection_dim=12)
 
 

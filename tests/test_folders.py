@@ -1,4 +1,4 @@
-"""Output folders: checked at the start, and gone again where nothing was written."""
+"""Output folders: checked at the start, and removed again if nothing was written."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a file may do to its reader: every way of being broken is one sentence that names the file and the line."""
+"""Reading files: each kind of broken file ends in one sentence that names the file and the line."""
 
 import gzip
 import json

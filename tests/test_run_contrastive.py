@@ -268,7 +268,10 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, t
         ({"max_seq_length": 600}, "max_seq_length=600 is beyond the 512 positions of the model"),
         ({"row_length": 5}, "row_length=5 is shorter than the longest text, "),
         ({"per_device_train_batch_size": 1}, "leaves a batch without negatives"),
-        ({"model_name_or_path": "nowhere/at-all"}, "nowhere/at-all: no such folder, nor a model to reach"),
+        (
+            {"model_name_or_path": "nowhere/at-all"},
+            "nowhere/at-all: no such folder, nor a Hub model that can be reached",
+        ),
         ({"train_file": "gone.jsonl"}, "gone.jsonl: no such file"),
         ({"train_file": None}, "give the training data as either --train_file or --dataset_name"),
         ({"objective": "unsupervised"}, "no column 'text', which the unsupervised objective needs"),

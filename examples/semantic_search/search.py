@@ -28,7 +28,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from modeling_layerpool.common.checkpoints import load_layerpool, read_config
+from modeling_layerpool.common.checkpoint_files import read_config
+from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError, usage_errors
 
 

@@ -1,4 +1,4 @@
-"""The arguments of a script: read from the command line or a file, and checked by type and range in one place."""
+"""Reads the arguments of a script from the command line or a file, and checks their types and ranges."""
 
 import json
 import math
@@ -16,19 +16,19 @@ from .rows import check_file, read_json, reading_errors, shown
 
 
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
-# torch and NumPy count in 32 or 64 bits; no argument here is meant to come near either.
+# torch and NumPy count in 32 or 64 bits. No argument here needs a larger number.
 LARGEST_INTEGER = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that an argument may be: `above` and `below` exclude the bound, the other two include it."""
+    """The allowed values of a number. `above` and `below` exclude the bound, `at_least` and `at_most` include it."""
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    # A value with a meaning of its own, as -1 for "not set".
+    # A special value such as -1 for "not set".
     or_equal_to: float | None = None
 
     def __contains__(self, value: float) -> bool:
@@ -47,20 +47,20 @@ class Range:
 
 def check_arguments(arguments: Any) -> None:
     """
-    Check every field of an instance of an argument class, which calls this before it does anything else.
+    Check every field of an argument class. Its `__post_init__` calls this first.
 
-    A class names the ranges of its numbers in `RANGES`, a class variable; those of its base classes hold as well.
-    Numbers without a range must be finite, and texts must be valid Unicode without null characters.
+    The class variable `RANGES` gives the ranges of numbers; those of base classes apply too. Numbers without a range
+    must be finite, and texts must be valid Unicode without null characters.
 
     Raises:
-        InputError: names the field, its value and what it may be.
+        InputError: names the field, its value and the allowed values.
     """
     ranges: dict[str, Range] = {}
     for base in reversed(type(arguments).__mro__):
         ranges |= vars(base).get("RANGES", {})
     for field in fields(arguments):
         value = getattr(arguments, field.name, None)
-        if isinstance(value, list) and "list" not in str(field.type):  # argparse's answer to --name=--
+        if isinstance(value, list) and "list" not in str(field.type):  # argparse returns [] for --name=--
             raise InputError(f"{field.name} must be one value")
         if value == [] and field.default is None:
             raise InputError(f"{field.name} must be at least one value")
@@ -89,8 +89,8 @@ def check_used(arguments: Any, is_read: Mapping[str, bool], reason: str) -> None
 
     Args:
         arguments: an instance of an argument class.
-        is_read: whether each option, by name, is read at all with the others as they are.
-        reason: when it has no effect: `"without --shuffling"`.
+        is_read: for each option, by name, whether it is read at all with the given other options.
+        reason: the condition under which it has no effect: `"without --shuffling"`.
 
     Raises:
         InputError: an option that is not read has another value than its default.
@@ -102,12 +102,12 @@ def check_used(arguments: Any, is_read: Mapping[str, bool], reason: str) -> None
 
 def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
     """
-    One instance of each argument class, from the command line or the one JSON or YAML file that it names.
+    One instance of each argument class, from the command line or from the JSON or YAML file that is its only word.
 
     Raises:
-        InputError: the file is broken, or a value is refused by its class.
+        InputError: the file is broken, or its class refuses a value.
     """
-    # Abbreviations are off: what is not written out could not be redacted from a model card.
+    # Abbreviations are off, since the model card redacts flags by their full names.
     parser = HfArgumentParser(types, description=description, allow_abbrev=False)
     is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in CONFIG_SUFFIXES
     flags = _flags_of_file(sys.argv[1]) if is_file else sys.argv[1:]
@@ -115,14 +115,14 @@ def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except InputError:
         raise
-    except Exception as error:  # transformers' argument classes run much code on what they are given, files included
+    except Exception as error:  # the argument classes of transformers run much code, and read files
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, ValueError) and reason else f"{type(error).__name__}: "
         raise InputError(f"{kind}{reason}") from error
 
 
 class _UniqueKeysLoader(yaml.SafeLoader):
-    """YAML in which a name that is given twice is an error, and not the last one's."""
+    """YAML in which a repeated name is an error. By default the last one counts."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value]
@@ -134,12 +134,15 @@ class _UniqueKeysLoader(yaml.SafeLoader):
 def _as_json(value: dict, where: str) -> str:
     try:
         return json.dumps(value)
-    except (ValueError, TypeError, RecursionError) as error:  # YAML has dates, and values that hold themselves
-        raise InputError(f"{where} is no value that JSON can hold ({error})") from error
+    except (ValueError, TypeError, RecursionError) as error:  # YAML has dates, and values that contain themselves
+        raise InputError(f"{where} cannot be written as JSON ({error})") from error
 
 
 def _flags_of_file(path: str) -> list[str]:
-    """The content of a JSON or YAML file as flags, so that both are read and checked in the same way."""
+    """The content of a JSON or YAML file as flags, so that argparse converts and checks the values of both.
+
+    `HfArgumentParser.parse_yaml_file` converts no types: 1e-5, a text in YAML 1.1, would stay a text.
+    """
     check_file(path)
     if path.endswith(".json"):
         content = read_json(path)
@@ -151,7 +154,7 @@ def _flags_of_file(path: str) -> list[str]:
                 raise InputError(f"{path}: not valid UTF-8 ({error.reason})") from error
             except RecursionError as error:
                 raise InputError(f"{path}: YAML that is nested too deeply") from error
-            except (yaml.YAMLError, ValueError) as error:  # a ValueError is a date that does not exist, or the like
+            except (yaml.YAMLError, ValueError) as error:  # a ValueError means an impossible date, for example
                 raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected names and values of arguments, got {type(content).__name__}")

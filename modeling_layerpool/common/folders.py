@@ -1,4 +1,4 @@
-"""Output folders: checked before anything expensive happens, and not left behind empty."""
+"""Output folders: checked before anything expensive happens, and removed again if they stay empty."""
 
 import contextlib
 import itertools
@@ -13,13 +13,13 @@ from .errors import InputError
 @contextlib.contextmanager
 def output_folder(output_dir: str | Path) -> Iterator[Path]:
     """
-    Make a folder, and see that it can be written to. If it is still empty at the end, it goes again.
+    Create a folder and check that it is writable. A created folder that is still empty at the end is removed.
 
     Args:
-        output_dir: a folder that exists, or one to make, with its parents.
+        output_dir: an existing folder, or a new one, which is created with its parents.
 
     Raises:
-        InputError: the folder cannot be made or written to.
+        InputError: the folder cannot be created or is not writable.
     """
     path = Path(output_dir)
     made: list[Path] = []
@@ -40,7 +40,7 @@ def output_folder(output_dir: str | Path) -> Iterator[Path]:
 
 
 def _make(path: Path) -> list[Path]:
-    """Make a folder and its parents. Returns those that were made, the innermost first."""
+    """Create a folder and its parents. Returns the created ones, the innermost first."""
     made: list[Path] = []
     path = path.absolute()
     missing = list(itertools.takewhile(lambda folder: not os.path.lexists(folder), (path, *path.parents)))
@@ -62,5 +62,5 @@ def _remove_if_empty(folders: list[Path]) -> None:
     for folder in folders:
         try:
             folder.rmdir()
-        except OSError:  # something is in it, or it is gone already
+        except OSError:  # not empty, or already removed
             return

@@ -8,14 +8,16 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
 
 
+# The loaders of datasets report neither the line of a broken row nor a repeated column, so files are read here.
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
-# Longer values are shortened in messages.
+# Messages shorten longer values.
 SHOWN_CHARACTERS = 60
 
 
@@ -38,7 +40,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     check_file(path)
     if not suffix or suffix[0] not in FORMATS:
         raise InputError(f"{path}: unknown format; use one of {', '.join(FORMATS)}, optionally followed by .gz")
-    read = {".csv": _read_csv, ".tsv": _read_tsv, ".txt": _read_txt}.get(suffix[0], _read_json_lines)
+    readers = {".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"), ".txt": _read_txt}
+    read = readers.get(suffix[0], _read_json_lines)
     line = 0
     with reading_errors(path):
         try:
@@ -62,14 +65,14 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """JSON text as Python objects. `where` ("file, line 3") begins the sentence of the `InputError`."""
+    """JSON text as Python objects. The message of the `InputError` begins with `where` ("file, line 3")."""
     try:
         return json.loads(text, object_pairs_hook=_unique_names)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error.msg}, column {error.colno})") from error
     except RecursionError as error:
         raise InputError(f"{where}: JSON that is nested too deeply") from error
-    except ValueError as error:  # a name that is given twice, or an integer of thousands of digits
+    except ValueError as error:  # a repeated name, or an integer of thousands of digits
         raise InputError(f"{where}: not usable JSON ({str(error).split(';')[0]})") from error
 
 
@@ -90,7 +93,7 @@ def check_file(path: str | Path) -> None:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether this is a folder. Raises an `InputError` for a name that no file system takes."""
+    """Whether this is a folder. Raises an `InputError` for a name that no file system accepts."""
     with reading_errors(path):
         return Path(path).is_dir()
 
@@ -115,7 +118,7 @@ def _read_json_lines(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, di
 
 
 def _read_csv(path: Path, lines: io.TextIOBase, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
-    # A tab-separated file of the field (BEIR, GLUE) has no quoting: a lone quotation mark is a character of the text.
+    # Tab-separated files (BEIR, GLUE) have no quoting: a quotation mark is an ordinary character.
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
     try:
@@ -135,10 +138,6 @@ def _read_csv(path: Path, lines: io.TextIOBase, delimiter: str = ",") -> Iterato
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _read_tsv(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any]]]:
-    return _read_csv(path, lines, delimiter="\t")
-
-
 def _read_txt(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -146,7 +145,7 @@ def _read_txt(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str,
 
 
 def check_text(value: Any, where: str, column: str) -> str:
-    """Return `value` if it is a text with something in it; `where` ("file, line 3") begins the error's sentence."""
+    """Return `value` if it is a text that is not blank. The error begins with `where` ("file, line 3")."""
     if value is None:
         raise InputError(f"{where}: the column {column!r} is missing or null")
     if not isinstance(value, str):
@@ -157,7 +156,7 @@ def check_text(value: Any, where: str, column: str) -> str:
 
 
 def check_unicode(value: str, where: str, column: str) -> str:
-    """Return `value` unless it holds half of a surrogate pair, which JSON can spell but no tokenizer or file takes."""
+    """Return `value` unless it holds half of a surrogate pair, which JSON can spell but UTF-8 cannot."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -190,7 +189,7 @@ def shown(value: Any) -> str:
 
 
 def require_columns(row: dict[str, Any], columns: Sequence[str], where: str) -> None:
-    """Raise an [`InputError`] naming the columns that `row` lacks, and those it has."""
+    """Raise an [`InputError`] that names the missing columns, and the existing ones."""
     missing = [column for column in columns if column not in row]
     if missing:
         has = ", ".join(row) or "none"

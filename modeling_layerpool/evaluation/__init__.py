@@ -1,10 +1,10 @@
 """Measure any sentence encoder: semantic similarity (STS), retrieval, and the geometry of its space.
 
-An *encoder* is anything with `encode(list[str]) -> numpy array (len, d)`. Nothing here knows how a model was trained.
+An *encoder* is anything with `encode(list[str]) -> numpy array (len, d)`. This code does not depend on training.
 """
 
 from .distributed import ShardedEncoder, is_main_process, join_processes
-from .encoders import CachingEncoder, Encoder, load_encoder
+from .encoders import CachingEncoder, Encoder
 from .geometry import (
     alignment,
     effective_rank,
@@ -16,6 +16,7 @@ from .geometry import (
     uniformity,
 )
 from .layers import average_by_length, layer_weights, weighs_layers
+from .loading import load_encoder
 from .metrics import RetrievalMetric, SentenceSimilarityMetric, ranking_scores, similarity_scores
 from .pairs import Pairs, evaluate_pairs, read_pairs_file
 from .report import format_results, run_metadata, write_results

@@ -1,4 +1,4 @@
-"""What a training run measures on its development data, with the same code as `run_evaluation.py`."""
+"""Evaluation on development data during training, with the same code as `run_evaluation.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +15,17 @@ from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file
 DevelopmentEvaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
 
-def development_evaluator(
-    path: str | Path, max_tokens_per_batch: int = 8192
-) -> tuple[DevelopmentEvaluator | None, dict[str, bool]]:
+def development_evaluator(path: str | Path) -> tuple[DevelopmentEvaluator | None, dict[str, bool]]:
     """
-    Read development data, and make of it the function that measures a model while it trains.
+    Read development data and return the function that evaluates a model on it during training.
 
     Args:
-        path: a folder in BEIR's layout (see [`read_retrieval_folder`]), or a file whose columns hold `sentence1`,
-            `sentence2`, and `score` (see [`read_sts_file`]) or `label` (see [`read_pairs_file`]). A file with other
-            columns is not measured here.
-        max_tokens_per_batch: tokens computed at a time.
+        path: a folder in BEIR's layout (see [`read_retrieval_folder`]), or a file with the columns `sentence1`,
+            `sentence2`, and `score` (see [`read_sts_file`]) or `label` (see [`read_pairs_file`]).
 
     Returns:
-        `(evaluator, its metrics)`: the headline (`spearman`, `average_precision` or `ndcg@10`, in percent) first, each
-        with whether more of it is better; `(None, {})` for a file with other columns.
+        `(evaluator, metrics)`. `metrics` maps each metric to whether more of it is better; the main one (`spearman`,
+        `average_precision` or `ndcg@10`, in percent) comes first. `(None, {})` for a file with other columns.
 
     Raises:
         InputError: the data is missing or broken.
@@ -53,6 +49,6 @@ def development_evaluator(
             return None, {}
 
     def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        return evaluate(LayerPoolEncoder(model, tokenizer, max_tokens_per_batch, show_progress_bar=False), *data)
+        return evaluate(LayerPoolEncoder(model, tokenizer, show_progress_bar=False), *data)
 
     return measure, metrics

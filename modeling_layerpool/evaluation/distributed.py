@@ -1,4 +1,4 @@
-"""Evaluation on the processes of `accelerate launch`: each embeds its share of the texts, and all get all of them."""
+"""Evaluation with `accelerate launch`: each process embeds its share of the texts, and all get all embeddings."""
 
 import logging
 import os
@@ -13,10 +13,10 @@ from .encoders import Encoder, query_and_document_encoders
 
 
 def join_processes() -> None:
-    """Join the processes that `accelerate launch` (or torchrun) started; nothing if this is the only one.
+    """Join the processes that `accelerate launch` (or torchrun) started. Does nothing if this is the only one.
 
-    On GPUs each process takes its own: "cuda" means it from then on. Embeddings are exchanged between CPUs (gloo).
-    Progress and warnings are those of the main process; the others say only what is an error.
+    Each process takes a GPU of its own, which "cuda" then refers to. The CPUs exchange the embeddings (gloo). Only the
+    main process shows progress and warnings.
     """
     if dist.is_initialized() or not dist.is_torchelastic_launched():
         return
@@ -30,20 +30,20 @@ def join_processes() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that prints and writes: rank 0, or the only one."""
+    """Whether this process prints and writes: rank 0, or the only process."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 class ShardedEncoder:
-    """An encoder of which each process has a copy, and each text is embedded by one of them.
+    """An encoder with a copy in each process, of which each embeds a share of the texts.
 
     Args:
         encoder: the copy of this process.
 
-    [`join_processes`] comes first. Then `encode` has to be called on all processes, with the same texts in the same
-    order: texts are dealt out in turn, the longest first, and every process gets all embeddings, float32 (n, d), in
-    the order of the texts. With a single process it asks the encoder for all. A process that fails ends: the others
-    then lose their connection to it and end as well. Its `queries` and `documents` share the work in the same way.
+    Call [`join_processes`] first, and `encode` in all processes with the same texts in the same order. The processes
+    take texts in turn, the longest first, and all get all embeddings, float32 (n, d), in the order of the texts. A
+    single process embeds all texts. If a process fails, the others lose the connection to it and end too. `queries`
+    and `documents` share their work in the same way.
     """
 
     def __init__(self, encoder: Encoder):
@@ -63,9 +63,9 @@ class ShardedEncoder:
             part = self.encoder.encode([sentences[index] for index in shares[rank]])
             own = torch.from_numpy(np.ascontiguousarray(part, np.float32))
         width = torch.tensor(own.shape[1])
-        dist.broadcast(width, src=0)  # a process without texts does not know it
+        dist.broadcast(width, src=0)  # a process without texts does not know the width
         embeddings = torch.empty(len(sentences), int(width))
-        # one share at a time, so that all embeddings are held once
+        # One share at a time holds all embeddings in memory only once.
         for source, share in enumerate(shares):
             part = own if source == rank else torch.empty(len(share), int(width))
             dist.broadcast(part, src=source)

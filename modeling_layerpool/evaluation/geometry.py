@@ -1,7 +1,7 @@
 """The geometry of an embedding space: alignment and uniformity (Wang and Isola, arXiv 2005.10242), mean cosine,
 and the spectrum.
 
-b: pairs, n: texts, d: width. Arrays of embeddings need not be normalised; the functions of embeddings normalise them.
+b: pairs, n: texts, d: width. The functions normalise the embeddings that they are given.
 """
 
 import math
@@ -16,7 +16,7 @@ from ..common.errors import InputError
 from .encoders import CachingEncoder, Encoder
 
 
-# Whether more of it is better: an even space has low uniformity, and no direction that all texts share.
+# Whether more is better: an even space has low uniformity, and no direction that all texts share.
 METRICS = {
     "alignment": False,
     "uniformity": False,
@@ -26,7 +26,7 @@ METRICS = {
     "isotropy": True,
 }
 BLOCK = 512
-# A spread below this, on the unit sphere, is the rounding of float32.
+# On the unit sphere, a smaller spread is rounding of float32.
 ROUNDING = 1e-6
 
 
@@ -51,7 +51,7 @@ def uniformity(embeddings: np.ndarray) -> float:
     total = 0.0
     for start in range(0, n, BLOCK):
         cosines = normalized[start : start + BLOCK] @ normalized[start:].T
-        # ||x - y||^2 = 2 - 2 cos; above the diagonal each pair stands once
+        # ||x - y||^2 = 2 - 2 cos; above the diagonal each pair occurs once
         total += torch.exp(4 * cosines - 4).triu_(diagonal=1).sum().item()
     return math.log(total / (n * (n - 1) / 2))
 
@@ -62,16 +62,15 @@ def mean_cosine(embeddings: np.ndarray) -> float:
     n = len(normalized)
     if n < 2:
         return math.nan
-    # the sum of all cosines is the squared length of the sum of all vectors; each row's own is taken off
+    # The squared length of the sum of all vectors is the sum of all cosines, with those of each row with itself.
     return ((normalized.sum(0).square().sum() - normalized.square().sum()) / (n * (n - 1))).item()
 
 
 def spectrum(embeddings: np.ndarray) -> np.ndarray:
     """Singular values of the normalised, then centred rows of (n, d): (d,) in float64, falling, zeros beyond the rank.
 
-    `spectrum(x) ** 2 / n` is the variance along each principal direction; the share of it that a direction explains is
-    its part of the sum. A direction whose standard deviation is below 1e-6 (rounding) counts as 0: all values are 0
-    for a collapsed encoder and for one text.
+    `spectrum(x) ** 2 / n` is the variance along each principal direction. A direction with a standard deviation below
+    1e-6 (rounding) counts as 0, so all values are 0 for a collapsed encoder and for one text.
     """
     normalized = _normalize(embeddings)
     n, d = normalized.shape
@@ -83,7 +82,7 @@ def spectrum(embeddings: np.ndarray) -> np.ndarray:
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
-    """How many directions are in use: the exponential of the entropy of the values over their sum, 1 to d.
+    """The number of directions in use: the exponential of the entropy of the values over their sum, 1 to d.
 
     Roy and Vetterli, EUSIPCO 2007. `singular_values` is (d,), see [`spectrum`]. nan if all are 0.
     """
@@ -98,11 +97,11 @@ def top_direction_share(singular_values: np.ndarray) -> float:
 
 
 def isotropy(singular_values: np.ndarray) -> float:
-    """IsoScore: 1 if all d directions have the same variance, 0 if one has it all.
+    """IsoScore: 1 if all d directions have the same variance, 0 if one direction has all of it.
 
-    Rudman et al., Findings of ACL 2022, arXiv 2108.07344; with v the shares of the variance their steps come down to
-    `(1 / sum(v ** 2) - 1) / (d - 1)`. `singular_values` is (d,), see [`spectrum`]; n texts have at most n - 1
-    directions, and so at most `(n - 2) / (d - 1)`. nan if all values are 0, or for d = 1.
+    Rudman et al., Findings of ACL 2022, arXiv 2108.07344. With the shares v of the variance, their algorithm gives
+    `(1 / sum(v ** 2) - 1) / (d - 1)`. `singular_values` is (d,), see [`spectrum`]. n texts have at most n - 1
+    directions, and so a score of at most `(n - 2) / (d - 1)`. nan if all values are 0, or for d = 1.
     """
     shares = _shares(singular_values**2)
     if len(shares) < 2 or not shares.any():
@@ -133,16 +132,16 @@ def evaluate_geometry(
 
     Args:
         encoder: called once, with each distinct text once.
-        positives1, positives2: (b,) the two sides of pairs that mean the same.
-        query_encoder: of `positives1`, if they are queries that are embedded in another way than the rest.
-        texts: any texts, repeats allowed: only distinct ones count, since a repeat is at distance 0 in any space.
-        max_texts: with more distinct texts than this, a random sample of so many stands for them.
-        seed: of that sample.
+        positives1, positives2: (b,) the two sides of pairs with the same meaning.
+        query_encoder: the encoder of `positives1`, if these are queries that are embedded differently.
+        texts: any texts. Repeats are dropped, since a repeat is at distance 0 in any space.
+        max_texts: a random sample of this size replaces a larger number of distinct texts.
+        seed: seed of that sample.
 
     Returns:
-        `{"alignment", "uniformity", "mean_cosine", "effective_rank", "top_direction_share", "isotropy"}`, plain
-        numbers, not percent. A value that is not defined is nan: without a positive pair, with fewer than two texts,
-        and the last three if all texts have the same embedding.
+        `{"alignment", "uniformity", "mean_cosine", "effective_rank", "top_direction_share", "isotropy"}`, not in
+        percent. A value that is not defined is nan: without a positive pair, with fewer than two texts, and the last
+        three if all texts have the same embedding.
 
     Raises:
         InputError: the two sides differ in length.

@@ -1,9 +1,11 @@
-"""The numbers themselves, in percent: correlation with gold scores, quality of rankings and of classifications.
+"""Scores in percent: correlation with gold scores, and the quality of rankings, decisions and classifications.
 
-Each exists as a plain function and as an [`evaluate.Metric`] that needs no network and writes no cache file.
+Each is an [`evaluate.Metric`] that needs no network and writes no cache file. scipy and scikit-learn compute all but
+the scores of rankings.
 """
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 from scipy import stats
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, matthews_corrcoef
 
 from ..common.errors import InputError
 
@@ -40,7 +43,8 @@ def similarity_scores(similarities: Sequence[float], scores: Sequence[float]) ->
     scores = np.asarray(scores, dtype=np.float64)
     if similarities.shape != scores.shape or similarities.ndim != 1:
         raise InputError(
-            f"{similarities.shape} similarities and {scores.shape} gold scores: expected as many, in rows"
+            f"similarities of shape {similarities.shape} and gold scores of shape {scores.shape}: expected two lists "
+            "of the same length"
         )
     if len(scores) < 2:
         raise InputError(f"a correlation needs at least 2 pairs, got {len(scores)}")
@@ -87,6 +91,7 @@ def ranking_scores(rankings: Sequence[Sequence[str]], relevances: Sequence[Mappi
 
 
 def _score_ranking(ranking: Sequence[str], gains: Mapping[str, int]) -> dict[str, float]:
+    # pytrec_eval gives the same numbers, but has no MRR@10, skips queries with an empty ranking, and is compiled C.
     hits = [(rank, gains[document]) for rank, document in enumerate(ranking[:RANKING_DEPTH], 1) if document in gains]
     ideal = enumerate(sorted(gains.values(), reverse=True)[:NDCG_DEPTH], 1)
     return {
@@ -101,96 +106,18 @@ def _dcg(ranked_gains) -> float:
     return math.fsum(gain / math.log2(rank + 1) for rank, gain in ranked_gains)
 
 
-def classification_scores(
-    predictions: Sequence[int], references: Sequence[int], num_classes: int | None = None
-) -> dict[str, float]:
-    """How well one class for each row is predicted, as scikit-learn defines it.
-
-    Args:
-        predictions, references: (n,) the predicted and the true class of each row, counted from 0; n is at least 1.
-        num_classes: how many classes there are; by default as many as the highest one named here says.
-
-    Returns:
-        `{"accuracy", "f1", "macro_f1", "matthews", "rows"}`, all but the count x 100. `f1` is that of class 1 and is
-        there for two classes only; `macro_f1` is the mean over the classes that occur here. A class that is never
-        predicted rightly has an F1 of 0; Matthews correlation is 0 where all predictions, or all true classes, are
-        equal.
-
-    Raises:
-        InputError: the lengths differ, there is no row, or a class is not one of `num_classes`.
-    """
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    if predictions.shape != references.shape or predictions.ndim != 1 or len(references) == 0:
-        raise InputError(f"{predictions.shape} predictions and {references.shape} classes: expected as many, in rows")
-    highest = int(max(predictions.max(), references.max()))
-    num_classes = highest + 1 if num_classes is None else num_classes
-    if highest >= num_classes or min(predictions.min(), references.min()) < 0:
-        raise InputError(f"a class is not one of the {num_classes}, counted from 0")
-    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)  # true by predicted
-    np.add.at(confusion, (references, predictions), 1)
-    right, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    f1 = _f1(right, true, predicted)
-    rows = len(references)
-    # Matthews correlation of several classes (Gorodkin 2004); for two it is the usual one.
-    covariance = int(right.sum()) * rows - int(true @ predicted)
-    spread = math.sqrt(rows**2 - int(predicted @ predicted)) * math.sqrt(rows**2 - int(true @ true))
-    return {
-        "accuracy": 100 * float(right.sum() / rows),
-        **({"f1": float(f1[1])} if num_classes == 2 else {}),
-        "macro_f1": float(f1[(true + predicted) > 0].mean()),
-        "matthews": 100 * covariance / spread if spread > 0 else 0.0,
-        "rows": rows,
-    }
-
-
-def multi_label_scores(predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
-    """How well any number of classes for each row are predicted, as scikit-learn defines it.
-
-    Args:
-        predictions, references: (n, c) a 1 for each class that a row is said to have, and has, else 0; n is at least
-            1.
-
-    Returns:
-        `{"micro_f1", "macro_f1", "accuracy", "rows"}`, all but the count x 100: F1 over all decisions together, its
-        mean over the c classes, and the rows that are right as a whole. An F1 without anything to find and without
-        anything found is 0.
-
-    Raises:
-        InputError: the shapes differ, there is no row, or a value is neither 0 nor 1.
-    """
-    predictions, references = np.asarray(predictions), np.asarray(references)
-    if predictions.shape != references.shape or predictions.ndim != 2 or len(references) == 0:
-        raise InputError(f"{predictions.shape} predictions and {references.shape} classes: expected as many, (n, c)")
-    if not (np.isin(predictions, (0, 1)).all() and np.isin(references, (0, 1)).all()):
-        raise InputError("a row has a class (1) or has it not (0); other values mean nothing")
-    right, true, predicted = (predictions * references).sum(axis=0), references.sum(axis=0), predictions.sum(axis=0)
-    return {
-        "micro_f1": float(_f1(right.sum(), true.sum(), predicted.sum())),
-        "macro_f1": float(_f1(right, true, predicted).mean()),
-        "accuracy": 100 * float((predictions == references).all(axis=1).mean()),
-        "rows": len(references),
-    }
-
-
-def regression_scores(predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-    """[`similarity_scores`] of numbers that need not be similarities: `{"spearman", "pearson", "rows"}`."""
-    scores = similarity_scores(predictions, references)
-    return {"spearman": scores["spearman"], "pearson": scores["pearson"], "rows": scores["pairs"]}
-
-
-def _f1(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """F1 x 100 of the counts of each class: rightly predicted, true, predicted."""
-    return 200 * right / np.maximum(true + predicted, 1)
-
-
 class _InMemoryMetric(evaluate.Metric):
     """A metric that keeps its inputs in memory, so that threads and processes cannot meet in one cache file.
 
     `keep_in_memory=False` restores the default of evaluate, which its distributed mode (`num_process`) needs.
     """
 
-    def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **kwargs: Any):
-        super().__init__(config_name, keep_in_memory=keep_in_memory, **kwargs)
+    def __init__(
+        self, config_name: str | None = None, keep_in_memory: bool = True, cache_dir: str | None = None, **kwargs: Any
+    ):
+        # evaluate creates an empty cache folder in any case, and the default one may be read-only.
+        cache_dir = cache_dir or tempfile.gettempdir()
+        super().__init__(config_name, keep_in_memory=keep_in_memory, cache_dir=cache_dir, **kwargs)
 
 
 class SentenceSimilarityMetric(_InMemoryMetric):
@@ -211,7 +138,7 @@ class SentenceSimilarityMetric(_InMemoryMetric):
 
 
 class RetrievalMetric(_InMemoryMetric):
-    """[`ranking_scores`] as a metric, one query a row.
+    """[`ranking_scores`] as a metric, with one query in each row.
 
     `compute(predictions=[["d3", "d1"], ...], references=[{"ids": ["d1"], "relevance": [1]}, ...])`: a prediction is
     a list of document ids, best first; a reference names the judged documents and the relevance of each.
@@ -233,53 +160,86 @@ class RetrievalMetric(_InMemoryMetric):
         return ranking_scores(predictions, relevances)
 
 
+class AveragePrecisionMetric(_InMemoryMetric):
+    """How well similarities separate positive pairs from negative ones, at every threshold.
+
+    `compute(predictions=similarities, references=labels)`, with labels 0 and 1, returns `{"average_precision"}` x 100:
+    the precision at each similarity that occurs, weighted by the recall that it adds. Equal similarities count
+    together. It is nan without a positive pair.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Average precision (x 100) of similarities for labels that are 0 or 1.",
+            citation="",
+            inputs_description=self.__doc__,
+            features=datasets.Features(
+                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
+        if 1 not in references:
+            return {"average_precision": math.nan}
+        return {"average_precision": 100 * float(average_precision_score(references, predictions))}
+
+
 class ClassificationMetric(_InMemoryMetric):
-    """[`classification_scores`] as a metric: `compute(predictions=classes, references=classes, num_classes=c)`."""
+    """How well one class for each row is predicted.
+
+    `compute(predictions=classes, references=classes, num_classes=c)`, with classes counted from 0, returns
+    `{"accuracy", "f1", "macro_f1", "matthews", "rows"}`, all but the count x 100. `f1` is that of class 1 and exists
+    for two classes only; `macro_f1` is the mean over the classes that occur in predictions or references. The F1 of a
+    class that is never predicted correctly is 0; Matthews correlation is 0 where all predictions, or all true classes,
+    are equal.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description="Accuracy, F1 and Matthews correlation (x 100) of one predicted class for each row.",
             citation="Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004",
-            inputs_description=classification_scores.__doc__,
+            inputs_description=self.__doc__,
             features=datasets.Features(
                 {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
             ),
         )
 
-    def _compute(
-        self, predictions: Sequence[int], references: Sequence[int], num_classes: int | None = None
-    ) -> dict[str, float]:
-        return classification_scores(predictions, references, num_classes)
+    def _compute(self, predictions: Sequence[int], references: Sequence[int], num_classes: int) -> dict[str, float]:
+        f1 = {"f1": 100 * f1_score(references, predictions, zero_division=0)} if num_classes == 2 else {}
+        return {
+            "accuracy": 100 * accuracy_score(references, predictions),
+            **f1,
+            "macro_f1": 100 * f1_score(references, predictions, average="macro", zero_division=0),
+            "matthews": 100 * float(matthews_corrcoef(references, predictions)),
+            "rows": len(references),
+        }
 
 
 class MultiLabelMetric(_InMemoryMetric):
-    """[`multi_label_scores`] as a metric: `compute(predictions=rows of 0 and 1, references=rows of 0 and 1)`."""
+    """How well any number of classes for each row are predicted.
+
+    `compute(predictions=rows, references=rows)`, where a row has a 1 for each of its classes and a 0 for the others,
+    returns `{"micro_f1", "macro_f1", "accuracy", "rows"}`, all but the count x 100: F1 over all decisions together,
+    its mean over the classes, and the share of rows without any error. The F1 of a class that is neither in the
+    references nor predicted is 0.
+    """
 
     def _info(self) -> evaluate.MetricInfo:
         row = datasets.List(datasets.Value("int64"))
         return evaluate.MetricInfo(
             description="Micro and macro F1 and exact-match accuracy (x 100) of any number of classes for each row.",
             citation="",
-            inputs_description=multi_label_scores.__doc__,
+            inputs_description=self.__doc__,
             features=datasets.Features({"predictions": row, "references": row}),
         )
 
     def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
-        return multi_label_scores(predictions, references)
-
-
-class RegressionMetric(_InMemoryMetric):
-    """[`regression_scores`] as a metric: `compute(predictions=numbers, references=numbers)`."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Spearman and Pearson correlation (x 100) of predicted with true numbers.",
-            citation="",
-            inputs_description=regression_scores.__doc__,
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
-        )
-
-    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
-        return regression_scores(predictions, references)
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        # scikit-learn takes rows of a single class for another kind of task, so it sees one class at a time.
+        of_classes = [f1_score(*columns, zero_division=0) for columns in zip(references.T, predictions.T, strict=True)]
+        return {
+            "micro_f1": 100 * f1_score(references.ravel(), predictions.ravel(), zero_division=0),
+            "macro_f1": 100 * float(np.mean(of_classes)),
+            "accuracy": 100 * accuracy_score(references, predictions),
+            "rows": len(references),
+        }

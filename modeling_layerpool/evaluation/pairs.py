@@ -1,4 +1,4 @@
-"""Scored or labelled pairs: regression, classification by a threshold on the cosine, ranking of a text's partners."""
+"""Scored or labelled pairs: correlation, classification by a threshold on the cosine, ranking of a text's partners."""
 
 import math
 from collections.abc import Sequence
@@ -7,22 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from sklearn.metrics import confusion_matrix_at_thresholds
 from torch.nn import functional as F
 
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder
-from .metrics import similarity_scores
+from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimilarityMetric
 
 
 HITS_DEPTHS = (1, 5)
-# Of labelled pairs without thresholds: the headline first, and whether more of it is better.
+# Metrics of labelled pairs without thresholds, the main one first, and whether more is better.
 METRICS = {"average_precision": True}
 RANKING_METRICS = dict.fromkeys(("map", "mrr", *(f"has_positives@{depth}" for depth in HITS_DEPTHS)), True)
 
 
 class Pairs(NamedTuple):
-    """Pairs of texts and what is said of each: a score, or a label that is 1 for those that belong together."""
+    """Pairs of texts with a score each, or with a label that is 1 for positive pairs and 0 for negative ones."""
 
     sentences1: list[str]
     sentences2: list[str]
@@ -55,12 +56,12 @@ def read_pairs_file(path: str | Path) -> Pairs:
     if len(values) < 2:
         raise InputError(f"{path}: {len(values)} pairs, and at least 2 are needed")
     if min(values) == max(values):
-        raise InputError(f"{path}: every {column} is {values[0]:g}, so that there is nothing to tell apart")
+        raise InputError(f"{path}: every {column} is {values[0]:g}; at least two different values are needed")
     return Pairs(sentences1, sentences2, values, column == "label")
 
 
 def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
-    """What [`evaluate_pairs`] measures of labelled pairs without `dev`, and whether more of it is better."""
+    """The metrics of [`evaluate_pairs`] for labelled pairs without `dev`, and whether more is better."""
     labels = np.asarray(pairs.values) > 0
     can_rank = pair_ranking_scores(pairs.sentences1, np.zeros(len(labels)), labels)
     return METRICS | (RANKING_METRICS if can_rank else {})
@@ -68,33 +69,37 @@ def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
 
 def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> dict[str, float]:
     """
-    How well the cosine of two embeddings follows scores, or tells positive pairs from negative ones.
+    How well the cosine of two embeddings follows scores, or separates positive pairs from negative ones.
 
     Args:
-        encoder: each distinct text is embedded once.
-        pairs: what is measured.
-        dev: labelled pairs on which the thresholds are chosen, those of the highest accuracy and of the highest F1.
-            Without them no accuracy and no F1 are told: a threshold chosen on the measured pairs would flatter them.
+        encoder: embeds each distinct text once.
+        pairs: the pairs to evaluate.
+        dev: labelled pairs that choose the thresholds of the highest accuracy and the highest F1. Without them there
+            is no accuracy and no F1, since a threshold chosen on the evaluated pairs would flatter them.
 
     Returns:
-        Of scores `{"spearman", "pearson", "pairs"}`. Of labels `average_precision`, with `dev` also `accuracy`, `f1`,
-        `accuracy_threshold` and `f1_threshold`, and [`pair_ranking_scores`] where texts have several partners. All
-        but counts and thresholds x 100.
+        `{"spearman", "pearson", "pairs"}` for scores. For labels `average_precision` and `pairs`, with `dev` also
+        `accuracy`, `f1`, `accuracy_threshold` and `f1_threshold`, and [`pair_ranking_scores`] if texts have several
+        partners. All but counts and thresholds x 100.
 
     Raises:
-        InputError: `dev` has scores where `pairs` have labels, or the other way round.
+        InputError: `dev` is given, and `pairs` or `dev` have scores.
     """
     if dev is not None and not (dev.are_labels and pairs.are_labels):
-        raise InputError("a dev part is for labels, on both sides: scores have no threshold to choose")
+        raise InputError("a dev part is for labels: neither the pairs nor the dev part may have scores")
     encoder = CachingEncoder(encoder)
     cosines = _cosines(encoder, pairs)
     if not pairs.are_labels:
-        return similarity_scores(cosines, pairs.values)
+        return SentenceSimilarityMetric().compute(predictions=cosines, references=pairs.values)
     labels = np.asarray(pairs.values) > 0
-    scores = {"average_precision": average_precision(cosines, labels)}
+    scores = AveragePrecisionMetric().compute(predictions=cosines, references=labels)
     if dev is not None:
         thresholds = best_thresholds(_cosines(encoder, dev), np.asarray(dev.values) > 0)
-        scores |= _scores_at(cosines, labels, **thresholds) | thresholds
+        for name in ("accuracy", "f1"):
+            predictions = cosines >= thresholds[f"{name}_threshold"]
+            found = ClassificationMetric().compute(predictions=predictions, references=labels, num_classes=2)
+            scores[name] = found[name]
+        scores |= thresholds
     ranking = pair_ranking_scores(pairs.sentences1, cosines, labels)
     return scores | ranking | {"pairs": len(labels)}
 
@@ -105,56 +110,31 @@ def _cosines(encoder: Encoder, pairs: Pairs) -> np.ndarray:
     return (first * second).sum(1).numpy()
 
 
-def average_precision(similarities: np.ndarray, labels: np.ndarray) -> float:
-    """
-    Average precision x 100 of `(n,)` similarities for `(n,)` labels: the precision at each similarity that occurs,
-    weighted by the recall that it adds, as scikit-learn has it. Equal similarities count together.
-    """
-    rights, counts, _ = _cuts(similarities, labels)
-    gained = np.diff(rights, prepend=0)
-    return 100 * float((gained * rights / counts).sum() / rights[-1])
-
-
 def best_thresholds(similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    The similarities from which on a pair is called positive so that accuracy and F1 are highest, halfway between two
-    that occur: `{"accuracy_threshold", "f1_threshold"}`.
+    The thresholds of the highest accuracy and of the highest F1: `{"accuracy_threshold", "f1_threshold"}`. Pairs are
+    positive from the threshold on, which is halfway between two similarities that occur.
     """
-    rights, counts, values = _cuts(similarities, labels)
-    positives, rows = rights[-1], len(labels)
-    accuracy = rights + (rows - positives) - (counts - rights)
-    f1 = 2 * rights / (counts + positives)
-    between = np.append((values[:-1] + values[1:]) / 2, values[-1])  # the last one: all are positive
-    found = {"f1_threshold": float(between[f1.argmax()])}
-    # With no pair called positive at all, all negative ones are right.
-    none_is_best = accuracy.max() < rows - positives
+    true_negatives, false_positives, false_negatives, true_positives, values = confusion_matrix_at_thresholds(
+        labels, similarities
+    )
+    accuracy = true_positives + true_negatives
+    f1 = 2 * true_positives / (2 * true_positives + false_positives + false_negatives)
+    between = np.append((values[:-1] + values[1:]) / 2, values[-1])  # from the last one on, all pairs are positive
+    # If no pair is positive, all negative ones are correct.
+    none_is_best = accuracy.max() < len(labels) - labels.sum()
     above = float(np.nextafter(values[0], math.inf))
-    found["accuracy_threshold"] = above if none_is_best else float(between[accuracy.argmax()])
-    return found
-
-
-def _cuts(similarities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each similarity that occurs, falling: positives that reach it, pairs that reach it, and itself."""
-    order = np.argsort(-similarities, kind="stable")
-    values = similarities[order]
-    ends = np.append(np.flatnonzero(np.diff(values)), len(values) - 1)
-    return np.cumsum(labels[order])[ends], ends + 1, values[ends]
-
-
-def _scores_at(
-    similarities: np.ndarray, labels: np.ndarray, accuracy_threshold: float, f1_threshold: float
-) -> dict[str, float]:
-    is_right = (similarities >= accuracy_threshold) == labels
-    called = similarities >= f1_threshold
-    f1 = 2 * (called & labels).sum() / max(1, called.sum() + labels.sum())
-    return {"accuracy": 100 * float(is_right.mean()), "f1": 100 * float(f1)}
+    return {
+        "accuracy_threshold": above if none_is_best else float(between[accuracy.argmax()]),
+        "f1_threshold": float(between[f1.argmax()]),
+    }
 
 
 def pair_ranking_scores(queries: Sequence[str], similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
-    How high each first text's positive partners stand among all of its partners.
+    How high the positive partners of each first text rank among all of its partners.
 
-    Only first texts with a positive partner and a negative one count; equal similarities stand in the worst order.
+    Only first texts with a positive and a negative partner count. Equal similarities rank in the worst order.
 
     Returns:
         `{"map", "mrr", "has_positives@1", "has_positives@5", "queries"}`, all but the count x 100: mean average
@@ -162,14 +142,14 @@ def pair_ranking_scores(queries: Sequence[str], similarities: np.ndarray, labels
         first text counts.
     """
     partners: dict[str, list[int]] = {}
-    for place, query in enumerate(queries):
-        partners.setdefault(query, []).append(place)
+    for index, query in enumerate(queries):
+        partners.setdefault(query, []).append(index)
     scores = []
-    for places in partners.values():
-        own = labels[places]
+    for indices in partners.values():
+        own = labels[indices]
         if own.all() or not own.any():
             continue
-        order = np.lexsort((own, -similarities[places]))  # among equals the positives last
+        order = np.lexsort((own, -similarities[indices]))  # among equals the positives last
         ranks = np.flatnonzero(own[order]) + 1
         scores.append(
             [

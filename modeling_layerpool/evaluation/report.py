@@ -1,11 +1,10 @@
-"""Results as a table to read and as `evaluation.json` to keep."""
+"""Writes results as a table and as `evaluation.json`."""
 
 import contextlib
 import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,14 +27,14 @@ def format_results(results: Mapping[str, Any]) -> str:
     tables = []
     for group in ("sts", "pairs", "retrieval"):
         if sets := results.get(group):
-            # a score that another set has, and this one not, stays empty
+            # A score that only other sets have stays empty.
             absent = dict.fromkeys((column for scores in sets.values() for column in scores), "")
             rows = [{group: name, **absent, **scores} for name, scores in sets.items()]
             tables.append(tabulate(rows, headers="keys", floatfmt=".2f", missingval="undefined"))
     if geometry := results.get("geometry"):
         tables.append(tabulate([geometry], headers="keys", floatfmt=".4f", missingval="undefined"))
     if prompts := results.get("prompts"):
-        # in quotation marks, as most prompts end with a space
+        # Quotation marks show the space at the end of most prompts.
         rows = [
             {"prompts": kind, "before each": json.dumps(text, ensure_ascii=False)} for kind, text in prompts.items()
         ]
@@ -44,9 +43,9 @@ def format_results(results: Mapping[str, Any]) -> str:
 
 
 def run_metadata(model_name_or_path: str, revision: str = "main") -> dict[str, Any]:
-    """`{"model", "commit", "versions", "date"}`: what was measured, with which library versions, when (UTC, ISO 8601).
+    """`{"model", "commit", "versions", "date"}`: the model, the versions of packages, and the time (UTC, ISO 8601).
 
-    `commit` is that of a model of the Hub, as it was loaded at `revision`; a folder has none.
+    `commit` is that of a Hub model as loaded at `revision`. A folder has none.
     """
     commit = _cached_commit(str(model_name_or_path), revision)
     versions = {"python": platform.python_version()}
@@ -68,7 +67,7 @@ def _cached_commit(name: str, revision: str) -> str | None:
         return None
     for filename in ("config.json", "modules.json"):
         try:
-            # not from the network: there the branch may have moved on since the model was loaded
+            # Not from the network, where the branch may have changed since the model was loaded.
             path = cached_file(name, filename, revision=revision, local_files_only=True)
         except OSError:
             continue
@@ -79,7 +78,7 @@ def _cached_commit(name: str, revision: str) -> str | None:
 
 @contextlib.contextmanager
 def results_folder(output_dir: str | Path) -> Iterator[Path]:
-    """As [`output_folder`]; raises an `InputError`, too, if the results file could not be written there."""
+    """An [`output_folder`]. Raises an `InputError` if it cannot be made, or cannot hold the results file."""
     with output_folder(output_dir) as path:
         if (path / RESULTS_FILE).is_dir():
             raise InputError(f"--output_dir {output_dir}: its {RESULTS_FILE} is a folder; remove it")
@@ -87,21 +86,19 @@ def results_folder(output_dir: str | Path) -> Iterator[Path]:
 
 
 def write_results(results: Mapping[str, Any], output_dir: str | Path) -> Path:
-    """Write `results` to `output_dir/evaluation.json` in one step, and return its path.
+    """Write `results` to `output_dir/evaluation.json` and return its path. Creates the folder.
 
-    The file is complete or untouched: it is written next to its final path and moved there. The folder is created. A
-    nan (a score that is not defined) becomes null, since JSON has no nan.
+    The file is written next to its final path and moved there, so it is never incomplete. A nan (an undefined score)
+    becomes null, since JSON has no nan.
     """
     text = json.dumps(_null_for_nan(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with results_folder(output_dir) as folder:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{RESULTS_FILE}.")
+        temporary = folder / f".{RESULTS_FILE}.{os.getpid()}"
         try:
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o666 & ~_umask())
+            temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, folder / RESULTS_FILE)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     return folder / RESULTS_FILE
 
@@ -110,9 +107,3 @@ def _null_for_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _null_for_nan(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

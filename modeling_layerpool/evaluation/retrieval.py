@@ -11,10 +11,10 @@ from transformers.utils import logging
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, is_folder, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder, encode_queries_and_documents
-from .metrics import RANKING_DEPTH, ranking_scores
+from .metrics import RANKING_DEPTH, RetrievalMetric
 
 
-# The headline first, and whether more of it is better.
+# The main metric first, and whether more is better.
 METRICS = {"ndcg@10": True, "mrr@10": True, "map": True, "recall@100": True}
 
 Texts = dict[str, str]
@@ -25,17 +25,17 @@ def read_retrieval_folder(folder: str | Path) -> tuple[Texts, Texts, Qrels]:
     """Read a folder in BEIR's layout: `evaluate_retrieval(encoder, *read_retrieval_folder(folder))`.
 
     Args:
-        folder: with `corpus.jsonl` (`_id`, `text` and perhaps `title`), `queries.jsonl` (`_id`, `text`), each also
-            as `.jsonl.gz`, and the test judgements `qrels_test.tsv` or `qrels/test.tsv` with the header
+        folder: holds `corpus.jsonl` (`_id`, `text`, optionally `title`) and `queries.jsonl` (`_id`, `text`), or the
+            same as `.jsonl.gz`, and the test judgements `qrels_test.tsv` or `qrels/test.tsv` with the header
             `query-id`, `corpus-id`, `score` (whole numbers).
 
     Returns:
         `(corpus, queries, qrels)`: `{document id: title and text, joined by a space}`, `{query id: text}`,
-        `{query id: {document id: relevance}}`, in file order. Queries that no judgement names are included.
+        `{query id: {document id: relevance}}`, in file order. Includes queries without a judgement.
 
     Raises:
-        InputError: a file is missing or empty; or a row (named by its line) lacks a column or a text, repeats an id,
-            names an unknown query or document, or contradicts an earlier judgement.
+        InputError: a file is missing or empty; or a row (with its line) lacks a column or a text, repeats an id, names
+            an unknown query or document, or contradicts an earlier judgement.
     """
     folder = Path(folder)
     if not is_folder(folder):
@@ -82,8 +82,8 @@ def _read_qrels(path: Path, corpus: Texts, queries: Texts) -> Qrels:
             raise InputError(f"{where}: the query {query!r} is not in the queries file")
         if document not in corpus:
             raise InputError(f"{where}: the document {document!r} is not in the corpus file")
-        if not relevance.is_integer():
-            raise InputError(f"{where}: the column 'score' must be a whole number, got {row['score']!r}")
+        if not relevance.is_integer() or abs(relevance) >= 2**31:
+            raise InputError(f"{where}: the column 'score' must be a whole number below 2^31, got {row['score']!r}")
         if qrels.setdefault(query, {}).setdefault(document, int(relevance)) != relevance:
             raise InputError(f"{where}: query {query!r} and document {document!r} were judged differently before")
     if not any(relevance > 0 for judged in qrels.values() for relevance in judged.values()):
@@ -101,17 +101,16 @@ def search(
     device: str | torch.device | None = None,
     show_progress_bar: bool = True,
 ) -> np.ndarray:
-    """Exact search by cosine, in float64 and in blocks: at most `query_block x (corpus_block + k)` scores are held.
+    """Exact search by cosine, in float64 and in blocks of at most `query_block x (corpus_block + k)` scores.
 
     Args:
         queries: (q, d), float, not necessarily normalised.
         corpus: (c, d), likewise; c below 2^32.
-        k: how many documents to return for each query, at most c.
-        device: where to multiply, by default the GPU if there is one.
+        k: number of documents to return for each query.
+        device: by default the GPU if there is one.
 
     Returns:
-        (q, min(k, c)) indices into `corpus`, best first; of documents with the same cosine (to 1e-9)
-        the earlier one first.
+        (q, min(k, c)) indices into `corpus`, best first. Documents with the same cosine (to 1e-9) keep their order.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     k = min(k, len(corpus))
@@ -126,10 +125,10 @@ def search(
         for offset in range(0, len(corpus), corpus_block):
             part = torch.from_numpy(corpus[offset : offset + corpus_block]).to(device).double()
             cosines = block @ F.normalize(part, dim=1).T
-            # One integer orders by cosine, then by place in the corpus: topk alone breaks ties as it likes. The cosine
-            # is rounded to 1e-9, since a product's last bits depend on where in the block it stands.
-            places = torch.arange(offset, offset + len(part), device=device)
-            keys = ((cosines * 2**30).round().long() << 32) + (low_bits - places)
+            # One integer orders by cosine and then by index in the corpus, since topk breaks ties in any order. The
+            # cosine is rounded to 1e-9, since the last bits of a product depend on its position in the block.
+            indices = torch.arange(offset, offset + len(part), device=device)
+            keys = ((cosines * 2**30).round().long() << 32) + (low_bits - indices)
             best = torch.cat([best, keys], dim=1)
             best = best.topk(min(k, best.shape[1]), dim=1).values
             progress.update(cosines.numel())
@@ -143,13 +142,13 @@ def evaluate_retrieval(
 ) -> dict[str, float]:
     """Rank the whole corpus by cosine for each query that has a relevant document, and score the first 1000.
 
-    As in BEIR, a document with the id of the query is left out of its ranking (there it is the query itself, in
-    Quora and ArguAna). Unlike in BEIR it stays if the judgements call it relevant: then ids of queries and documents
-    are plainly numbered apart.
+    As in BEIR, the ranking leaves out a document with the id of the query, which in Quora and ArguAna is the query
+    itself. Unlike in BEIR, the document stays if the judgements call it relevant, since then ids of queries and of
+    documents are independent.
 
     Args:
-        encoder: called once, with each distinct text once. If it has encoders of its own for queries and documents,
-            each of them is.
+        encoder: called once, with each distinct text once. If it has encoders for queries and documents, each of these
+            is called once.
         corpus: `{document id: text}`; its order decides between equal cosines.
         queries: `{query id: text}`.
         qrels: `{query id: {document id: relevance}}`, relevant above 0.
@@ -174,12 +173,13 @@ def evaluate_retrieval(
 
     documents = list(corpus)
     rankings = []
-    # one place more than is scored, for the document that may be left out
+    # One more than is scored, since one document may be left out.
     for query, indices in zip(scored, search(of_queries, of_corpus, RANKING_DEPTH + 1), strict=True):
         is_itself = qrels[query].get(query, 0) <= 0
         ranking = [documents[index] for index in indices]
         rankings.append([document for document in ranking if not (is_itself and document == query)])
-    return ranking_scores(rankings, [qrels[query] for query in scored])
+    judged = [{"ids": list(qrels[query]), "relevance": list(qrels[query].values())} for query in scored]
+    return RetrievalMetric().compute(predictions=rankings, references=judged)
 
 
 def relevant_pairs(corpus: Mapping[str, str], queries: Mapping[str, str], qrels: Qrels) -> tuple[list[str], list[str]]:

@@ -1,4 +1,4 @@
-"""What a sentence-transformers model says in its JSON files: its modules, the code that they name, and its prompts."""
+"""The JSON files of a sentence-transformers model: its modules, the code that they name, and its prompts."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common.checkpoints import check_weights, find_file, read_json_object
+from ..common.checkpoint_files import check_weights, find_file, read_json_object
 from ..common.errors import InputError
 from ..common.rows import check_unicode, is_folder, read_json, shown
 
 
 SETTINGS_FILE = "config_sentence_transformers.json"
-# The first of these that says anything configures a Transformer module.
+# The first of these files that exists and is not empty configures a Transformer module.
 TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -21,14 +21,14 @@ TRANSFORMER_FILES = tuple(
 
 
 class Module(NamedTuple):
-    """A module by its dotted `type` and its folder, `path`, which is "" for the model's own."""
+    """A module: its dotted class name, `type`, and its folder, `path`, which is "" for the folder of the model."""
 
     type: str
     path: str
 
 
 class Prompts(NamedTuple):
-    """The text that goes before each sentence, each query of a retrieval set, and each of its documents."""
+    """The texts that go before each sentence, before each query and before each document of a retrieval set."""
 
     sentences: str = ""
     queries: str = ""
@@ -36,17 +36,17 @@ class Prompts(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What `config_sentence_transformers.json` says about embeddings. `truncate_dim` is None for the whole width."""
+    """The settings in `config_sentence_transformers.json`. `truncate_dim` is None for the whole width."""
 
     prompts: Prompts = Prompts()
     truncate_dim: int | None = None
 
 
 def read_modules(name: str, revision: str = "main") -> list[Module] | None:
-    """The modules that `modules.json` of a folder or a model of the Hub lists, or None if there is no such file.
+    """The modules in the `modules.json` of a folder or a Hub model, or None if there is no such file.
 
     Raises:
-        InputError: the file is broken, lists no modules, or names a folder outside of the model's.
+        InputError: the file is broken, lists no modules, or names a folder outside the model's.
     """
     where = Path(name, "modules.json")
     path = find_file(name, "modules.json", revision)
@@ -66,10 +66,10 @@ def read_modules(name: str, revision: str = "main") -> list[Module] | None:
 
 
 def read_settings(name: str, revision: str = "main") -> Settings:
-    """What `config_sentence_transformers.json` says, by the rules of sentence-transformers.
+    """The settings in `config_sentence_transformers.json`, by the rules of sentence-transformers.
 
-    Its `encode_query` takes the prompt "query" and its `encode_document` the prompt "document", both empty if they are
-    not given; `encode` takes the one that `default_prompt_name` names, or none.
+    `encode_query` uses the prompt "query" and `encode_document` the prompt "document"; both are empty by default.
+    `encode` uses the prompt that `default_prompt_name` names, or none.
 
     Raises:
         InputError: the file is broken, a prompt is no text, or the default is not one of the prompts.
@@ -101,28 +101,28 @@ def read_settings(name: str, revision: str = "main") -> Settings:
 def check_modules(
     name: str, modules: list[Module], revision: str = "main", *, trust_remote_code: bool, allow_pickle: bool
 ) -> None:
-    """Check the folders of modules before sentence-transformers, which has to be installed, opens them.
+    """Check the folders of modules before sentence-transformers opens them. It must be installed.
 
-    Up to its release 5.4 it imports whatever class a local folder names, as the type of a module, of a module inside
-    a Router, as an activation function or as a tokenizer; and every release passes on the request for kernels of
-    anyone. Weights are checked in folders only: which files the Hub has is not known before they are downloaded.
+    Up to release 5.4, sentence-transformers imports any class that a local folder names: as a module, as a module
+    inside a Router, as an activation function or as a tokenizer. Every release passes on a request for kernels of any
+    author. Only folders have their weights checked, since the files of a Hub model are not known before the download.
 
     Raises:
-        InputError: a folder is missing or its configuration is broken; or one names code that is not of
-            sentence-transformers or torch without `trust_remote_code`, or has pickled weights without `allow_pickle`.
+        InputError: a folder is missing or its configuration is broken; or it names code from outside
+            sentence-transformers and torch without `trust_remote_code`, or has pickled weights without `allow_pickle`.
     """
     from sentence_transformers.base.modules import Module as BaseModule
     from sentence_transformers.base.modules import Router
 
     folders = []
     pending = [(module, Path(name, "modules.json")) for module in modules]
-    for module, where in pending:  # grows by the modules inside of modules
+    for module, where in pending:  # grows by the modules inside modules
         module_class = _class_of(module.type, "sentence_transformers.", BaseModule)
         if module_class is None and not trust_remote_code:
             raise _untrusted(where, module.type)
         folder = Path(name, module.path)
         folders.append(folder)
-        # A Normalize module has no files, so that its empty folder is lost in a repository.
+        # A Normalize module has no files, and a repository drops its empty folder.
         needs_folder = module_class is not None and module_class.__name__ != "Normalize"
         if needs_folder and is_folder(name) and not is_folder(folder):
             raise InputError(f"{where}: names the folder {module.path}, which is missing; copy the whole model")
@@ -137,7 +137,7 @@ def check_modules(
     if is_folder(name):
         check_weights(*folders, allow_pickle=allow_pickle)
         for folder in folders:
-            # What is loaded if there is no model.safetensors, whatever else the folder has.
+            # Without model.safetensors this file is loaded, whatever else the folder has.
             pickled = folder / "pytorch_model.bin"
             has_safetensors = any((folder / f"model.safetensors{end}").exists() for end in ("", ".index.json"))
             if pickled.exists() and not has_safetensors and not allow_pickle:
@@ -153,13 +153,13 @@ def _read_object(name: str, filename: str, revision: str) -> dict[str, Any] | No
 
 
 def _check_path(path: str, where: Path) -> None:
-    parts = PureWindowsPath(path)  # which knows both kinds of separators
+    parts = PureWindowsPath(path)  # parses both kinds of separators
     if parts.anchor or ".." in parts.parts or "\0" in path:
         raise InputError(f"{where}: names the folder {shown(path)}, which is not inside the model's")
 
 
 def _configuration_files(module_class: type | None) -> tuple[str, ...]:
-    """The files that configure a module of sentence-transformers; not known for the class of someone else."""
+    """The files that configure a module of sentence-transformers. Those of another package are unknown."""
     if module_class is None:
         return ()
     if module_class.config_file_name in TRANSFORMER_FILES:
@@ -179,14 +179,14 @@ def _modules_inside(configuration: dict[str, Any], folder: str, where: Path) -> 
 
 
 def _class_of(dotted_name: Any, package: str, base: type) -> type | None:
-    """The class that a dotted name means, if it is a `base` of this package; no other package is imported."""
+    """The class with a dotted name, if it is a subclass of `base` in this package. Imports no other package."""
     from sentence_transformers.util import import_from_string
 
     if not isinstance(dotted_name, str) or not dotted_name.startswith(package):
         return None
     try:
         found = import_from_string(dotted_name)
-    except Exception:  # whatever the import of a module raises that is not there
+    except Exception:  # importing a wrong name can raise anything
         return None
     is_own = isinstance(found, type) and issubclass(found, base) and found.__module__.startswith(package)
     return found if is_own else None

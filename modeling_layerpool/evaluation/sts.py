@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how well the cosine of two embeddings follows what people judged."""
+"""Semantic textual similarity: how well the cosine of two embeddings follows human judgements."""
 
 import logging
 import math
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder
-from .metrics import similarity_scores
+from .metrics import SentenceSimilarityMetric
 
 
 logger = logging.getLogger(__name__)
 
-# The headline first, and whether more of it is better.
+# The main metric first, and whether more is better.
 METRICS = {"spearman": True, "pearson": True}
 COLUMNS = ("sentence1", "sentence2", "score")
 STS_DATASETS = {
@@ -41,27 +41,27 @@ def read_sts_file(path: str | Path, subset_column: str | None = None) -> Sentenc
 
     Args:
         path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, `score`; others are ignored.
-        subset_column: the column that names the subset of each row. If it is given there is a fourth list.
+        subset_column: the column that names the subset of each row. It adds a fourth list to the result.
 
     Returns:
-        `(sentences1, sentences2, scores)`, one entry a row, in file order; with `subset_column` also `subsets`, which
-        is None if the first row has no such column.
+        `(sentences1, sentences2, scores)`, one entry for each row, in file order. With `subset_column` also `subsets`,
+        which is None if the first row has no such column.
 
     Raises:
-        InputError: the file is missing, has fewer than 2 rows, or all its scores are equal, also in a subset; or a row
-            (named by its line) lacks a column, has an empty text, or a score that is no finite number.
+        InputError: the file is missing, or the file or a subset has fewer than 2 rows or equal scores only; or a row
+            (with its line) lacks a column, has an empty text, or has a score that is not a finite number.
     """
     rows = ((f"{path}, line {line}", row) for line, row in read_rows(path))
     return _check_pairs(rows, str(path), subset_column)
 
 
 def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | SentencePairsOfSubsets:
-    """Load the test split of a built-in set from the Hub, one of [`STS_DATASETS`], in [`read_sts_file`]'s form.
+    """Load the test split of one of [`STS_DATASETS`] from the Hub. Returns the same as [`read_sts_file`].
 
-    STS12 to STS16 hold all pairs of their year, whatever subset they came from.
+    STS12 to STS16 hold all pairs of their year.
 
     Raises:
-        InputError: the name is not a built-in one, or the set cannot be loaded (no network, for instance).
+        InputError: the name is not a built-in one, or the set cannot be loaded, for example without a network.
     """
     if name not in STS_DATASETS:
         raise InputError(f"--sts {name}: no built-in set of this name ({', '.join(STS_DATASETS)}); give NAME=FILE")
@@ -70,7 +70,7 @@ def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | Sen
     repository = STS_DATASETS[name]
     try:
         rows = datasets.load_dataset(repository, split="test")
-    except Exception as error:  # datasets raises a dozen types for "not there" and "no network"
+    except Exception as error:  # datasets raises many types for a missing set or network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"--sts {name}: {repository} could not be loaded from the Hub ({reason}); give a local file as {name}=FILE"
@@ -93,13 +93,13 @@ def _check_pairs(
         scores.append(check_number(row["score"], where, "score"))
         if len(columns) > len(COLUMNS):
             subset = row[subset_column]
-            # a year, for instance
+            # A subset may be a year.
             subsets.append(str(subset) if isinstance(subset, int) else check_text(subset, where, subset_column))
     _check_scores(scores, source)
     if subset_column is None:
         return sentences1, sentences2, scores
-    for subset, places in _places(subsets).items():
-        _check_scores([scores[place] for place in places], f"{source}, {subset_column} {subset!r}")
+    for subset, indices in _indices_of_subsets(subsets).items():
+        _check_scores([scores[index] for index in indices], f"{source}, {subset_column} {subset!r}")
     return sentences1, sentences2, scores, subsets or None
 
 
@@ -110,11 +110,11 @@ def _check_scores(scores: list[float], source: str) -> None:
         raise InputError(f"{source}: every score is {scores[0]:g}, so no correlation is defined")
 
 
-def _places(subsets: Sequence[str]) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for place, subset in enumerate(subsets):
-        places.setdefault(subset, []).append(place)
-    return places
+def _indices_of_subsets(subsets: Sequence[str]) -> dict[str, list[int]]:
+    indices: dict[str, list[int]] = {}
+    for index, subset in enumerate(subsets):
+        indices.setdefault(subset, []).append(index)
+    return indices
 
 
 def evaluate_sts(
@@ -126,8 +126,8 @@ def evaluate_sts(
 ) -> dict[str, float]:
     """Correlation of the cosine of two embeddings with the gold scores, over all pairs ("all", as SimCSE reports).
 
-    With `subsets` also the mean over the subsets of the correlation within each: every subset the same ("mean"), or
-    weighted by its number of pairs ("wmean"), as the STS tasks do with Pearson's. The names are SentEval's.
+    `subsets` adds the mean of the correlations within each subset, with equal weights ("mean") or weighted by the
+    number of pairs ("wmean"), as the STS tasks do with Pearson correlation. The names are those of SentEval.
 
     Args:
         encoder: its `encode` is called once, with each distinct sentence once.
@@ -138,8 +138,8 @@ def evaluate_sts(
     Returns:
         `{"spearman", "pearson", "pairs"}`, the first two x 100; see [`similarity_scores`]. They are nan, with a
         logged warning, if all cosines are equal (a collapsed encoder). With `subsets` also `spearman_subsets_mean`,
-        `spearman_subsets_wmean`, `pearson_subsets_mean`, `pearson_subsets_wmean`, likewise x 100, and `subsets`, how
-        many there are. The means are nan if all cosines of one subset are equal.
+        `spearman_subsets_wmean`, `pearson_subsets_mean`, `pearson_subsets_wmean`, also x 100, and the number of
+        `subsets`. The means are nan if all cosines of one subset are equal.
 
     Raises:
         InputError: the lengths differ, or the gold scores, also those of a subset, do not allow a correlation.
@@ -153,7 +153,7 @@ def evaluate_sts(
     embeddings = torch.from_numpy(CachingEncoder(encoder).encode([*sentences1, *sentences2])).double()
     embeddings = F.normalize(embeddings, dim=1)
     cosines = (embeddings[:pairs] * embeddings[pairs:]).sum(1).numpy()
-    result = similarity_scores(cosines, scores)
+    result = SentenceSimilarityMetric().compute(predictions=cosines, references=scores)
     if math.isnan(result["spearman"]):
         logger.warning("all %d cosines are equal: the encoder tells no pairs apart and has no correlation", pairs)
     if subsets is not None:
@@ -163,9 +163,9 @@ def evaluate_sts(
 
 def _subset_means(cosines: np.ndarray, scores: np.ndarray, subsets: Sequence[str]) -> dict[str, float]:
     parts = []
-    for subset, places in _places(subsets).items():
+    for subset, indices in _indices_of_subsets(subsets).items():
         try:
-            parts.append(similarity_scores(cosines[places], scores[places]))
+            parts.append(SentenceSimilarityMetric().compute(predictions=cosines[indices], references=scores[indices]))
         except InputError as error:
             raise InputError(f"subset {subset!r}: {error}") from error
     pairs = [part["pairs"] for part in parts]
@@ -180,7 +180,7 @@ def _subset_means(cosines: np.ndarray, scores: np.ndarray, subsets: Sequence[str
 def positive_pairs(
     sentences1: Sequence[str], sentences2: Sequence[str], scores: Sequence[float]
 ) -> tuple[list[str], list[str]]:
-    """The pairs that count as positive for alignment: gold score above 4/5 of the highest score given.
+    """The pairs that count as positive for alignment: gold score above 4/5 of the highest given score.
 
     On STS-B (0 to 5) and SICK (1 to 5) that is a score above 4, SimCSE's rule. Returns the two sides as lists.
     """

@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..common.checkpoints import MODELS, EncoderClasses, check_sizes, load_tokenizer, loading_errors, read_config
+from ..common.checkpoint_files import check_sizes, load_tokenizer, loading_errors, read_config
+from ..common.checkpoints import MODELS, EncoderClasses
 from ..common.errors import InputError, usage_errors
 from .folders import check_output, written_in_one_step
 

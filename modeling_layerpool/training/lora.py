@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
-from ..common.checkpoints import read_json_object
+from ..common.checkpoint_files import read_json_object
 from ..common.errors import InputError
 
 

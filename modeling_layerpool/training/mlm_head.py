@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from ..common.checkpoints import loading_errors
+from ..common.checkpoint_files import loading_errors
 
 
 logger = logging.getLogger(__name__)

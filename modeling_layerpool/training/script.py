@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedModel, TrainingArguments
 
-from ..common.checkpoints import read_json_object
+from ..common.checkpoint_files import read_json_object
 from ..common.errors import InputError, usage_errors
 from ..common.folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments, unknown_metric

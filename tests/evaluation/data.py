@@ -1,4 +1,4 @@
-"""Real evaluation data where there is some, and a handful of pairs that always are."""
+"""Real evaluation data if it is there, and a few pairs that always are."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def write_retrieval(folder: Path) -> Path:
 
 
 class VectorEncoder:
-    """An encoder that looks each text's vector up, and keeps what it was asked."""
+    """An encoder that looks up the vector of each text, and notes the texts of each call."""
 
     def __init__(self, vectors: dict):
         self.vectors = vectors

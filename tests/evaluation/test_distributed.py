@@ -18,7 +18,7 @@ SCRIPT = ROOT / "tests" / "evaluation" / "noting_evaluation.py"
 
 @pytest.fixture
 def start(tiny_folder, tmp_path):
-    """Evaluate on this many processes; returns what became of them, and their folder."""
+    """Evaluate with this many processes. Returns the finished processes and their folder."""
 
     def run(processes, *more, failing_rank=-1, launch=launch):
         folder = tmp_path / f"on {processes}"

@@ -120,9 +120,9 @@ def test_robertas_positions_start_after_the_padding_index(tiny_config, tokenizer
 
 
 def test_each_wrong_folder_has_its_sentence(tmp_path, bert_folder, tiny_folder):
-    with pytest.raises(InputError, match=r"nowhere: no such folder, nor a model to reach"):
+    with pytest.raises(InputError, match=r"nowhere: no such folder, nor a Hub model that can be reached"):
         load_encoder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="someone/some-model: no such folder, nor a model to reach"):
+    with pytest.raises(InputError, match="someone/some-model: no such folder, nor a Hub model that can be reached"):
         load_encoder("someone/some-model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty: has no config.json"):

@@ -1,4 +1,4 @@
-"""MTEB runs a saved folder, and measures what our own evaluation measures."""
+"""MTEB opens a saved folder and reports the same scores as our own evaluation."""
 
 import mteb
 import pytest

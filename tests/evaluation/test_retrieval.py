@@ -57,6 +57,7 @@ def test_gzipped_files_and_beirs_own_qrels_folder_are_read_alike(tmp_path):
         ("qrels_test.tsv", [HEADER, "q9\td1\t1"], "line 2: the query 'q9' is not in the queries file"),
         ("qrels_test.tsv", [HEADER, "q1\td9\t1"], "line 2: the document 'd9' is not in the corpus file"),
         ("qrels_test.tsv", [HEADER, "q1\td1\t0.5"], "line 2: the column 'score' must be a whole number"),
+        ("qrels_test.tsv", [HEADER, "q1\td1\t1e30"], "line 2: the column 'score' must be a whole number"),
         ("qrels_test.tsv", [HEADER, "q1\td1\t1", "q1\td1\t0"], "line 3: .* were judged differently before"),
         ("qrels_test.tsv", [HEADER, "q1\td1\t0"], "no document is relevant"),
     ],
@@ -104,7 +105,7 @@ def test_search_finds_the_nearest_among_random_vectors():
 
 
 class LargestTensor(TorchFunctionMode):
-    """Notes the most elements that any tensor made by torch has."""
+    """Notes the number of elements of the largest tensor that torch creates."""
 
     elements = 0
 

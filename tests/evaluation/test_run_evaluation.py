@@ -153,7 +153,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 
 @pytest.fixture
 def hub_cache(tiny_config, tokenizer, tmp_path, monkeypatch):
-    """What the Hub's library keeps of two models with two revisions each: ours, and a sentence-transformers model."""
+    """The cache of huggingface_hub with two revisions of two models: ours, and a sentence-transformers model."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("ours", "theirs"):
         for seed, (revision, commit) in enumerate(COMMITS.items()):
@@ -184,7 +184,7 @@ def test_a_revision_is_the_one_that_is_measured_and_named(evaluate, hub_cache, s
 
 def test_a_revision_that_is_not_there_is_one_sentence(evaluate, hub_cache, tiny_folder, sts_file):
     for model, message in (
-        ("someone/ours", "no such folder, nor a model to reach at the revision v2"),
+        ("someone/ours", "no such folder, nor a Hub model that can be reached at the revision v2"),
         (tiny_folder, "is a folder, and only a model of the Hub has revisions"),
     ):
         flags = ("--model_name_or_path", model, "--sts", f"a={sts_file}", "--revision", "v2")
@@ -285,7 +285,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2_before_the_model_is_opened(
 def test_a_model_that_is_not_there_is_one_sentence_and_writes_nothing(evaluate, sts_file):
     code, _, errors, path = evaluate("--model_name_or_path", "no-such-model", "--sts", f"a={sts_file}")
     assert code == 2
-    assert errors.splitlines() == ["error: no-such-model: no such folder, nor a model to reach"]
+    assert errors.splitlines() == ["error: no-such-model: no such folder, nor a Hub model that can be reached"]
     assert not path.exists()
 
 

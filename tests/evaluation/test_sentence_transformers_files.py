@@ -85,7 +85,7 @@ def dense_folder(tiny_folder, tmp_path):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """What sentence-transformers was asked to open. It opens nothing."""
+    """Notes what sentence-transformers is asked to open, and opens nothing."""
     asked = []
 
     def refuse(*arguments, **options):

@@ -256,7 +256,7 @@ def test_the_final_folder_is_that_of_a_run_without_lora(make_trainer, tiny_model
     plain, lora = folders
     assert set(os.listdir(lora)) == set(os.listdir(plain)) | {"adapter"}
     assert {path.name for path in (lora / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    with pytest.raises(InputError, match="an adapter, which is no model of its own"):
+    with pytest.raises(InputError, match="an adapter, which is not a whole model"):
         load_layerpool(str(lora / "adapter"))
     assert load_file(lora / "model.safetensors").keys() == load_file(plain / "model.safetensors").keys()
     assert json.loads((lora / "config.json").read_text()) == json.loads((plain / "config.json").read_text())

@@ -143,6 +143,13 @@ def test_clusters_are_the_ones_that_are_there():
         assert len({number % 4 for number in group}) == 1
 
 
+def test_clusters_are_decided_by_the_generator_alone():
+    embeddings = torch.randn(600, 16, generator=generator())
+    groups = group_by_clusters(embeddings, 5, generator(1))
+    assert group_by_clusters(embeddings.clone(), 5, generator(1)) == groups
+    assert group_by_clusters(embeddings, 5, generator(2)) != groups
+
+
 def test_another_epoch_has_another_order():
     sampler = NeighbourBatchSampler([[number] for number in range(30)], lambda some: torch.randn(len(some), 4), 5)
     first = list(sampler)
@@ -164,11 +171,11 @@ def weights(trainer):
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("refresh", [None, 2])
-def test_a_run_cut_in_the_middle_of_an_epoch_resumes_bit_identical(make_trainer, refresh):
+@pytest.mark.parametrize(("shuffling", "refresh"), [("neighbours", None), ("neighbours", 2), ("clusters", None)])
+def test_a_run_cut_in_the_middle_of_an_epoch_resumes_bit_identical(make_trainer, shuffling, refresh):
     options = {
         "rows": 24,
-        "shuffling": "neighbours",
+        "shuffling": shuffling,
         "group_size": 3,
         "refresh_steps": refresh,
         "max_steps": 8,

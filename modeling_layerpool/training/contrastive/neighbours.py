@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.cluster import KMeans
 from transformers.utils import logging
 
 from ...common.errors import InputError
@@ -197,20 +198,17 @@ def group_by_clusters(embeddings: torch.Tensor, group_size: int, generator: torc
         group_size: texts in a cluster on average.
         generator: decides the first centres and the order.
     """
-    units = torch.nn.functional.normalize(embeddings.float(), dim=-1)
+    # scikit-learn adds up what its threads computed in any order. In float32, a resumed run could get other clusters.
+    # The trainer reports NaN at its next logging step, where scikit-learn would end the run with a traceback.
+    units = torch.nn.functional.normalize(embeddings.cpu().double(), dim=-1).nan_to_num_().numpy()
     count = max(1, len(units) // group_size)
-    centres = units[torch.randperm(len(units), generator=generator)[:count].to(units.device)]
-    block = max(1, BLOCK_SIMILARITIES // count)
-    for _ in range(CLUSTER_ROUNDS):
-        nearest = torch.cat([(part @ centres.T).argmax(dim=1) for part in units.split(block)])
-        sums = torch.zeros_like(centres).index_add_(0, nearest, units)
-        # A cluster that lost all its texts keeps its centre.
-        is_empty = (sums == 0).all(dim=1, keepdim=True)
-        centres = torch.where(is_empty, centres, torch.nn.functional.normalize(sums, dim=-1))
+    # n_init=1 and random first centres: k-means++ would take longer than all rounds for this many clusters.
+    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    clustering = KMeans(count, init="random", n_init=1, max_iter=CLUSTER_ROUNDS, random_state=seed, copy_x=False)
     groups: list[list[int]] = [[] for _ in range(count)]
-    for text, cluster in enumerate(nearest.tolist()):
+    for text, cluster in enumerate(clustering.fit_predict(units)):
         groups[cluster].append(text)
-    return [groups[place] for place in torch.randperm(count, generator=generator).tolist() if groups[place]]
+    return [groups[index] for index in torch.randperm(count, generator=generator).tolist() if groups[index]]
 
 
 class NeighbourBatchSampler(GlobalBatchSampler):

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ...common.checkpoints import (
+from ...common.checkpoint_files import (
     check_sizes,
     check_weights,
     load_tokenizer,

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...common.checkpoints import check_vocabulary
+from ...common.checkpoint_files import check_vocabulary
 from ...common.errors import InputError
 from ..batching import EpochDataLoader
 from .arguments import MaskedLanguageArguments

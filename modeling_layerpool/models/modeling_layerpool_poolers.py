@@ -85,6 +85,23 @@ class MeanLastTwoPooler(FixedPooler):
         return [last - 1, last]
 
 
+class ConcatLayersPooler(FixedPooler):
+    """
+    `concat_layers`: `x_j` of all states read side by side, each normalized to mean 0 and variance 1.
+
+    The embedding is `n * h` wide, or a linear map `projection (d, n * h)` to `projection_dim` follows.
+    """
+
+    @classmethod
+    def pooled_width(cls, config) -> int:
+        return len(config.pooled_states) * config.hidden_size
+
+    def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = normalize(torch.stack(reduced, dim=1))  # (b, n, h)
+        weights = pooled.new_full(pooled.shape[:2], 1 / pooled.shape[1])
+        return self.projection(pooled.flatten(1)), weights
+
+
 class WeightedLayersPooler(ResidualPooler):
     """
     `weighted_layers`: one learned scalar for each hidden state, `scale * sum_j softmax(layer_weights)_j x_j`.
@@ -225,6 +242,7 @@ POOLERS: dict[str, type[Pooler]] = {
     "layer_attention": LayerAttentionPooler,
     "hire": HirePooler,
     "weighted_layers": WeightedLayersPooler,
+    "concat_layers": ConcatLayersPooler,
     "cls": ClsPooler,
     "mean": MeanPooler,
     "mean_first_last": MeanFirstLastPooler,

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
 from modeling_layerpool import LayerPoolBertConfig
+from modeling_layerpool.models.modeling_layerpool_pooler_base import activate
 from modeling_layerpool.models.modeling_layerpool_poolers import LayerAttentionPooler
 
 
@@ -25,7 +26,8 @@ def recompute_for_each_query(pooler: LayerAttentionPooler, reduced: list[torch.T
     first, mean = torch.stack(reduced, dim=2).unbind(dim=1)  # (b, n, h) each
     mixed = 0
     for i in range(first.shape[1]):
-        query, key, value = pooler._activate(pooler.query(first[:, i]), pooler.key(mean), pooler.value(mean))
+        query = activate(pooler.activation, pooler.query(first[:, i]))
+        key, value = activate(pooler.activation, pooler.key(mean)), activate(pooler.activation, pooler.value(mean))
         attention = torch.softmax(torch.einsum("bh,bnh->bn", query, key) / pooler.divisor, dim=-1)
         mixed = mixed + torch.einsum("bn,bnh->bh", attention, value)
     mixed = mixed / first.shape[1]

@@ -26,6 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import modeling_layerpool
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
+from modeling_layerpool.models.modeling_layerpool_poolers import POOLERS
 
 
 # A slow machine is no failure; and what CI tries does not change from run to run.
@@ -39,7 +40,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 needs_gradient_checkpointing = pytest.mark.skipif(
     "__call__" in vars(GradientCheckpointingLayer), reason="refused with this release of transformers"
 )
-POOLER_TYPES = ("layer_attention", "hire", "weighted_layers", "cls", "mean", "mean_first_last", "mean_last_two")
+POOLER_TYPES = tuple(POOLERS)
 SENTENCES = (
     "A man is playing a guitar.",
     "The quick brown fox jumps over the lazy dog, and nobody asks why.",

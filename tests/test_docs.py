@@ -12,6 +12,7 @@ import modeling_layerpool
 import modeling_layerpool.evaluation
 import modeling_layerpool.publishing
 import modeling_layerpool.training
+from modeling_layerpool.models.configuration_layerpool import POOLER_OPTIONS
 
 from .processes import ROOT
 
@@ -47,8 +48,12 @@ def test_the_reference_has_every_public_name(site, name):
 
 def test_docstrings_become_descriptions_of_arguments_and_fields(site):
     models = (site / "api" / "models.html").read_text(encoding="utf-8")
-    for name in ("sequence_ids", "max_tokens_per_batch", "pooler_gru_size"):
+    for name in ("sequence_ids", "max_tokens_per_batch"):
         assert re.search(rf"<code>{name}</code>\s*</td>\s*<td[^>]*>\s*<div[^>]*>\s*<p>(<code>)?\w", models), name
+    poolers = (site / "api" / "poolers.html").read_text(encoding="utf-8")
+    for name in POOLER_OPTIONS:
+        assert re.search(rf'id="[\w.]+Options\.{name}"', poolers), name
+    assert "Width of the GRUs of hire in each direction." in poolers
     training = (site / "api" / "training.html").read_text(encoding="utf-8")
     arguments = modeling_layerpool.training.ContrastiveTrainingArguments
     for field in (field.name for field in dataclasses.fields(arguments) if field.name in arguments.__annotations__):

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from modeling_layerpool import LayerPoolBertModel
+from modeling_layerpool.models.modeling_layerpool_hire import _read_both_ways
 from modeling_layerpool.models.modeling_layerpool_packing import PackedSentences, PaddedSentences, pack_sentences
-from modeling_layerpool.models.modeling_layerpool_poolers import _read_both_ways
 
 from .conftest import SENTENCES, assert_close_to
 

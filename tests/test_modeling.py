@@ -243,7 +243,7 @@ def test_encode_across_windows_keeps_the_order(tiny_model, tokenizer, monkeypatc
     model = tiny_model()
     sentences = [f"number {i}" for i in range(25)]
     expected = model.encode(sentences, tokenizer)
-    monkeypatch.setattr("modeling_layerpool.models.modeling_layerpool._ENCODE_WINDOW", 7)
+    monkeypatch.setattr("modeling_layerpool.models.modeling_layerpool_encode.ENCODE_WINDOW", 7)
     assert_close_to(model.encode(sentences, tokenizer), expected)
 
 

@@ -230,6 +230,22 @@ def test_the_plain_poolers_equal_their_formulas(tiny_model, tokenizer, pooler_ty
     torch.testing.assert_close(output.pooler_output, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("options", [{}, {"pooler_layers": [1, -1]}, {"projection_dim": 10}])
+def test_concat_layers_equals_its_formula(tiny_model, tokenizer, tmp_path, options):
+    model = tiny_model(pooler_type="concat_layers", **options).double()
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True)
+        for sentence, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+            means = [output.hidden_states[state][sentence, :tokens].mean(dim=0) for state in model.pooler.states]
+            expected = torch.cat([normalized(x) for x in means])
+            if "projection_dim" in options:
+                expected = model.pooler.projection.weight @ expected + model.pooler.projection.bias
+            torch.testing.assert_close(output.pooler_output[sentence], expected, atol=1e-12, rtol=0)
+    model.save_pretrained(tmp_path)
+    assert type(model).from_pretrained(tmp_path).embedding_dim == output.pooler_output.shape[1]
+
+
 def test_weighted_layers_start_as_the_mean_over_the_layers(tiny_model):
     pooler = tiny_model(pooler_type="weighted_layers").pooler
     states = list(torch.randn(4, 5, 32))

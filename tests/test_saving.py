@@ -17,14 +17,19 @@ from .conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to
 
 
 def code_files(encoder):
-    """What a checkpoint carries: the shared files, and its own encoder's."""
+    """The code files of a checkpoint: the shared ones, and those of its encoder."""
     return {
         "configuration_layerpool.py",
         f"configuration_layerpool_{encoder}.py",
         "modeling_layerpool.py",
         f"modeling_layerpool_{encoder}.py",
+        "modeling_layerpool_classification.py",
+        "modeling_layerpool_encode.py",
+        "modeling_layerpool_hire.py",
         "modeling_layerpool_packing.py",
+        "modeling_layerpool_pooler_base.py",
         "modeling_layerpool_poolers.py",
+        "modeling_layerpool_saving.py",
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.configuration_layerpool import POOLER_OPTIONS, POOLER_TYPES, LayerPoolConfigMixin
+from ..models.configuration_layerpool import POOLER_OPTIONS, LayerPoolConfigMixin
 from ..models.configuration_layerpool_bert import LayerPoolBertConfig
 from ..models.configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
 from ..models.configuration_layerpool_distilbert import LayerPoolDistilBertConfig
@@ -26,6 +26,7 @@ from ..models.modeling_layerpool_modernbert import (
     LayerPoolModernBertModel,
 )
 from ..models.modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
+from ..models.modeling_layerpool_poolers import POOLERS
 from ..models.modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 from .checkpoint_files import (
     check_padding,
@@ -186,7 +187,7 @@ def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) 
     overrides = dict(given)
     for option, poolers in POOLER_OPTIONS.items():
         default = getattr(LayerPoolConfigMixin, option)
-        if pooler in poolers or pooler not in POOLER_TYPES:  # an unknown one is refused with the configuration
+        if pooler in poolers or pooler not in POOLERS:  # an unknown one is refused with the configuration
             continue
         if given.get(option, default) != default:
             raise InputError(

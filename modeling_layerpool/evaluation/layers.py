@@ -1,4 +1,4 @@
-"""Which hidden states a layer-pooled model reads: the weight of each, text by text.
+"""The weight that a layer-pooled model gives to each hidden state, for each text.
 
 k: texts, n: hidden states read.
 """
@@ -10,19 +10,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import InputError
+from ..models.modeling_layerpool_poolers import POOLERS
 
 
-# The others weigh the states that they read equally, whatever was learned.
-WEIGHING_POOLERS = ("layer_attention", "weighted_layers", "hire")
 LENGTH_EDGES = (8, 16, 32, 64, 128, 256)
 
 
 def weighs_layers(model: PreTrainedModel) -> bool:
     """Whether this is a layer-pooled model whose pooler learned to weigh hidden states, two of them at least."""
-    return (
-        getattr(model.config, "pooler_type", None) in WEIGHING_POOLERS
-        and len(getattr(getattr(model, "pooler", None), "states", ())) > 1
-    )
+    pooler = POOLERS.get(getattr(model.config, "pooler_type", None))
+    return pooler is not None and pooler.weighting != "fixed" and len(model.config.pooled_states) > 1
 
 
 def layer_weights(
@@ -36,13 +33,15 @@ def layer_weights(
 
     Args:
         model: a layer-pooled model of this package, an encoder or a classifier. Its mode is restored.
-        tokenizer: of the same checkpoint. A text is cut at its `model_max_length` and the model's positions.
-        texts: k texts; or of a classifier of pairs, k pairs of texts.
-        max_tokens_per_batch: tokens computed at a time, padding included. A longer text makes a batch of its own.
+        tokenizer: the tokenizer of the same checkpoint. A text is truncated to its `model_max_length` and to the
+            model's positions.
+        texts: k texts, or k pairs of texts for a classifier of pairs.
+        max_tokens_per_batch: tokens computed at once, padding included. A longer text is a batch of its own.
 
     Returns:
         `(weights, lengths)`. `weights` is (k, n), float32: the weight of each state read (`model.pooler.states`),
-        ascending and averaged over the queries; a row sums to 1. `lengths` is (k,): tokens, special ones included.
+        in ascending order and averaged over the queries; a row sums to 1. `lengths` is (k,): tokens, special ones
+        included.
 
     Raises:
         InputError: the model has no pooler over its hidden states, or there are no texts.
@@ -66,7 +65,7 @@ def layer_weights(
             columns = {name: [values[index] for index in batch] for name, values in tokens.items()}
             inputs = tokenizer.pad(columns, padding_side="right", return_tensors="pt").to(model.device)
             with torch.inference_mode():
-                # not the call itself, as a classifier's output has no place for the weights
+                # A classifier's own output does not hold the weights.
                 output = model.pool(**inputs, output_layer_attentions=True)
             weights[batch] = output.layer_attentions.float().cpu().numpy()
             start += len(batch)
@@ -78,23 +77,23 @@ def layer_weights(
 def average_by_length(
     weights: np.ndarray, lengths: np.ndarray, edges: Sequence[int] = LENGTH_EDGES
 ) -> dict[str, np.ndarray]:
-    """Mean weights of the texts of each range of lengths.
+    """Mean weights of the texts in each range of lengths.
 
     Args:
         weights, lengths: (k, n) and (k,), as [`layer_weights`] returns them.
-        edges: the greatest length of each range, in tokens, ascending. A last range holds what is longer.
+        edges: the greatest length of each range, in tokens, ascending. A last range holds the longer texts.
 
     Returns:
         `{"9 to 16 (120 texts)": (n,), ...}`, the shortest first. Ranges without texts are left out.
     """
-    places = np.searchsorted(edges, lengths)
+    ranges = np.searchsorted(edges, lengths)
     averages = {}
-    for place in range(len(edges) + 1):
-        members = weights[places == place]
+    for index in range(len(edges) + 1):
+        members = weights[ranges == index]
         if len(members):
-            if place == len(edges):
+            if index == len(edges):
                 name = f"over {edges[-1]}"
             else:
-                name = f"{edges[place - 1] + 1} to {edges[place]}" if place else f"up to {edges[0]}"
+                name = f"{edges[index - 1] + 1} to {edges[index]}" if index else f"up to {edges[0]}"
             averages[f"{name} ({len(members):,} text{'s' if len(members) > 1 else ''})"] = members.mean(axis=0)
     return averages

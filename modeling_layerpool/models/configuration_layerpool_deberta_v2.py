@@ -7,21 +7,19 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 class LayerPoolDebertaV2Config(LayerPoolConfigMixin, DebertaV2Config):
     r"""
-    Configuration of a [`LayerPoolDebertaV2Model`] or [`LayerPoolDebertaV2ForSequenceClassification`]: the fields of
-    `DebertaV2Config`, and those of [`LayerPoolConfigMixin`].
+    The fields of `DebertaV2Config` and those of [`LayerPoolConfigMixin`].
 
     ```python
-    >>> from modeling_layerpool import LayerPoolDebertaV2Config, LayerPoolDebertaV2Model
-
     >>> config = LayerPoolDebertaV2Config(pooler_layers=[0, 6, -1])
     >>> model = LayerPoolDebertaV2Model(config)
-    ```"""
+    ```
+    """
 
     model_type = "layerpool_deberta_v2"
     encoder_model_types = ("deberta-v2",)
 
     def validate_architecture(self) -> None:
-        """Also refuse what this encoder cannot do. Raises a `ValueError`."""
+        """Also refuse options that this encoder does not support. Raises a `ValueError`."""
         super().validate_architecture()
         if self.pooled_states[-1] == 0:
             raise ValueError("pooler_layers names the embedding output only; DeBERTa-v2 computes at least a layer.")

@@ -7,15 +7,13 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 class LayerPoolElectraConfig(LayerPoolConfigMixin, ElectraConfig):
     r"""
-    Configuration of a [`LayerPoolElectraModel`] or [`LayerPoolElectraForSequenceClassification`]: the fields of
-    `ElectraConfig`, and those of [`LayerPoolConfigMixin`].
+    The fields of `ElectraConfig` and those of [`LayerPoolConfigMixin`].
 
     ```python
-    >>> from modeling_layerpool import LayerPoolElectraConfig, LayerPoolElectraModel
-
     >>> config = LayerPoolElectraConfig(pooler_layers=[0, 6, -1])
     >>> model = LayerPoolElectraModel(config)
-    ```"""
+    ```
+    """
 
     model_type = "layerpool_electra"
     encoder_model_types = ("electra",)

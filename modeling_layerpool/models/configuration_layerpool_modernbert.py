@@ -7,15 +7,13 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 class LayerPoolModernBertConfig(LayerPoolConfigMixin, ModernBertConfig):
     r"""
-    Configuration of a [`LayerPoolModernBertModel`] or [`LayerPoolModernBertForSequenceClassification`]: the fields of
-    `ModernBertConfig`, and those of [`LayerPoolConfigMixin`].
+    The fields of `ModernBertConfig` and those of [`LayerPoolConfigMixin`].
 
     ```python
-    >>> from modeling_layerpool import LayerPoolModernBertConfig, LayerPoolModernBertModel
-
-    >>> config = LayerPoolModernBertConfig(pooler_layers=[0, 11, -1])
+    >>> config = LayerPoolModernBertConfig(pooler_layers=[0, 6, -1])
     >>> model = LayerPoolModernBertModel(config)
-    ```"""
+    ```
+    """
 
     model_type = "layerpool_modernbert"
     encoder_model_types = ("modernbert",)

@@ -7,15 +7,13 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 class LayerPoolMPNetConfig(LayerPoolConfigMixin, MPNetConfig):
     r"""
-    Configuration of a [`LayerPoolMPNetModel`] or [`LayerPoolMPNetForSequenceClassification`]: the fields of
-    `MPNetConfig`, and those of [`LayerPoolConfigMixin`].
+    The fields of `MPNetConfig` and those of [`LayerPoolConfigMixin`].
 
     ```python
-    >>> from modeling_layerpool import LayerPoolMPNetConfig, LayerPoolMPNetModel
-
     >>> config = LayerPoolMPNetConfig(pooler_layers=[0, 6, -1])
     >>> model = LayerPoolMPNetModel(config)
-    ```"""
+    ```
+    """
 
     model_type = "layerpool_mpnet"
     encoder_model_types = ("mpnet",)

@@ -7,15 +7,14 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 class LayerPoolRobertaConfig(LayerPoolConfigMixin, RobertaConfig):
     r"""
-    Configuration of a [`LayerPoolRobertaModel`] or [`LayerPoolRobertaForSequenceClassification`]: the fields of
-    `RobertaConfig`, and those of [`LayerPoolConfigMixin`]. XLM-RoBERTa is the same network with another vocabulary.
+    The fields of `RobertaConfig` and those of [`LayerPoolConfigMixin`]. XLM-RoBERTa is the same network with
+    another vocabulary.
 
     ```python
-    >>> from modeling_layerpool import LayerPoolRobertaConfig, LayerPoolRobertaModel
-
     >>> config = LayerPoolRobertaConfig(pooler_layers=[0, 6, -1])
     >>> model = LayerPoolRobertaModel(config)
-    ```"""
+    ```
+    """
 
     model_type = "layerpool_roberta"
     encoder_model_types = ("roberta", "xlm-roberta")

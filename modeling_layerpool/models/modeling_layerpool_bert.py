@@ -1,12 +1,10 @@
 """BERT that reads all of its layers."""
 
-from typing import ClassVar
-
 from transformers import BertModel, BertPreTrainedModel
 
 from .configuration_layerpool_bert import LayerPoolBertConfig
-from .modeling_layerpool import LayerPoolClassificationMixin, LayerPoolEmbeddingMixin, LayerPoolMixin
-from .modeling_layerpool_poolers import build_pooler
+from .modeling_layerpool import LayerPoolEmbeddingMixin, LayerPoolMixin
+from .modeling_layerpool_classification import LayerPoolClassificationMixin
 
 
 class LayerPoolBertPreTrainedModel(LayerPoolMixin, BertPreTrainedModel):
@@ -14,19 +12,11 @@ class LayerPoolBertPreTrainedModel(LayerPoolMixin, BertPreTrainedModel):
 
     config: LayerPoolBertConfig
     config_class = LayerPoolBertConfig
-    # Heads of plain BERT checkpoints, for which there is no place here, and of the other model below.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [
-        r"^(bert\.)?pooler\.dense\.",
-        r"^cls\.",
-        r"^classifier\.",
-        r"position_ids$",
-    ]
 
     def __init__(self, config: LayerPoolBertConfig):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
-        self.pooler = build_pooler(config)
-        self.bert.encoder.layer = self.read_layers(self.bert.embeddings, self.bert.encoder.layer)
+        self.bert.encoder.layer = self.add_pooler(self.bert.embeddings, self.bert.encoder.layer)
 
 
 class LayerPoolBertModel(LayerPoolEmbeddingMixin, LayerPoolBertPreTrainedModel):
@@ -36,28 +26,28 @@ class LayerPoolBertModel(LayerPoolEmbeddingMixin, LayerPoolBertPreTrainedModel):
     ```python
     >>> from modeling_layerpool import LayerPoolBertModel
 
-    >>> model = LayerPoolBertModel.from_pretrained("google-bert/bert-base-uncased", pooler_type="layer_attention")
+    >>> model = LayerPoolBertModel.from_pretrained("google-bert/bert-base-uncased", pooler_type="mean")
     ```
 
-    The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolBertConfig`] can be given after the checkpoint's name.
+    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
+    [`LayerPoolBertConfig`].
     """
 
 
 class LayerPoolBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolBertPreTrainedModel):
     r"""
-    BERT with a pooler over its hidden states and a classifier on it, for classification, regression and several labels
-    at once:
+    BERT with a pooler and a classifier, for single-label, multi-label and regression tasks:
 
     ```python
     >>> from modeling_layerpool import LayerPoolBertForSequenceClassification
 
-    >>> model = LayerPoolBertForSequenceClassification.from_pretrained("google-bert/bert-base-uncased", num_labels=3)
+    >>> model = LayerPoolBertForSequenceClassification.from_pretrained(
+    ...     "google-bert/bert-base-uncased", num_labels=3
+    ... )
     ```
 
-    Opened like [`LayerPoolBertModel`]. As in transformers, `classifier` is loaded from a checkpoint that has one, and
-    `ignore_mismatched_sizes=True` starts it afresh where the number of labels differs. That of a plain BERT classifier
-    reads another vector: train it before use.
+    The classifier of a plain BERT checkpoint reads another vector: train the classifier before use.
+    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
     """
 
 

@@ -1,12 +1,10 @@
 """DistilBERT that reads all of its layers."""
 
-from typing import ClassVar
-
 from transformers import DistilBertModel, DistilBertPreTrainedModel
 
 from .configuration_layerpool_distilbert import LayerPoolDistilBertConfig
-from .modeling_layerpool import LayerPoolClassificationMixin, LayerPoolEmbeddingMixin, LayerPoolMixin
-from .modeling_layerpool_poolers import build_pooler
+from .modeling_layerpool import LayerPoolEmbeddingMixin, LayerPoolMixin
+from .modeling_layerpool_classification import LayerPoolClassificationMixin
 
 
 class LayerPoolDistilBertPreTrainedModel(LayerPoolMixin, DistilBertPreTrainedModel):
@@ -15,19 +13,12 @@ class LayerPoolDistilBertPreTrainedModel(LayerPoolMixin, DistilBertPreTrainedMod
     config: LayerPoolDistilBertConfig
     config_class = LayerPoolDistilBertConfig
     has_token_types = False
-    # Heads of plain DistilBERT checkpoints, for which there is no place here, and of the other model below.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [
-        r"^vocab_(transform|layer_norm|projector)\.",
-        r"^(pre_)?classifier\.",
-    ]
 
     def __init__(self, config: LayerPoolDistilBertConfig):
         super().__init__(config)
         self.distilbert = DistilBertModel(config)
-        self.pooler = build_pooler(config)
-        self.distilbert.transformer.layer = self.read_layers(
-            self.distilbert.embeddings, self.distilbert.transformer.layer
-        )
+        transformer = self.distilbert.transformer
+        transformer.layer = self.add_pooler(self.distilbert.embeddings, transformer.layer)
 
 
 class LayerPoolDistilBertModel(LayerPoolEmbeddingMixin, LayerPoolDistilBertPreTrainedModel):
@@ -37,20 +28,17 @@ class LayerPoolDistilBertModel(LayerPoolEmbeddingMixin, LayerPoolDistilBertPreTr
     ```python
     >>> from modeling_layerpool import LayerPoolDistilBertModel
 
-    >>> model = LayerPoolDistilBertModel.from_pretrained(
-    ...     "distilbert/distilbert-base-uncased", pooler_type="layer_attention"
-    ... )
+    >>> model = LayerPoolDistilBertModel.from_pretrained("distilbert/distilbert-base-uncased", pooler_type="mean")
     ```
 
-    The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolDistilBertConfig`] can be given after the checkpoint's name.
+    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
+    [`LayerPoolDistilBertConfig`].
     """
 
 
 class LayerPoolDistilBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolDistilBertPreTrainedModel):
     r"""
-    DistilBERT with a pooler over its hidden states and a classifier on it, for classification, regression and several
-    labels at once:
+    DistilBERT with a pooler and a classifier, for single-label, multi-label and regression tasks:
 
     ```python
     >>> from modeling_layerpool import LayerPoolDistilBertForSequenceClassification
@@ -60,8 +48,8 @@ class LayerPoolDistilBertForSequenceClassification(LayerPoolClassificationMixin,
     ... )
     ```
 
-    Opened like [`LayerPoolDistilBertModel`]. The head of a plain DistilBERT classifier reads another vector: train
-    ours before use. `ignore_mismatched_sizes=True` starts it afresh where the number of labels differs.
+    The classifier of a plain DistilBERT checkpoint reads another vector: train the classifier before use.
+    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
     """
 
 

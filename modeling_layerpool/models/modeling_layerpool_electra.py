@@ -1,12 +1,10 @@
 """ELECTRA that reads all of its layers."""
 
-from typing import ClassVar
-
 from transformers import ElectraModel, ElectraPreTrainedModel
 
 from .configuration_layerpool_electra import LayerPoolElectraConfig
-from .modeling_layerpool import LayerPoolClassificationMixin, LayerPoolEmbeddingMixin, LayerPoolMixin
-from .modeling_layerpool_poolers import build_pooler
+from .modeling_layerpool import LayerPoolEmbeddingMixin, LayerPoolMixin
+from .modeling_layerpool_classification import LayerPoolClassificationMixin
 
 
 class LayerPoolElectraPreTrainedModel(LayerPoolMixin, ElectraPreTrainedModel):
@@ -14,21 +12,13 @@ class LayerPoolElectraPreTrainedModel(LayerPoolMixin, ElectraPreTrainedModel):
 
     config: LayerPoolElectraConfig
     config_class = LayerPoolElectraConfig
-    # Heads of plain ELECTRA checkpoints, for which there is no place here, and of the other model below.
-    _keys_to_ignore_on_load_unexpected: ClassVar = [
-        r"^(discriminator|generator)_predictions\.",
-        r"^generator_lm_head\.",
-        r"^classifier\.",
-        r"position_ids$",
-    ]
 
     def __init__(self, config: LayerPoolElectraConfig):
         super().__init__(config)
         self.electra = ElectraModel(config)
-        self.pooler = build_pooler(config)
         # A narrow ELECTRA widens its embeddings before the first layer.
         embeddings = getattr(self.electra, "embeddings_project", self.electra.embeddings)
-        self.electra.encoder.layer = self.read_layers(embeddings, self.electra.encoder.layer)
+        self.electra.encoder.layer = self.add_pooler(embeddings, self.electra.encoder.layer)
 
 
 class LayerPoolElectraModel(LayerPoolEmbeddingMixin, LayerPoolElectraPreTrainedModel):
@@ -38,20 +28,17 @@ class LayerPoolElectraModel(LayerPoolEmbeddingMixin, LayerPoolElectraPreTrainedM
     ```python
     >>> from modeling_layerpool import LayerPoolElectraModel
 
-    >>> model = LayerPoolElectraModel.from_pretrained(
-    ...     "google/electra-small-discriminator", pooler_type="layer_attention"
-    ... )
+    >>> model = LayerPoolElectraModel.from_pretrained("google/electra-small-discriminator", pooler_type="mean")
     ```
 
-    The encoder is kept whole and the pooler starts afresh, unless the checkpoint holds one of the same kind. Options
-    of [`LayerPoolElectraConfig`] can be given after the checkpoint's name.
+    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
+    [`LayerPoolElectraConfig`].
     """
 
 
 class LayerPoolElectraForSequenceClassification(LayerPoolClassificationMixin, LayerPoolElectraPreTrainedModel):
     r"""
-    ELECTRA with a pooler over its hidden states and a classifier on it, for classification, regression and several
-    labels at once:
+    ELECTRA with a pooler and a classifier, for single-label, multi-label and regression tasks:
 
     ```python
     >>> from modeling_layerpool import LayerPoolElectraForSequenceClassification
@@ -61,8 +48,8 @@ class LayerPoolElectraForSequenceClassification(LayerPoolClassificationMixin, La
     ... )
     ```
 
-    Opened like [`LayerPoolElectraModel`]. The head of an plain ELECTRA classifier reads another vector: train ours
-    before use. `ignore_mismatched_sizes=True` starts it afresh where the number of labels differs.
+    The classifier of a plain ELECTRA checkpoint reads another vector: train the classifier before use.
+    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
     """
 
 

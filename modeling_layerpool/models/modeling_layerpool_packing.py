@@ -2,56 +2,58 @@
 Sentences laid side by side in rows of one length, so that hardly any padding is computed.
 
 Notation: `rows` and `length` of the packed block, `s` sentences, `h` width. `sequence_ids (rows, length)` names the
-sentence of every token, -1 for padding; `sequence_starts (s,)` is the flat place of each sentence's first token.
+sentence of every token, -1 for padding; `sequence_starts (s,)` is the flat index of each sentence's first token.
 Positions restart with each sentence and attention stays inside it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Any
 
 import torch
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 
 @dataclass
 class ReadingOrder:
     """
     The order in which a recurrent network reads sentences without padding: the first token of each, then the second
-    ones, and so on, each time the longest sentence first. The rank of a sentence is its place in that order.
+    ones, and so on, each time the longest sentence first. The rank of a sentence is its position in that order.
 
     Args:
-        places: where the tokens lie, `(tokens,)` flat places in the rows.
+        indices: `(tokens,)` flat indices of the tokens in the rows.
         ranks: the rank of the sentence that each token belongs to, `(tokens,)`.
         rank_of_sentence: `(s,)`.
         batch_sizes: the number of first tokens, of second tokens, and so on, on the CPU.
     """
 
-    places: torch.Tensor
+    indices: torch.Tensor
     ranks: torch.Tensor
     rank_of_sentence: torch.Tensor
     batch_sizes: torch.Tensor
 
     @classmethod
-    def of(cls, lengths: torch.Tensor, flat_places: Callable, device: torch.device) -> "ReadingOrder":
+    def of(cls, lengths: torch.Tensor, flat_indices: Callable, device: torch.device) -> "ReadingOrder":
         """
         Args:
-            lengths: tokens of each sentence `(s,)`, at least 1. The network wants them on the CPU: taking them there
-                from another device is a synchronisation.
-            flat_places: gives the flat places of tokens, of their sentences and their places inside these.
-            device: where the tokens are.
+            lengths: tokens of each sentence `(s,)`, at least 1. The network needs them on the CPU: copying them there
+                from another device is a synchronization.
+            flat_indices: gives the flat indices of tokens from their sentences and their positions inside these.
+            device: device of the tokens.
         """
         lengths, by_rank = lengths.cpu().sort(descending=True, stable=True)
         present = lengths > torch.arange(int(lengths[0])).unsqueeze(1)  # (longest, s)
         inside, ranks = present.nonzero(as_tuple=True)
-        # Copies to a device that wait for nothing.
         sentences, inside, ranks, rank_of_sentence = (
             index.to(device, non_blocking=True) for index in (by_rank[ranks], inside, ranks, by_rank.argsort())
         )
-        return cls(flat_places(sentences, inside), ranks, rank_of_sentence, present.sum(dim=1))
+        return cls(flat_indices(sentences, inside), ranks, rank_of_sentence, present.sum(dim=1))
 
     def read(self, state: torch.Tensor) -> torch.Tensor:
         """The tokens of a state in this order: `(rows, length, h) -> (tokens, h)`."""
-        return state.flatten(0, 1).index_select(0, self.places)
+        return state.flatten(0, 1).index_select(0, self.indices)
 
 
 class PaddedSentences:
@@ -65,20 +67,20 @@ class PaddedSentences:
 
     def first(self, state: torch.Tensor) -> torch.Tensor:
         """
-        The first token of every sentence: `(b, t, h) -> (b, h)`, a copy that does not keep `state` alive. Of a row of
-        padding alone the first position.
+        The first token of every sentence: `(b, t, h) -> (b, h)`, a copy that does not keep `state` alive. It is the
+        first position if a row is all padding.
         """
         if self.attention_mask is None:
             return state[:, 0].clone()
-        # Of equal numbers argmax takes the first. It finds it where the mask is: no synchronisation.
+        # argmax takes the first of equal numbers, and does not synchronize with the device.
         first = (self.attention_mask != 0).int().argmax(dim=1).to(state.device)
         rows, length = state.shape[:2]
-        places = torch.arange(rows, device=state.device) * length + first
-        return state.flatten(0, 1).index_select(0, places)
+        indices = torch.arange(rows, device=state.device) * length + first
+        return state.flatten(0, 1).index_select(0, indices)
 
     def mean(self, state: torch.Tensor) -> torch.Tensor:
         """The mean over each sentence's tokens, summed in at least float32: `(b, t, h) -> (b, h)`, 0 for no tokens."""
-        wide = state.to(torch.promote_types(state.dtype, torch.float32))
+        wide = at_least_float32(state)
         if self.attention_mask is None:
             return wide.mean(dim=1).to(state.dtype)
         mask = self.attention_mask.to(wide.device, wide.dtype).unsqueeze(1)  # (b, 1, t)
@@ -92,10 +94,10 @@ class PaddedSentences:
             lengths = torch.full((rows,), length)
             return ReadingOrder.of(lengths, lambda sentence, inside: sentence * length + inside, state.device)
         padding = (self.attention_mask == 0).to(state.device)
-        columns = padding.byte().argsort(dim=1, stable=True)  # of each row's tokens, and then of its padding
+        tokens_first = padding.byte().argsort(dim=1, stable=True)
         return ReadingOrder.of(
             (~padding).sum(dim=1).clamp(min=1),
-            lambda sentence, inside: sentence * length + columns[sentence, inside],
+            lambda sentence, inside: sentence * length + tokens_first[sentence, inside],
             state.device,
         )
 
@@ -117,9 +119,8 @@ class PackedSentences:
 
     def mean(self, state: torch.Tensor) -> torch.Tensor:
         """The mean over each sentence's tokens, summed in at least float32: `(rows, length, h) -> (s, h)`."""
-        flat = state.flatten(0, 1)
-        wide = flat.to(torch.promote_types(flat.dtype, torch.float32))
-        # scatter_add rather than index_add: the same sum, and several times faster backwards on a CPU.
+        wide = at_least_float32(state.flatten(0, 1))
+        # scatter_add computes the same sum as index_add, and its backward pass on a CPU is several times faster.
         owner = self.owner.to(state.device).unsqueeze(-1).expand_as(wide)
         total = wide.new_zeros(self.tokens.shape[0] + 1, wide.shape[-1]).scatter_add(0, owner, wide)
         return (total[:-1] / self.tokens.to(state.device).clamp(min=1)).to(state.dtype)
@@ -131,8 +132,12 @@ class PackedSentences:
         return ReadingOrder.of(lengths, lambda sentence, inside: starts[sentence] + inside, state.device)
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def find_sequence_starts(sequence_ids: torch.Tensor) -> torch.Tensor:
-    """`sequence_starts (s,)` from `sequence_ids (rows, length)`: costs one synchronisation with the device."""
+    """`sequence_starts (s,)` from `sequence_ids (rows, length)`: costs one synchronization with the device."""
     before = torch.nn.functional.pad(sequence_ids[:, :-1], (1, 0), value=-1)
     starts = ((sequence_ids >= 0) & (sequence_ids != before)).flatten().nonzero().squeeze(-1)
     return starts[sequence_ids.flatten()[starts].argsort()]
@@ -140,16 +145,16 @@ def find_sequence_starts(sequence_ids: torch.Tensor) -> torch.Tensor:
 
 def restarting_positions(sequence_ids: torch.Tensor, sequence_starts: torch.Tensor) -> torch.Tensor:
     """`position_ids (rows, length)` that count from 0 in every sentence, and are 0 on padding."""
-    place = torch.arange(sequence_ids.numel(), device=sequence_ids.device).view_as(sequence_ids)
+    index = torch.arange(sequence_ids.numel(), device=sequence_ids.device).view_as(sequence_ids)
     start = sequence_starts[sequence_ids.clamp(min=0)]
-    return torch.where(sequence_ids < 0, 0, place - start)
+    return torch.where(sequence_ids < 0, 0, index - start)
 
 
 def sequences_from_lengths(cu_seq_lens: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`sequence_ids (1, tokens)` and `sequence_starts (s,)` of one flat row cut at `cu_seq_lens (s + 1,)`."""
     ends = cu_seq_lens[1:].contiguous().long()
-    place = torch.arange(tokens, device=cu_seq_lens.device)
-    sequence_ids = torch.bucketize(place, ends, right=True)
+    index = torch.arange(tokens, device=cu_seq_lens.device)
+    sequence_ids = torch.bucketize(index, ends, right=True)
     sequence_ids = torch.where(sequence_ids < ends.shape[0], sequence_ids, -1)
     return sequence_ids.unsqueeze(0), cu_seq_lens[:-1].long()
 
@@ -158,8 +163,8 @@ def cumulative_lengths(sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
     """
     Borders for variable-length attention over the flattened rows, `(s + rows + 1,)` in int32.
 
-    The padding behind each row becomes a sequence of its own (of length 0 in a full row), so that the number of
-    borders is a matter of shapes and the device is never asked.
+    The padding after each row becomes a sequence of its own (of length 0 in a full row), so that the number of
+    borders follows from shapes, without a synchronization with the device.
     """
     rows, length = sequence_ids.shape
     row_starts = torch.arange(rows, device=sequence_ids.device) * length
@@ -177,7 +182,7 @@ def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         row_length: tokens that a row holds.
 
     Returns:
-        For each row the numbers of its sentences.
+        For each row the indices of its sentences.
     """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
@@ -199,16 +204,16 @@ def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-# Row length at which attention over the row costs a token as much as the rest of a layer does (measured in training).
+# Row length at which attention over the row costs as much per token as the rest of a layer (measured in training).
 _COSTLY_LENGTH = 256
 
 
 def best_rows(lengths: Sequence[int]) -> tuple[int, list[list[int]]]:
     """
-    `(row_length, rows)` of the least work, of rows as long as the longest sentence, half as long again, and twice.
+    `(row_length, rows)` of the least work. Rows may be as long as the longest sentence, 1.5 times, or twice as long.
 
-    Longer rows hold less padding, but attention computes each row's whole square: a token costs as much as
-    `1 + row_length / 256`.
+    Longer rows hold less padding, but attention computes the whole square of each row: the cost of a token is
+    proportional to `1 + row_length / 256`.
     """
     longest = max(lengths)
     sizes = {-(-size // 8) * 8 for size in (longest, longest * 3 // 2, longest * 2)}
@@ -226,12 +231,12 @@ def pack_sentences(
 
     Args:
         sentences: token ids of each sentence, special tokens included, none of them empty.
-        pad_token_id: what the free places are filled with.
-        row_length: tokens in a row; by default the length of the least work.
+        pad_token_id: token of the free positions.
+        row_length: tokens in a row. Default: the length of the least work.
 
     Returns:
         `input_ids` and `sequence_ids`, both `(rows, length)`, and `sequence_starts (s,)`. Sentence `i` of the list is
-        sentence `i` of the output. The positions follow from these; the model derives those that its encoder wants.
+        sentence `i` of the output. The model derives the positions from these.
 
     Raises:
         ValueError: a sentence is empty or longer than `row_length`, or there is none.
@@ -247,20 +252,114 @@ def pack_sentences(
         rows = best_fit(lengths, row_length)
     starts = [0] * len(lengths)
     for number, row in enumerate(rows):
-        place = number * row_length
+        index = number * row_length
         for sentence in row:
-            starts[sentence] = place
-            place += lengths[sentence]
+            starts[sentence] = index
+            index += lengths[sentence]
     sequence_starts = torch.tensor(starts)
     owner = torch.repeat_interleave(torch.tensor(lengths))
     before = torch.tensor([0, *accumulate(lengths[:-1])])  # tokens of the sentences before each
-    places = torch.arange(len(owner)) + (sequence_starts - before)[owner]
+    indices = torch.arange(len(owner)) + (sequence_starts - before)[owner]
     input_ids = torch.full((len(rows) * row_length,), pad_token_id)
-    input_ids[places] = torch.tensor(list(chain.from_iterable(sentences)))
+    input_ids[indices] = torch.tensor(list(chain.from_iterable(sentences)))
     sequence_ids = torch.full_like(input_ids, -1)
-    sequence_ids[places] = owner
+    sequence_ids[indices] = owner
     return {
         "input_ids": input_ids.view(-1, row_length),
         "sequence_ids": sequence_ids.view(-1, row_length),
         "sequence_starts": sequence_starts,
     }
+
+
+# Arguments that sentence-transformers sends with one flat row of tokens. The first holds what the others say too.
+FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+
+def packed_attention_mask(config: Any, dtype: torch.dtype, sequence_ids: torch.Tensor) -> Any:
+    """
+    The `attention_mask` with which a token of packed input attends to the tokens of its own sentence only.
+
+    Args:
+        config: configuration of the encoder. The kind of mask depends on its attention implementation, and an encoder
+            with sliding windows (ModernBERT) gets a mask for each kind of its layers.
+        dtype: dtype of the hidden states.
+        sequence_ids: the sentence of each token `(rows, length)`, -1 for padding.
+    """
+    options = {
+        "config": config,
+        # transformers reads only shape, dtype and device of the embeddings.
+        "inputs_embeds": torch.empty((), dtype=dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
+        "attention_mask": None,
+        "and_mask_function": lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
+    }
+    mask = create_bidirectional_mask(**options)
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return mask
+    return {"full_attention": mask, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
+
+
+class PackedInputMixin:
+    """A model that computes packed input. Comes before the class of the encoder."""
+
+    def packed_inputs(
+        self, inputs: dict[str, torch.Tensor | None], sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
+    ) -> dict[str, Any]:
+        """Inputs of the encoder with restarting positions, and attention that stays inside each sentence."""
+        if inputs["position_ids"] is None:
+            positions = self.packed_positions(inputs["input_ids"], sequence_ids, sequence_starts)
+            inputs = inputs | {"position_ids": positions}
+        if not is_flash_attention_requested(self.config):
+            return inputs | {"attention_mask": self.packed_mask(sequence_ids)}
+        borders, length = cumulative_lengths(sequence_ids, sequence_starts), sequence_ids.shape[1]
+        flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
+        return flat | {
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": length,
+            "max_length_k": length,
+        }
+
+    def packed_mask(self, sequence_ids: torch.Tensor) -> Any:
+        """The mask with which tokens of packed input attend to those of their own sentence only."""
+        return packed_attention_mask(self.config, self.dtype, sequence_ids)
+
+    def packed_positions(
+        self, input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
+    ) -> torch.Tensor:
+        """Default `position_ids (rows, length)` of packed input: counted from 0 in each sentence."""
+        return restarting_positions(sequence_ids, sequence_starts)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
+        return self.config.max_position_embeddings
+
+
+class PositionsAfterPaddingMixin:
+    """
+    An encoder whose padding tokens share one position, and whose sentences count from the position after it. Comes
+    before [`PackedInputMixin`].
+    """
+
+    @property
+    def padding_position(self) -> int:
+        return self.config.pad_token_id
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens in the longest sentence that the encoder has positions for, special tokens included."""
+        return self.config.max_position_embeddings - self.padding_position - 1
+
+    def packed_positions(
+        self, input_ids: torch.Tensor | None, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor
+    ) -> torch.Tensor:
+        """Default `position_ids (rows, length)`: counted from the position after the padding position."""
+        padding = self.padding_position
+        if input_ids is None:
+            return super().packed_positions(input_ids, sequence_ids, sequence_starts) + padding + 1
+        # transformers does not count a padding token inside a sentence either.
+        counted = (input_ids != padding) & (sequence_ids >= 0)
+        count = counted.flatten().cumsum(dim=0)
+        before = count[sequence_starts] - counted.flatten()[sequence_starts].long()
+        inside = count.view_as(sequence_ids) - before[sequence_ids.clamp(min=0)]
+        return torch.where(counted, inside, 0) + padding

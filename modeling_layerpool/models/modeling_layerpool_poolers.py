@@ -1,48 +1,44 @@
 """
-From all hidden states of an encoder to one vector for each sentence.
+The poolers: from all hidden states of an encoder to one vector for each sentence.
 
-Notation: `b` sentences, `t` tokens, `n` hidden states read, `h` width, `d` width of the embedding. A pooler works in
-two steps, so that no `(b, t, h)` state outlives its layer without need: `reduce` takes from a state what the pooler
-needs of it as the state passes, `forward` makes the embedding of what was taken.
+Notation: `b` sentences, `t` tokens, `n` hidden states read, `h` width, `d` width of the embedding; `c_j` the first
+token and `x_j` the token mean of hidden state `j`.
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torch.nn.utils.rnn import PackedSequence
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
-from .modeling_layerpool_packing import PackedSentences, PaddedSentences
+from .modeling_layerpool_hire import HirePooler
+from .modeling_layerpool_pooler_base import (
+    ActivationOptions,
+    Pooler,
+    PoolerOptions,
+    ResidualOptions,
+    ResidualPooler,
+    Sentences,
+    activate,
+    activation_by_name,
+    check_choice,
+    normalize,
+)
 
 
-Sentences = PaddedSentences | PackedSentences
-
-
-class FixedPooler(nn.Module):
+class FixedPooler(Pooler):
     """
-    Poolers without a learned choice of layers: the mean of token means (or [CLS] states) over fixed hidden states.
+    Base of the poolers without a learned choice of layers: the mean of `x_j` over fixed hidden states.
 
-    `cls` reads the first token of the last state; `mean`, `mean_last_two` and `mean_first_last` (as SimCSE has it, the
-    first being the embedding output) read token means. "Last" is the highest state of `pooler_layers`. With
-    another width in `projection_dim` a linear map `projection (d, h)` follows.
+    "Last" is the highest state of `pooler_layers`. With another width in `projection_dim` a linear map
+    `projection (d, h)` follows.
     """
 
     def __init__(self, config):
-        super().__init__()
-        last = config.pooled_states[-1]
-        self.states = {
-            "cls": [last],
-            "mean": [last],
-            "mean_first_last": sorted({0, last}),
-            "mean_last_two": [last - 1, last],
-        }[config.pooler_type]
-        self.reads_first_token = config.pooler_type == "cls"
-        self.projection = _projection(config)
-
-    def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
-        return sentences.first(state) if self.reads_first_token else sentences.mean(state)
+        super().__init__(config)
+        self.projection = self.projection_of(config)
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = torch.stack(reduced, dim=1)  # (b, n, h)
@@ -50,25 +46,88 @@ class FixedPooler(nn.Module):
         return self.projection(pooled.mean(dim=1)), weights
 
 
-class WeightedLayersPooler(nn.Module):
-    """
-    One learned scalar for each hidden state: `scale * sum_j softmax(layer_weights)_j x_j` over token means `x_j`.
+class MeanPooler(FixedPooler):
+    """`mean`: the token mean of the last state."""
 
-    `layer_weights (n,)` start at 0 and `scale` at 1, so that the start is the plain mean over the states. With
-    another width in `projection_dim` a linear map `projection (d, h)` follows.
+    @classmethod
+    def states_read(cls, config) -> list[int]:
+        return config.pooled_states[-1:]
 
-    With `pooler_residual` the embedding is the last state's token mean or [CLS] plus `sum_j layer_weights_j x_j`: any
-    weights, without softmax and scale, which start at 0 and can be negative.
+
+class ClsPooler(MeanPooler):
+    """`cls`: the first token of the last state."""
+
+    def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
+        return sentences.first(state)
+
+
+class MeanFirstLastPooler(FixedPooler):
+    """`mean_first_last`: the token means of the embedding output and of the last state, as in SimCSE."""
+
+    @classmethod
+    def states_read(cls, config) -> list[int]:
+        return sorted({0, config.pooled_states[-1]})
+
+
+class MeanLastTwoPooler(FixedPooler):
+    """`mean_last_two`: the token means of the last state and of the one below it."""
+
+    @classmethod
+    def validate(cls, config) -> None:
+        if config.pooled_states[-1] == 0:
+            raise ValueError(
+                "pooler_type='mean_last_two' needs a layer: pooler_layers names the embedding output only."
+            )
+
+    @classmethod
+    def states_read(cls, config) -> list[int]:
+        last = config.pooled_states[-1]
+        return [last - 1, last]
+
+
+class ConcatLayersPooler(FixedPooler):
     """
+    `concat_layers`: `x_j` of all states read side by side, each normalized to mean 0 and variance 1.
+
+    The embedding is `n * h` wide, or a linear map `projection (d, n * h)` to `projection_dim` follows.
+    """
+
+    @classmethod
+    def pooled_width(cls, config) -> int:
+        return len(config.pooled_states) * config.hidden_size
+
+    def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = normalize(torch.stack(reduced, dim=1))  # (b, n, h)
+        weights = pooled.new_full(pooled.shape[:2], 1 / pooled.shape[1])
+        return self.projection(pooled.flatten(1)), weights
+
+
+class WeightedLayersPooler(ResidualPooler):
+    """
+    `weighted_layers`: one learned scalar for each hidden state, `scale * sum_j softmax(layer_weights)_j x_j`.
+
+    `layer_weights (n,)` start at 0 and `scale` at 1: a new pooler is the plain mean over the states. With another
+    width in `projection_dim` a linear map `projection (d, h)` follows.
+
+    With `pooler_residual` the embedding is `x_last` or `c_last` plus `sum_j layer_weights_j x_j`: any weights, without
+    softmax and scale, which start at 0 and can be negative.
+    """
+
+    weighting = "shared"
+    learning_rate = 1e-2
 
     def __init__(self, config):
-        super().__init__()
-        self.states = config.pooled_states
-        self.residual, self.normalizes_inputs = config.pooler_residual, config.pooler_normalize_inputs
+        super().__init__(config)
         self.layer_weights = nn.Parameter(torch.zeros(len(self.states)))
         if self.residual is None:
             self.scale = nn.Parameter(torch.ones(1))
-        self.projection = _projection(config)
+        self.projection = self.projection_of(config)
+
+    def init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            init.zeros_(self.layer_weights)
+            if self.residual is None:
+                init.ones_(self.scale)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
         mean = sentences.mean(state)
@@ -81,7 +140,7 @@ class WeightedLayersPooler(nn.Module):
             reduced = [both[:, 1] for both in reduced]
         pooled = torch.stack(reduced, dim=1)  # (b, n, h)
         if self.normalizes_inputs:
-            pooled = _normalize(pooled)
+            pooled = normalize(pooled)
         if self.residual is None:
             weights = self.layer_weights.softmax(dim=0)
             embedding = self.projection(self.scale * torch.einsum("n,bnh->bh", weights, pooled))
@@ -92,32 +151,72 @@ class WeightedLayersPooler(nn.Module):
         return embedding, weights.expand(pooled.shape[0], -1)
 
 
-class LayerAttentionPooler(nn.Module):
-    """
-    Layer-wise attention pooling (Oh et al., COLING 2022, arXiv 2209.05972).
+@dataclass(kw_only=True)
+class LayerAttentionOptions(PoolerOptions):
+    """Options of `layer_attention` alone."""
 
-    With `c_i` the [CLS] state and `a_j` the token mean of hidden states i and j, and one activation `f` (RReLU):
-    `Q_i = f(W_q c_i)`, `K_j = f(W_k a_j)`, `V_j = f(W_v a_j)`, `alpha_ij = softmax_j(Q_i . K_j / n)`,
-    `u = 1/n sum_i sum_j alpha_ij V_j`, and the embedding `tanh(W_p [c_last ; u] + b_p)`. The maps `query`, `key` and
-    `value` are `(h, h)` without bias, shared by all states; `projection` is `(d, 2h)`.
+    pooler_scaling: str = field(
+        default="num_states",
+        metadata={
+            "help": "Divisor of the scores of layer_attention: num_states (the number of hidden states read, as in "
+            "the paper) or sqrt_hidden_size (as usual for dot-product attention)."
+        },
+    )
+    pooler_output_activation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Activation of the output of layer_attention, a name of transformers.activations.ACT2FN. The "
+            "paper uses tanh; with pooler_residual, the output is linear if this is not set."
+        },
+    )
 
-    Not the paper's: with `pooler_residual` the embedding is `a_last` or `c_last` plus `W_p [c_last ; u] + b_p`,
-    without the tanh, and `W_p` and `b_p` start at zero; with `pooler_normalize_inputs` all `c_i` and `a_j` that are
-    read are brought to mean 0 and variance 1.
+    def check_options(self) -> None:
+        super().check_options()
+        check_choice("pooler_scaling", self.pooler_scaling, ("num_states", "sqrt_hidden_size"))
+        if self.pooler_output_activation is not None:
+            check_choice("pooler_output_activation", self.pooler_output_activation, tuple(ACT2FN))
+
+
+class LayerAttentionPooler(ResidualPooler):
     """
+    `layer_attention`: layer-wise attention pooling (Oh et al., COLING 2022, arXiv 2209.05972).
+
+    With one activation `f` (RReLU): `Q_i = f(W_q c_i)`, `K_j = f(W_k x_j)`, `V_j = f(W_v x_j)`,
+    `alpha_ij = softmax_j(Q_i . K_j / n)`, `u = 1/n sum_i sum_j alpha_ij V_j`, and the embedding
+    `tanh(W_p [c_last ; u] + b_p)`. The maps `query`, `key` and `value` are `(h, h)` without bias, shared by all
+    states; `projection` is `(d, 2h)`.
+
+    Not in the paper: with `pooler_residual` the embedding is `x_last` or `c_last` plus `W_p [c_last ; u] + b_p`,
+    without the tanh, and `W_p` and `b_p` start at zero; with `pooler_normalize_inputs` all `c_i` and `x_j` that are
+    read are normalized to mean 0 and variance 1.
+    """
+
+    options = (ActivationOptions, LayerAttentionOptions, ResidualOptions)
+    weighting = "per_text"
+    citation = """@inproceedings{oh2022layerpool,
+  title = {Don't Judge a Language Model by Its Last Layer: Contrastive Learning with Layer-Wise Attention Pooling},
+  author = {Oh, Dongsuk and Kim, Yejin and Lee, Hodong and Huang, H. Howie and Lim, Heuiseok},
+  booktitle = {Proceedings of the 29th International Conference on Computational Linguistics},
+  pages = {4585--4592},
+  year = {2022},
+  url = {https://aclanthology.org/2022.coling-1.405}
+}"""
 
     def __init__(self, config):
-        super().__init__()
+        super().__init__(config)
         width = config.hidden_size
-        self.states = config.pooled_states
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
         self.projection = nn.Linear(2 * width, config.projection_dim or width)
-        self.activation = _activation(config.pooler_activation or "rrelu")
-        self.residual, self.normalizes_inputs = config.pooler_residual, config.pooler_normalize_inputs
+        self.activation = activation_by_name(config.pooler_activation or "rrelu")
         self.output_activation = ACT2FN[config.pooler_output_activation or ("linear" if self.residual else "tanh")]
         self.divisor = len(self.states) if config.pooler_scaling == "num_states" else math.sqrt(width)
+
+    def init_weights(self, module: nn.Module) -> None:
+        if module is self.projection and self.residual is not None:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
         return torch.stack([sentences.first(state), sentences.mean(state)], dim=1)  # (b, 2, h)
@@ -126,8 +225,10 @@ class LayerAttentionPooler(nn.Module):
         first, mean = torch.stack(reduced, dim=2).unbind(dim=1)  # (b, n, h) each
         last = {None: None, "mean": mean[:, -1], "cls": first[:, -1]}[self.residual]
         if self.normalizes_inputs:
-            first, mean = _normalize(first), _normalize(mean)
-        query, key, value = self._activate(self.query(first), self.key(mean), self.value(mean))
+            first, mean = normalize(first), normalize(mean)
+        query = activate(self.activation, self.query(first))
+        key = activate(self.activation, self.key(mean))
+        value = activate(self.activation, self.value(mean))
         attention = torch.softmax(query @ key.transpose(1, 2) / self.divisor, dim=-1)  # (b, n, n)
         # The mean over the queries commutes with the sum over the values: one weight for each state is enough.
         weights = attention.mean(dim=1)  # (b, n)
@@ -135,131 +236,21 @@ class LayerAttentionPooler(nn.Module):
         embedding = self.output_activation(self.projection(torch.cat([first[:, -1], mixed.to(first.dtype)], dim=-1)))
         return embedding if last is None else last + embedding, weights
 
-    def _activate(self, *maps: torch.Tensor) -> list[torch.Tensor]:
-        return [_activate(self.activation, x) for x in maps]
+
+# A new pooler is a class and a line here.
+POOLERS: dict[str, type[Pooler]] = {
+    "layer_attention": LayerAttentionPooler,
+    "hire": HirePooler,
+    "weighted_layers": WeightedLayersPooler,
+    "concat_layers": ConcatLayersPooler,
+    "cls": ClsPooler,
+    "mean": MeanPooler,
+    "mean_first_last": MeanFirstLastPooler,
+    "mean_last_two": MeanLastTwoPooler,
+}
 
 
-class HirePooler(nn.Module):
-    """
-    HIRE, a representation from all layers complementary to the last one's (Yang and Zhao, arXiv 1911.01940).
-
-    With `R` the highest state read and `H_i (t, h)` hidden state i, which the first GRU reads token by token:
-    `u_i` = its final states of all depths and directions, `a_i = f(w . u_i + b)` with one activation `f` (ReLU),
-    `A = sum_i softmax(a)_i H_i`, `M = [R ; A ; R + A ; R * A]`, and the embedding is the second GRU's output over `M`
-    at the first token. Both GRUs are bidirectional, `pooler_gru_size` wide in each direction, `pooler_gru_layers`
-    deep, and skip padding: a sentence's embedding does not depend on its batch. With another width in
-    `projection_dim` a linear map `projection (d, 2 * pooler_gru_size)` follows.
-
-    No code of the paper's was published. The structure is as recalled from it; that `f` is a ReLU and that all states
-    are read by default are the least certain.
-
-    All states live until the last is there. On an accelerator each call synchronises once, for the lengths of the
-    sentences, unless nothing is padded. `torch.compile` leaves this pooler as it is, outside the graph of the encoder,
-    and so refuses it with `fullgraph=True`.
-    """
-
-    def __init__(self, config):
-        super().__init__()
-        width, size, depth = config.hidden_size, config.pooler_gru_size or config.hidden_size, config.pooler_gru_layers
-        self.states = config.pooled_states
-        self.extractor = nn.GRU(width, size, depth, bidirectional=True)
-        self.importance = nn.Linear(2 * depth * size, 1)
-        self.activation = _activation(config.pooler_activation or "relu")
-        self.fusion = nn.GRU(4 * width, size, depth, bidirectional=True)
-        self.projection = _projection(config)
-
-    def reduce(self, state: torch.Tensor, sentences: Sentences) -> tuple[torch.Tensor, Sentences]:
-        return state, sentences  # every token is needed until all states are there
-
-    @torch.compiler.disable
-    def forward(self, reduced: list[tuple[torch.Tensor, Sentences]]) -> tuple[torch.Tensor, torch.Tensor]:
-        order = reduced[0][1].reading_order(reduced[0][0])
-        count, n = order.rank_of_sentence.shape[0], len(reduced)
-        states = torch.stack([order.read(state) for state, _ in reduced], dim=1)  # (tokens, n, h)
-        # A sentence's n states are n sequences side by side: one call of the shared GRU reads them all.
-        _, final = _read_both_ways(self.extractor, states.flatten(0, 1), order.batch_sizes * n)
-        extracted = final.permute(1, 0, 2).reshape(count, n, -1)  # (b, n, 2 * depth * size), by rank
-        weights = _activate(self.activation, self.importance(extracted).squeeze(-1)).softmax(dim=-1)  # (b, n), by rank
-        last = states[:, -1]
-        complement = (weights.to(states.dtype)[order.ranks].unsqueeze(1) @ states).squeeze(1)  # (tokens, h)
-        fused = torch.cat([last, complement, last + complement, last * complement], dim=-1)
-        output, _ = _read_both_ways(self.fusion, fused, order.batch_sizes)
-        first = output[:count]  # the first tokens, by rank
-        return self.projection(first[order.rank_of_sentence]), weights[order.rank_of_sentence]
-
-
-def _read_both_ways(gru: nn.GRU, data: torch.Tensor, batch_sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    A bidirectional GRU over packed sequences: its output on every token, and its final states.
-
-    Its own formula, step by step, in training on a CPU: there torch takes each step's rows out of the packed ones by a
-    slice, whose gradient is as large as all of them, so that its backward pass grows with the square of the length.
-    """
-    if data.device.type != "cpu" or not torch.is_grad_enabled():
-        output, final = gru(PackedSequence(data, batch_sizes))
-        return output.data, final
-    counts, width, finals = batch_sizes.tolist(), gru.hidden_size, []
-    for layer in range(gru.num_layers):
-        directions = []
-        for suffix in ("", "_reverse"):
-            weights = (f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "bias_ih", "weight_hh", "bias_hh"))
-            weight_ih, bias_ih, weight_hh, bias_hh = (getattr(gru, name) for name in weights)
-            steps = functional.linear(data, weight_ih, bias_ih).split(counts)
-            places = range(len(counts))[:: -1 if suffix else 1]
-            state = steps[0].new_zeros(counts[places[0]], width)
-            outputs, ended = [], []
-            for place in places:
-                change = counts[place] - len(state)
-                if change > 0:  # backwards, the shorter sentences begin later
-                    state = functional.pad(state, (0, 0, 0, change))
-                elif change < 0:  # forwards, they end earlier
-                    state, end = state.split([counts[place], -change])
-                    ended.append(end)
-                gates, new = steps[place].split([2 * width, width], dim=1)
-                gates_of_state, new_of_state = functional.linear(state, weight_hh, bias_hh).split(
-                    [2 * width, width], dim=1
-                )
-                reset, update = (gates + gates_of_state).sigmoid().chunk(2, dim=1)
-                state = torch.lerp((new + reset * new_of_state).tanh(), state, update)
-                outputs.append(state)
-            finals.append(torch.cat([state, *reversed(ended)]))
-            directions.append(torch.cat(outputs[:: -1 if suffix else 1]))
-        data = torch.cat(directions, dim=-1)
-    return data, torch.stack(finals)
-
-
-def build_pooler(config) -> nn.Module:
+def build_pooler(config) -> Pooler:
     """The pooler that `config.pooler_type` names. Raises a `ValueError` if the configuration contradicts itself."""
     config.validate_architecture()  # fields may have been set after the configuration was built
-    learned = {"layer_attention": LayerAttentionPooler, "weighted_layers": WeightedLayersPooler, "hire": HirePooler}
-    return learned.get(config.pooler_type, FixedPooler)(config)
-
-
-def _projection(config) -> nn.Module:
-    """A linear map to `projection_dim`, or none where the pooled vector has that width already."""
-    if config.projection_dim in (None, config.pooled_width):
-        return nn.Identity()
-    return nn.Linear(config.pooled_width, config.projection_dim)
-
-
-def _normalize(pooled: torch.Tensor) -> torch.Tensor:
-    return functional.layer_norm(pooled, pooled.shape[-1:])
-
-
-class _RReLU(nn.RReLU):
-    """
-    torch's, whose defaults are those of Oh et al.: slopes uniform in (1/8, 1/3) in training, their mean 11/48
-    otherwise, by an operator that exporters know.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) if self.training else functional.leaky_relu(x, (self.lower + self.upper) / 2)
-
-
-def _activation(name: str) -> nn.Module:
-    return _RReLU() if name == "rrelu" else ACT2FN[name]
-
-
-def _activate(activation: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    # At least float32, as torch has no float16 RReLU on a CPU.
-    return activation(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+    return POOLERS[config.pooler_type](config)

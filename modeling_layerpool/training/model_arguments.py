@@ -1,10 +1,11 @@
 """Arguments of the scripts about the checkpoint to start from, and about LoRA."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, ClassVar
 
 from ..common.command_line import Range, check_arguments
 from ..common.errors import InputError
+from ..models.configuration_layerpool import POOLER_OPTIONS, LayerPoolConfigMixin
 from .lora import require_peft
 
 
@@ -13,60 +14,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass
-class ModelArguments:
-    """Which checkpoint to start from, and what to change in its configuration."""
-
-    RANGES: ClassVar = {
-        "pooler_gru_layers": Range(at_least=1, at_most=100),
-        **dict.fromkeys(("pooler_gru_size", "projection_dim"), Range(at_least=1, at_most=65_536)),
-    }
+class CheckpointArguments:
+    """Which checkpoint to start from, and how to load it."""
 
     model_name_or_path: str = field(
         metadata={
             "help": "Checkpoint to start from, of this package or of a plain encoder: a folder or a Hub model ID."
         }
     )
-    pooler_type: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pooler: layer_attention, hire, weighted_layers, cls, mean, mean_first_last or "
-            "mean_last_two. Default: the checkpoint's own; layer_attention for a plain encoder."
-        },
-    )
-    pooler_layers: list[int] | None = field(
-        default=None,
-        metadata={"help": "Hidden states to read; 0 is the embedding output, negative numbers count from the end."},
-    )
-    pooler_activation: str | None = field(
-        default=None, metadata={"help": "Activation inside layer_attention or hire."}
-    )
-    pooler_scaling: str | None = field(
-        default=None, metadata={"help": "Scaling of the scores of layer_attention: num_states or sqrt_hidden_size."}
-    )
-    pooler_residual: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pooling of the last state (mean, cls or none) that layer_attention and weighted_layers "
-            "add to; they start at zero."
-        },
-    )
-    pooler_normalize_inputs: bool | None = field(
-        default=None,
-        metadata={
-            "nargs": "?",  # so that a bare flag means true
-            "const": True,
-            "help": "Normalize each state to mean 0 and variance 1 before layer_attention or weighted_layers.",
-        },
-    )
-    pooler_output_activation: str | None = field(
-        default=None,
-        metadata={"help": "Activation of the output of layer_attention. Default: tanh, or linear with a residual."},
-    )
-    pooler_gru_size: int | None = field(
-        default=None, metadata={"help": "Width of the GRUs of hire, in each direction."}
-    )
-    pooler_gru_layers: int | None = field(default=None, metadata={"help": "Depth of the GRUs of hire."})
-    projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -86,19 +41,46 @@ class ModelArguments:
         default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
     )
 
+
+_OPTIONS = {option.name: option for option in fields(LayerPoolConfigMixin)}
+
+
+def _flag(name: str) -> tuple[str, Any, Any]:
+    """The flag of a configuration field. Its default, None, leaves the field as the checkpoint has it."""
+    option = _OPTIONS[name]
+    metadata = {"help": f"{option.metadata['help']} Default: as in the checkpoint."}
+    if option.type is bool:
+        metadata |= {"nargs": "?", "const": True}  # so that a bare flag means true
+    return name, option.type | None, field(default=None, metadata=metadata)
+
+
+PoolerArguments = make_dataclass(
+    "PoolerArguments", [_flag(name) for name in ("pooler_type", "pooler_layers", *POOLER_OPTIONS, "projection_dim")]
+)
+
+
+@dataclass
+class ModelArguments(PoolerArguments, CheckpointArguments):
+    """Which checkpoint to start from, and the changes to its configuration."""
+
+    RANGES: ClassVar = {
+        name: Range(at_least=1, at_most=option.metadata["at_most"])
+        for name, option in _OPTIONS.items()
+        if "at_most" in option.metadata
+    }
+
     def __post_init__(self):
         check_arguments(self)
 
     def config_overrides(self) -> dict:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
-        fields = {name: value for name, value in vars(self).items() if name.startswith(("pooler_", "projection_"))}
-        given = {name: value for name, value in fields.items() if value is not None}
+        given = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
         return given | ({"pooler_residual": None} if self.pooler_residual == "none" else {})
 
 
 @dataclass
 class LoraArguments:
-    """Whether to train an adapter in place of the encoder's weights, and which; what they mean says `add_lora`."""
+    """Whether to train an adapter instead of the encoder's weights, and its options, as of `add_lora`."""
 
     RANGES: ClassVar = {
         **dict.fromkeys(("lora_r", "lora_alpha"), Range(at_least=1, at_most=65_536)),

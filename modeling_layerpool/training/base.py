@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import DynamoBackend
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 from ..common.command_line import Range, check_arguments, check_used
 from ..common.errors import InputError
+from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .fault_tolerance import init_worker, whole_or_gone, write_manifest
 from .lora import check_checkpoint
 
@@ -101,6 +104,11 @@ class RunArguments(TrainingArguments):
             _check_compilation(self.torch_compile_backend, self.torch_compile_mode)
         _check_optimizer(self)
 
+    @property
+    def sampling_seed(self) -> int:
+        """The seed of the order of the rows and of their masks."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __getstate__(self) -> dict[str, Any]:
         # Checkpoints hold these arguments, pickled, and are published: the token must not be among them.
         return {**vars(self), "hub_token": None}
@@ -168,6 +176,13 @@ class LayerPoolTrainer(Trainer):
         write_model_card: Callable[[Trainer], None] | None = None,
         **kwargs: Any,
     ):
+        if args.n_gpu > 1:
+            # transformers would wrap the model in DataParallel, which cuts every tensor of a batch by its first
+            # dimension.
+            raise InputError(
+                f"{args.n_gpu} devices are visible to one process: start one process per device with `accelerate "
+                "launch`, or choose one device with CUDA_VISIBLE_DEVICES"
+            )
         if kwargs.get("train_dataset") is not None:
             _check_attention(model)
         self.write_model_card = write_model_card
@@ -221,8 +236,48 @@ class LayerPoolTrainer(Trainer):
         self.watch(loss, rows)
         return loss
 
+    # --- data ---
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        The batches of this process, in an order that follows from the seed and the epoch.
+
+        The sampler of transformers draws from the global random state, which differs in a resumed run. The data loader
+        is not prepared by accelerate, which would divide each batch among the processes a second time.
+        """
+        args, options = self.args, self.worker_options()
+        # Of all processes, without accumulation.
+        batch_size = self.get_total_train_batch_size(args) // args.gradient_accumulation_steps
+        if isinstance(self.train_dataset, IterableDataset):
+            # A worker without a shard of the stream would have nothing to do.
+            options["num_workers"] = min(options["num_workers"], self.train_dataset.num_shards)
+            batches = self.stream_batches(batch_size, rank=args.process_index, world_size=args.world_size)
+            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **options)
+        sampler = self.make_batch_sampler(
+            batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            shuffle=args.train_sampling_strategy != "sequential",
+            seed=args.sampling_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        dataset = self.rows_to_collate(sampler)
+        return EpochDataLoader(dataset, batch_sampler=sampler, collate_fn=self.data_collator, **options)
+
+    def stream_batches(self, batch_size: int, rank: int, world_size: int) -> torch.utils.data.IterableDataset:
+        """Batches of a training dataset without length, from which this process takes its rows."""
+        return StreamedBatches(self.train_dataset, batch_size, rank, world_size)
+
+    def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
+        """The sampler of a training dataset with a length; `options` are those of [`GlobalBatchSampler`]."""
+        return GlobalBatchSampler(len(self.train_dataset), batch_size, **options)
+
+    def rows_to_collate(self, sampler: GlobalBatchSampler) -> torch.utils.data.Dataset | Dataset:
+        """The dataset that the indices of the sampler belong to."""
+        return self.train_dataset
+
     def worker_options(self) -> dict[str, Any]:
-        """What a data loader is told of its workers: transformers' arguments, and to end after the step on SIGTERM."""
+        """The options of a data loader about its workers, which finish the current step after SIGTERM."""
         args = self.args
         return {
             "num_workers": args.dataloader_num_workers,
@@ -232,6 +287,8 @@ class LayerPoolTrainer(Trainer):
             "multiprocessing_context": args.dataloader_multiprocessing_context,
             "worker_init_fn": partial(init_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         }
+
+    # --- logs, evaluation and checkpoints ---
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()

@@ -13,7 +13,6 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ...common.errors import InputError
 from ..base import LayerPoolTrainer
-from ..batching import EpochDataLoader
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
 from .labels import METRIC_NAMES
@@ -85,11 +84,6 @@ class ClassificationTrainer(LayerPoolTrainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} devices are visible to one process: start one process for each with `accelerate "
-                "launch`, or choose one with CUDA_VISIBLE_DEVICES"
-            )
         if args.label_smoothing_factor != 0 and model.config.problem_type != "single_label_classification":
             raise InputError("--label_smoothing_factor needs labels that are one class a row; leave it out")
         if train_dataset is not None:
@@ -113,30 +107,14 @@ class ClassificationTrainer(LayerPoolTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    def get_train_dataloader(self) -> DataLoader:
-        """
-        Batches of this process, of rows of similar length unless `train_sampling_strategy` says otherwise.
+    def make_batch_sampler(self, batch_size: int, **options: Any) -> LengthGroupedBatchSampler:
+        """Batches of rows of similar length, unless `train_sampling_strategy` says otherwise."""
+        is_grouped = self.args.train_sampling_strategy == "group_by_length"
+        lengths = list(self.train_dataset["length"]) if is_grouped else None
+        return LengthGroupedBatchSampler(lengths, len(self.train_dataset), batch_size, **options)
 
-        The sampler of transformers draws from the global random state: a resumed run would get other batches, and
-        processes could disagree about them. Not prepared by accelerate: they are already this process's share.
-        """
-        args, dataset = self.args, self.train_dataset
-        sampler = LengthGroupedBatchSampler(
-            list(dataset["length"]) if args.train_sampling_strategy == "group_by_length" else None,
-            len(dataset),
-            self._train_batch_size * args.world_size,
-            rank=args.process_index,
-            world_size=args.world_size,
-            shuffle=args.train_sampling_strategy != "sequential",
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        return EpochDataLoader(
-            _inputs_of(dataset, self.processing_class),
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            **self.worker_options(),
-        )
+    def rows_to_collate(self, sampler: LengthGroupedBatchSampler) -> Dataset:
+        return _inputs_of(self.train_dataset, self.processing_class)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         # For rows to measure or to predict, of which `dataloader_drop_last` would leave some out.

@@ -21,7 +21,6 @@ from ...common.errors import InputError
 from ...common.rows import check_number
 from ..base import LayerPoolTrainer
 from ..batching import (
-    EpochDataLoader,
     GlobalBatchSampler,
     NoDuplicatesBatchSampler,
     PackingCollator,
@@ -108,11 +107,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
         write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} devices are visible to one process, which would tear packed batches apart: start one "
-                "process for each device with `accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES"
-            )
         if args.per_device_train_batch_size * args.world_size < 2:
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         if has_adapter(model):
@@ -151,8 +145,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if data_collator is None:
             masking = None
             if self.mlm_head is not None:
-                seed = args.seed if args.data_seed is None else args.data_seed
-                masking = TokenMasking(processing_class, args.mlm_probability, seed)
+                masking = TokenMasking(processing_class, args.mlm_probability, args.sampling_seed)
             data_collator = PackingCollator(
                 self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
             )
@@ -245,24 +238,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             self.objective.value_range or (0.0, 1.0),
         )
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
-        workers = self.worker_options()
-        place = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        batch_size = self._train_batch_size * self.args.world_size
-        if isinstance(self.train_dataset, IterableDataset):
-            if self.args.no_duplicates or self.args.shuffling != "random":
-                name = "no_duplicates" if self.args.no_duplicates else "shuffling"
-                raise InputError(f"{name} needs a dataset with a length, not a stream")
-            batches = StreamedBatches(self.train_dataset, batch_size, **place)
-            # A worker without a shard of the stream would have nothing to do.
-            workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
-            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
-        options = place | {
-            "shuffle": self.args.train_sampling_strategy != "sequential",
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "drop_last": self.args.dataloader_drop_last,
-        }
+    def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
+        if self.args.no_duplicates or self.args.shuffling != "random":
+            name = "no_duplicates" if self.args.no_duplicates else "shuffling"
+            raise InputError(f"{name} needs a dataset with a length, not a stream")
+        return super().stream_batches(batch_size, **options)
+
+    def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
+        """Batches in the order of `shuffling`, or without texts that stand twice if `no_duplicates` says so."""
         if self.args.shuffling != "random":
             sampler = NeighbourBatchSampler(
                 list(self.train_dataset[f"{self.columns[0]}_input_ids"]),
@@ -278,13 +261,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
             if self._saved_plan is not None:
                 sampler.plan, sampler.plan_epoch = self._saved_plan
             self._neighbours = sampler
-        elif self.args.no_duplicates:
+            return sampler
+        if self.args.no_duplicates:
             columns = [self.train_dataset[f"{column}_input_ids"] for column in dict.fromkeys(self.columns)]
             texts = [{text_id(text) for text in row} for row in zip(*columns, strict=True)]
-            sampler = NoDuplicatesBatchSampler(texts, batch_size, **options)
-        else:
-            sampler = GlobalBatchSampler(len(self.train_dataset), batch_size, **options)
-        return EpochDataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
+            return NoDuplicatesBatchSampler(texts, batch_size, **options)
+        return super().make_batch_sampler(batch_size, **options)
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenised texts, each process making its share of them."""

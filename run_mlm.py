@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from modeling_layerpool.common.checkpoints import load_tokenizer
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.positions import position_limit
 from modeling_layerpool.evaluation import geometry, sts
 from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
@@ -39,7 +40,6 @@ from modeling_layerpool.training.masked_lm.tokenizer import DEFAULT_VOCAB_SIZE, 
 from modeling_layerpool.training.masked_lm.trainer import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
-    position_limit,
 )
 from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (

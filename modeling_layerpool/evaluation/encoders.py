@@ -26,6 +26,7 @@ from ..common.checkpoints import (
     no_model,
 )
 from ..common.errors import InputError
+from ..common.positions import position_limit
 from ..common.rows import is_folder
 from .sentence_transformers_files import Module, Prompts, check_modules, read_modules, read_settings
 
@@ -384,7 +385,7 @@ def _load_transformers(
 
 def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:
     """The length to cut at: `max_seq_length` if it fits the model, else what the tokenizer says, within the model."""
-    positions = _positions(model)
+    positions = position_limit(model)
     if max_seq_length is None:
         return min(tokenizer.model_max_length, positions)
     if max_seq_length > positions:
@@ -395,11 +396,3 @@ def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ma
             f"--max_seq_length {max_seq_length}: leaves no token of the text beside {special} special ones"
         )
     return max_seq_length
-
-
-def _positions(model: torch.nn.Module) -> float:
-    for module_name, module in model.named_modules():
-        if module_name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count positions from the padding index on
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or float("inf")

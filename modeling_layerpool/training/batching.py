@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..common.errors import InputError
 from ..models.modeling_layerpool_packing import pack_sentences
-from .masking import TokenMasking, predicted_places
+from .masking import TokenMasking, predicted_index
 
 
 def text_id(token_ids: Sequence[int]) -> int:
@@ -261,7 +261,7 @@ class PackingCollator:
             inputs = {"groups": groups, "sentence_places": places}
         if self.masking is not None:
             for packed in inputs.get("groups", [inputs]):
-                packed["mlm_places"] = predicted_places(packed["mlm_labels"])
+                packed["mlm_places"] = predicted_index(packed["mlm_labels"])
                 packed["mlm_labels"] = packed["mlm_labels"].flatten()[packed["mlm_places"]]
         if "value" in features[0]:
             inputs["values"] = torch.tensor([feature["value"] for feature in features])

@@ -62,6 +62,6 @@ class TokenMasking:
         return masked, labels
 
 
-def predicted_places(labels: torch.Tensor) -> torch.Tensor:
-    """The places of labels that are not -100, in the flattened batch. On a device this waits for it."""
+def predicted_index(labels: torch.Tensor) -> torch.Tensor:
+    """The indices of labels other than -100 in the flattened batch. On a device this is a synchronization."""
     return (labels.flatten() != -100).nonzero().squeeze(1)

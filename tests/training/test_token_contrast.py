@@ -366,7 +366,7 @@ def test_the_head_is_computed_for_predicted_tokens_only(make_trainer, name):
     widths = []
     decoder = trainer.model.get_output_embeddings()
     decoder.register_forward_hook(lambda module, args, output: widths.append(output.shape.numel() // VOCABULARY))
-    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    trainer.compute_loss(trainer.model, batch)
     predicted = (batch["labels"] != -100).sum().item()
     assert widths == [predicted]
     assert predicted < batch["labels"].numel() / 2

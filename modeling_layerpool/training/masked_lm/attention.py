@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 from ...common.errors import InputError
+from ...common.positions import first_position
 
 
 def attention_inside(model: PreTrainedModel, sequence_ids: torch.Tensor) -> Any:
@@ -60,10 +61,3 @@ def check_attention_inside(model: PreTrainedModel) -> None:
             f"{type(model).__name__} cannot keep attention inside sequences that share a row; let it go over the "
             "whole row"
         )
-
-
-def first_position(model: PreTrainedModel) -> int:
-    """The position of a sequence's first token: 0, but RoBERTa and its kin count from behind the padding index."""
-    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(embedding, "padding_idx", None)
-    return 0 if padding is None else padding + 1

@@ -1,7 +1,6 @@
 """Masked language models: new ones, and those of a checkpoint."""
 
 import logging
-import math
 from pathlib import Path
 
 import torch
@@ -25,15 +24,6 @@ from ...common.errors import InputError
 
 
 logger = logging.getLogger(__name__)
-
-
-def position_limit(model: PreTrainedModel) -> float:
-    """How many tokens a model has positions for."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count from behind the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", math.inf)
 
 
 def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfig:

@@ -237,10 +237,7 @@ def run(
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         task="sequence-classification",
-        revision=model_args.revision,
-        allow_pickle=model_args.allow_pickle,
-        attn_implementation=model_args.attn_implementation,
-        dtype=model_args.dtype or ("float32" if training_args.do_train else "auto"),
+        **model_args.loading_options(training_args.do_train),
         ignore_mismatched_sizes=not is_saved,
         **labels.config_fields,
         **model_args.config_overrides(),

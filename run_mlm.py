@@ -97,10 +97,7 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
         raise InputError("a tokenizer is not trained on a stream from the Hub; give --tokenizer_name")
     if training.plot_curves and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot_curves needs matplotlib: pip install 'modeling-layerpool[plots]'")
-    # Measured whenever it is saved; but the weights of the end are kept, unless asked otherwise.
-    keeps_best = training.load_best_model_at_end
-    evaluate_when_saving(training)
-    training.load_best_model_at_end = keeps_best
+    evaluate_when_saving(training, keep_best=False)
     metrics: dict[str, bool] = {}
     if data.validation_file is not None:
         metrics |= MaskedLanguageTrainer.metrics_of(training)
@@ -238,20 +235,14 @@ def run(
     probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
 
     # 3. Tokenizer and model
-    dtype = model_args.dtype or ("float32" if training_args.do_train else "auto")
+    loading = model_args.loading_options(training_args.do_train)
     if is_new:
         tokenizer = open_tokenizer(model_args, training_args, train_texts, checkpoint)
-        model = start_model(config, tokenizer, model_args.attn_implementation, dtype)
+        model = start_model(config, tokenizer, loading["attn_implementation"], loading["dtype"])
         # Further positions of a new model are never trained.
         tokenizer.model_max_length = training_args.max_seq_length
     else:
-        model, tokenizer = load_masked_language_model(
-            model_args.model_name_or_path,
-            revision=model_args.revision,
-            allow_pickle=model_args.allow_pickle,
-            attn_implementation=model_args.attn_implementation,
-            dtype=dtype,
-        )
+        model, tokenizer = load_masked_language_model(model_args.model_name_or_path, **loading)
         check_special_tokens(tokenizer, model_args.model_name_or_path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model))
     piece_length = training_args.max_seq_length if training_args.block_packing == "pack" else None

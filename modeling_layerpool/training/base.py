@@ -97,12 +97,16 @@ class RunArguments(TrainingArguments):
         if self.eval_strategy is None:
             self.eval_strategy = "no"
             if self.load_best_model_at_end and self.save_strategy != "best":
-                self.eval_strategy, self.eval_steps = self.save_strategy, self.eval_steps or self.save_steps
+                self.evaluate_when_saving()
         super().__post_init__()
         _check_reporting(self.report_to)
         if self.torch_compile:
             _check_compilation(self.torch_compile_backend, self.torch_compile_mode)
         _check_optimizer(self)
+
+    def evaluate_when_saving(self) -> None:
+        """Evaluate before every checkpoint, which is the default of the scripts."""
+        self.eval_strategy, self.eval_steps = self.save_strategy, self.eval_steps or self.save_steps
 
     @property
     def sampling_seed(self) -> int:

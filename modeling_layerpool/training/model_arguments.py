@@ -1,7 +1,7 @@
 """Arguments of the scripts about the checkpoint to start from, and about LoRA."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..common.command_line import Range, check_arguments
 from ..common.errors import InputError
@@ -12,8 +12,41 @@ from .lora import require_peft
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+@dataclass(kw_only=True)
+class LoadingArguments:
+    """How to load a checkpoint, whatever its kind."""
+
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention implementation: sdpa, eager, flash_attention_2, ... Default: chosen by transformers."
+        },
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
+            "and --fp16 do not change that), otherwise the checkpoint's.",
+            "choices": DTYPES,
+        },
+    )
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
+    )
+
+    def loading_options(self, trains: bool) -> dict[str, Any]:
+        """The arguments of `load_layerpool` and `load_masked_language_model`; weights to train are in float32."""
+        return {
+            "attn_implementation": self.attn_implementation,
+            "dtype": self.dtype or ("float32" if trains else "auto"),
+            "revision": self.revision,
+            "allow_pickle": self.allow_pickle,
+        }
+
+
 @dataclass
-class ModelArguments:
+class ModelArguments(LoadingArguments):
     """Which checkpoint to start from, and what to change in its configuration."""
 
     RANGES: ClassVar = {
@@ -67,24 +100,6 @@ class ModelArguments:
     )
     pooler_gru_layers: int | None = field(default=None, metadata={"help": "Depth of the GRUs of hire."})
     projection_dim: int | None = field(default=None, metadata={"help": "Width of the sentence embedding."})
-    attn_implementation: str | None = field(
-        default=None,
-        metadata={
-            "help": "Attention implementation: sdpa, eager, flash_attention_2, ... Default: chosen by transformers."
-        },
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
-            "and --fp16 do not change that), otherwise the checkpoint's.",
-            "choices": DTYPES,
-        },
-    )
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
-    allow_pickle: bool = field(
-        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
-    )
 
     def __post_init__(self):
         check_arguments(self)

@@ -43,16 +43,18 @@ def set_up_logging(args: TrainingArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def evaluate_when_saving(args: RunArguments) -> None:
-    """Unless the arguments say when to evaluate: evaluate at every save, and keep the best checkpoint."""
+def evaluate_when_saving(args: RunArguments, keep_best: bool = True) -> None:
+    """
+    Evaluate at every save and, if `keep_best`, keep the best checkpoint, unless the arguments say when to evaluate.
+    """
     if args.eval_on_start and not args.do_eval:
         raise InputError("--eval_on_start needs something to evaluate on")
     if args.do_train and args.do_eval and not args.eval_strategy_was_given:
         if args.save_strategy == "best":
             raise InputError("--save_strategy best needs an --eval_strategy, to know when to measure")
-        args.eval_strategy = args.save_strategy
-        args.eval_steps = args.eval_steps or args.save_steps
-        args.load_best_model_at_end = args.save_strategy != "no"
+        args.evaluate_when_saving()
+        if keep_best:
+            args.load_best_model_at_end = args.save_strategy != "no"
 
 
 def choose_best_by(args: RunArguments, metrics: Mapping[str, bool], default: str) -> None:

@@ -6,13 +6,13 @@ from typing import ClassVar
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
 from ..base import RunArguments
-from ..model_arguments import DTYPES
+from ..model_arguments import LoadingArguments
 from .blocks import BLOCK_PACKINGS
 from .tokenizer import DEFAULT_VOCAB_SIZE
 
 
 @dataclass
-class LanguageModelArguments:
+class LanguageModelArguments(LoadingArguments):
     """Which model to train: a new one of a type, or a checkpoint."""
 
     RANGES: ClassVar = {"vocab_size": Range(at_least=1, at_most=10_000_000)}
@@ -40,21 +40,6 @@ class LanguageModelArguments:
     vocab_size: int | None = field(
         default=None,
         metadata={"help": f"Vocabulary size of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention implementation: sdpa, eager, ... Default: chosen by transformers."}
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
-            "and --fp16 do not change that), otherwise the checkpoint's.",
-            "choices": DTYPES,
-        },
-    )
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
-    allow_pickle: bool = field(
-        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
     )
 
     def __post_init__(self):

@@ -11,6 +11,14 @@ from .blocks import BLOCK_PACKINGS
 from .tokenizer import DEFAULT_VOCAB_SIZE
 
 
+OBJECTIVES = ("mlm", "taco")
+OBJECTIVE = {
+    "help": "Training objective: 'mlm' (masked language modelling) or 'taco' (the same plus token-level contrast).",
+    "choices": OBJECTIVES,
+}
+TOKEN_ANCHORS = ("all", "masked", "unmasked")
+
+
 @dataclass
 class LanguageModelArguments(LoadingArguments):
     """Which model to train: a new one of a type, or a checkpoint."""
@@ -140,13 +148,7 @@ class TokenContrastArguments(RunArguments):
     }
     WITHOUT_EFFECT: ClassVar = ("do_predict", "eval_accumulation_steps")
 
-    objective: str = field(
-        default="taco",
-        metadata={
-            "help": "Training objective: 'taco' (masked language modelling plus token-level contrast) or 'mlm'.",
-            "choices": ["mlm", "taco"],
-        },
-    )
+    objective: str = field(default="taco", metadata=OBJECTIVE)
     token_contrast_weight: float = field(
         default=1.0,
         metadata={"help": "Weight of the token-level contrast added to the masked language modelling loss."},
@@ -169,7 +171,7 @@ class TokenContrastArguments(RunArguments):
         default="all",
         metadata={
             "help": "Tokens that are contrasted: all, masked (those to be predicted) or unmasked.",
-            "choices": ["all", "masked", "unmasked"],
+            "choices": TOKEN_ANCHORS,
         },
     )
     subtracted_state: str = field(
@@ -193,7 +195,7 @@ class TokenContrastArguments(RunArguments):
 
     def __post_init__(self):
         check_arguments(self)
-        for name, choices in (("objective", ("mlm", "taco")), ("token_anchors", ("all", "masked", "unmasked"))):
+        for name, choices in (("objective", OBJECTIVES), ("token_anchors", TOKEN_ANCHORS)):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
         if self.objective == "mlm" and not self.measure_similarity:
@@ -230,6 +232,7 @@ class MaskedLanguageArguments(TokenContrastArguments):
         "mlm_probability": Range(above=0, below=1),
     }
 
+    objective: str = field(default="mlm", metadata=OBJECTIVE)
     max_seq_length: int = field(
         default=256, metadata={"help": "Tokens in a block, special tokens included; at most the model's positions."}
     )

@@ -11,14 +11,12 @@ docs/classification.md.
 """
 
 import json
-import math
 import os
 import shlex
 import sys
 from functools import partial
 from pathlib import Path
 
-from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
 from modeling_layerpool.common.checkpoints import has_classifier, load_layerpool, read_config
@@ -45,6 +43,8 @@ from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
     describe_pooler,
+    describe_run,
+    evaluate_and_save,
     evaluate_when_saving,
     one_sentence_errors,
     output_of,
@@ -181,33 +181,20 @@ def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkp
     """What the run will do, as a table."""
     args, model = trainer.args, trainer.model
     train, lengths = parts["train"], trainer.train_dataset["length"]
-    steps = args.max_steps
-    if steps <= 0:
-        steps_an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
-        steps = math.ceil(steps_an_epoch * args.num_train_epochs)
-    measured = "nothing"
-    if args.eval_strategy != "no":
-        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
-        measured = f"{parts['validation'].source}, every {every}"
-        if args.load_best_model_at_end:
-            measured += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
-        if args.early_stopping_patience is not None:
-            measured += f"; stops after {args.early_stopping_patience} without a better one"
-    what = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)
+    target = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)
     plan = {
-        "learns": f"{what} ({labels.problem_type}), column {train.label_column}",
+        "learns": f"{target} ({labels.problem_type}), column {train.label_column}",
         "texts": " and ".join(train.text_columns),
         "training rows": f"{len(train.row_numbers):,}, {sum(lengths):,} tokens in one epoch",
-        "rows a step": f"{args.per_device_train_batch_size * args.world_size} on {args.world_size} process(es), "
-        f"{args.gradient_accumulation_steps} accumulated, {args.train_sampling_strategy}",
-        "steps": f"{steps:,}",
+        "order of the rows": args.train_sampling_strategy,
         "tokens a row": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "pooler": describe_pooler(model),
-        "evaluates on": measured,
-        "resumes from": checkpoint or "nothing",
     }
-    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+    if args.early_stopping_patience is not None:
+        plan["stops early"] = f"after {args.early_stopping_patience} evaluations without a better one"
+    evaluation_data = parts["validation"].source if "validation" in parts else "nothing"
+    return describe_run(trainer, plan, evaluation_data, checkpoint)
 
 
 def write_predictions(part: LabelledTexts, predictions: list[dict], output_dir: str) -> None:
@@ -277,9 +264,7 @@ def run(
 
     # 6. Evaluation
     if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        evaluate_and_save(trainer)
 
     # 7. Prediction
     if training_args.do_predict:

@@ -10,7 +10,6 @@ names. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
 """
 
 import importlib.util
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch.distributed as dist
 from datasets import Dataset, IterableDataset
-from tabulate import tabulate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_layerpool.common.checkpoints import load_tokenizer
@@ -45,6 +43,8 @@ from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
+    describe_run,
+    evaluate_and_save,
     evaluate_when_saving,
     one_sentence_errors,
     output_of,
@@ -164,32 +164,21 @@ def open_tokenizer(
 def describe(trainer: MaskedLanguageTrainer, data: LanguageDataArguments, checkpoint: str | None) -> str:
     """What the run will do, as a table."""
     args, model = trainer.args, trainer.model
-    texts, steps = "streamed", args.max_steps
+    texts = "streamed"
     if not data.streaming:
-        loader = trainer.get_train_dataloader()
         lengths = trainer.train_dataset["length"][:]
-        blocks = len(loader.dataset)
+        blocks = len(trainer.get_train_dataloader().dataset)
         filled = sum(lengths) / (blocks * args.max_seq_length)
         texts = f"{len(lengths):,} of {sum(lengths):,} tokens in one epoch: {blocks:,} blocks, {filled:.1%} filled"
-        if steps <= 0:
-            steps = math.ceil(math.ceil(len(loader) / args.gradient_accumulation_steps) * args.num_train_epochs)
-    every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
-    batch = args.per_device_train_batch_size * args.world_size
     plan = {
         "objective": args.objective,
         "model": f"{model.config.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters",
         "vocabulary": f"{len(trainer.processing_class):,} tokens",
         "training texts": texts,
-        "blocks": f"{args.max_seq_length} tokens, {args.block_packing}, attention "
+        "rows": f"blocks of {args.max_seq_length} tokens, {args.block_packing}, attention "
         + ("inside each text" if args.attend_within_documents else "over the whole block"),
-        "blocks a step": f"{batch} on {args.world_size} process(es), {args.gradient_accumulation_steps} accumulated",
-        "steps": f"{steps:,}",
-        "evaluates on": "nothing"
-        if args.eval_strategy == "no"
-        else f"{', '.join(data.evaluation_files)}, every {every}",
-        "resumes from": checkpoint or "nothing",
     }
-    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+    return describe_run(trainer, plan, ", ".join(data.evaluation_files), checkpoint)
 
 
 def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
@@ -281,11 +270,7 @@ def run(
 
     # 6. Evaluation
     if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-        if training_args.do_train:
-            trainer.save_state()  # so that all evaluations are in one place
+        evaluate_and_save(trainer)
 
     # 7. Curves, model card, and the Hub if asked for
     if training_args.plot_curves and trainer.is_world_process_zero():

@@ -259,7 +259,7 @@ def test_early_stopping_stops_and_a_resumed_run_counts_on(run, arguments, files,
     # Nothing is learned, so that only the first evaluation is better than those before it.
     options = arguments | files() | {"num_train_epochs": 10, "learning_rate": 0, "early_stopping_patience": 2}
     told = run(options)
-    assert "stops after 2 without a better one" in told
+    assert "after 2 evaluations without a better one" in told
     assert read_json(out / "trainer_state.json")["global_step"] == 3 * 4
     run(options | {"resume_from_checkpoint": "true"})  # it had stopped
     assert read_json(out / "trainer_state.json")["global_step"] == 3 * 4

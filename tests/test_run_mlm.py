@@ -357,7 +357,7 @@ def test_two_processes_do_what_one_does(run, arguments, out, tmp_path):
     shared = options | {"output_dir": str(tmp_path / "shared"), "per_device_train_batch_size": 2}
     done = launch(SCRIPT, *flags(shared), processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "blocks a step   4 on 2 process(es)" in done.stdout
+    assert "rows a step     4 on 2 process(es)" in done.stdout
     assert done.stdout.count("training texts") == 1
     expected, found = weights(out), weights(shared["output_dir"])
     for name, weight in expected.items():

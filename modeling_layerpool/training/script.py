@@ -1,6 +1,7 @@
 """What every training script does around its trainer: the output folder, training, saving."""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -12,6 +13,7 @@ import datasets
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from tabulate import tabulate
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..common.checkpoints import read_json_object
@@ -171,6 +173,48 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
+
+
+def evaluate_and_save(trainer: LayerPoolTrainer) -> None:
+    """Evaluate; save the metrics and, after training, the state with this evaluation in `args.output_dir`."""
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if trainer.args.do_train:
+        trainer.save_state()
+
+
+def describe_run(
+    trainer: LayerPoolTrainer, settings: Mapping[str, str], evaluation_data: str, checkpoint: str | None
+) -> str:
+    """
+    A table of what the run will do.
+
+    Args:
+        settings: rows of the table that belong to the kind of training.
+        evaluation_data: what it evaluates on, if it does.
+        checkpoint: the checkpoint that it resumes from, if any.
+    """
+    args = trainer.args
+    steps = args.max_steps
+    if steps <= 0:
+        steps_per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+        steps = math.ceil(steps_per_epoch * args.num_train_epochs)
+    evaluates_on = "nothing"
+    if args.eval_strategy != "no":
+        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
+        evaluates_on = f"{evaluation_data}, every {every}"
+        if args.load_best_model_at_end:
+            evaluates_on += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
+    plan = {
+        **settings,
+        "rows a step": f"{args.per_device_train_batch_size * args.world_size} on {args.world_size} process(es), "
+        f"{args.gradient_accumulation_steps} accumulated",
+        "steps": f"{steps:,}",
+        "evaluates on": evaluates_on,
+        "resumes from": checkpoint or "nothing",
+    }
+    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
 
 
 def describe_pooler(model: PreTrainedModel) -> str:

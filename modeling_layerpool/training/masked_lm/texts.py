@@ -4,14 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from datasets.exceptions import DatasetGenerationError
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import InputError
 from ...common.rows import check_text, read_rows, require_columns
-from ..data import file_identity
+from ..data import dataset_of_files, first_row
 
 
 def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | IterableDataset:
@@ -27,21 +24,11 @@ def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | Itera
         InputError: a file is missing, empty or broken, or a row has no text; with file and line.
     """
     for path in paths:
-        _, first = next(read_rows(path), (0, None))
-        if first is None:
-            raise InputError(f"{path}: the file is empty")
-    if streaming:
-        return IterableDataset.from_generator(_checked_texts, gen_kwargs={"paths": list(paths)})  # a list is shards
-    identities = tuple(file_identity(path) for path in paths)
-    try:
-        return Dataset.from_generator(_checked_texts, gen_kwargs={"paths": tuple(paths), "identities": identities})
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
+        first_row(path)  # so that an empty file is an error before anything is read
+    return dataset_of_files(_checked_texts, paths, streaming)
 
 
-def _checked_texts(paths: Sequence[str], identities: Any = None) -> Iterator[dict[str, str]]:
+def _checked_texts(paths: Sequence[str], identities: Any) -> Iterator[dict[str, str]]:
     for path in paths:
         for line, row in read_rows(path):
             where = f"{path}, line {line}"

@@ -1,8 +1,8 @@
 """The base trainer: whole checkpoints, a loss that is watched, and an honest card."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -10,15 +10,17 @@ from typing import Any, ClassVar
 import torch
 from accelerate.utils import DynamoBackend
 from datasets import Dataset, IterableDataset
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy
 
 from ..common.command_line import Range, check_arguments, check_used
 from ..common.errors import InputError
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
-from .fault_tolerance import init_worker, whole_or_gone, write_manifest
+from .compat import TrainerHooks, attention_implementation
+from .fault_tolerance import init_worker, remove_if_incomplete, write_manifest
 from .lora import check_checkpoint
 
 
@@ -150,7 +152,7 @@ def _check_optimizer(args: TrainingArguments) -> None:
         raise InputError(f"lr_scheduler_type={name.value}: {error} (lr_scheduler_kwargs={options})") from error
 
 
-class LayerPoolTrainer(Trainer):
+class LayerPoolTrainer(TrainerHooks):
     r"""
     The transformers Trainer with checkpoints that are whole or gone, and a loss that must stay finite.
 
@@ -222,8 +224,8 @@ class LayerPoolTrainer(Trainer):
     def check_weights(self) -> None:
         """Raise a [`NonFiniteLossError`] if the last update left a weight that is not finite. Synchronises once."""
         names, weights = zip(*self.trained_parameters(), strict=True)
-        # Under FSDP each process looks at its part.
-        parts = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in weights)
+        # Under FSDP each process checks its part.
+        parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)
         finite = torch.stack([part.detach().isfinite().all() for part in parts]).tolist()
         if not all(finite):
             raise NonFiniteLossError(
@@ -300,52 +302,56 @@ class LayerPoolTrainer(Trainer):
         # JSON, as which the state is saved, has no NaN.
         self.state.log_history[-1] = _null_for_undefined(self.state.log_history[-1])
 
-    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        # In the middle of training. A broken model is an error of its own, not a broken score.
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The evaluation of transformers; in training an error, not a score, for a model that is no longer finite."""
+        self.check_training()
+        return super().evaluate(*args, **kwargs)
+
+    def check_training(self) -> None:
+        """In training: raise a [`NonFiniteLossError`] if a loss or a weight is not finite."""
+        if self.is_in_train:
+            self.check_finite()
+            self.check_weights()
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of transformers, which refuses the state of an optimizer with other groups of parameters."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            optimizer.register_load_state_dict_pre_hook(self._check_groups)
+        return optimizer
+
+    def _check_groups(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        sizes = [[len(group["params"]) for group in of["param_groups"]] for of in (vars(optimizer), state)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                "the checkpoint cannot be resumed: its optimizer has other groups of parameters; resume with the "
+                f"{self.grouped_by} and optimizer that it was saved with"
+            )
+
+    @contextmanager
+    def writing_checkpoint(self, folder: str) -> Iterator[None]:
         self.check_finite()
         self.check_weights()
-        return super()._evaluate(*args, **kwargs)
+        with remove_if_incomplete(self, folder):
+            yield
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        # transformers would keep a first NaN as the best for ever, as no other number is better than it.
-        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
-        return not _is_undefined(metrics.get(name)) and super()._determine_best_metric(metrics, trial)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.check_finite()
-        self.check_weights()
-        folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with whole_or_gone(self, folder):
-            super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # Each process has written its part, and nothing older has been removed yet.
+    def complete_checkpoint(self, folder: str) -> None:
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            write_manifest(output_dir)
+            write_manifest(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        check_checkpoint(resume_from_checkpoint, self.model)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def before_resuming(self, checkpoint: str) -> None:
+        check_checkpoint(checkpoint, self.model)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            if "parameter group" not in str(error):
-                raise
-            raise InputError(
-                f"{checkpoint}: its optimizer has other groups of parameters; resume with the {self.grouped_by} and "
-                "optimizer that it was saved with"
-            ) from error
+    def is_finished(self) -> bool:
+        """Whether the run was interrupted after its last step."""
+        return self.state.global_step >= self.state.max_steps
 
-    def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
-        epochs_trained, steps_trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)
-        if self.state.global_step >= max_steps:
-            # A run that was interrupted after its last step: transformers would train one more.
-            return epochs, 0
-        return epochs_trained, steps_trained
+    def can_be_best(self, metrics: dict[str, float]) -> bool:
+        """Whether the metric that the best checkpoint is chosen by is defined."""
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        return not _is_undefined(metrics.get(f"eval_{name}"))
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Write the metrics; one that is not defined becomes null, as JSON has no NaN."""
@@ -377,7 +383,7 @@ def _check_attention(model: torch.nn.Module) -> None:
     config = getattr(model, "config", None)
     dropouts = (f"attention_{name}" for name in ("probs_dropout_prob", "probs_dropout", "dropout"))
     dropout = next((name for name in dropouts if getattr(config, name, 0)), None)
-    if dropout is not None and config._attn_implementation == "flex_attention":
+    if dropout is not None and attention_implementation(config) == "flex_attention":
         raise InputError(
             f"attn_implementation=flex_attention has no dropout, and {dropout} of the model is "
             f"{getattr(config, dropout)}; take sdpa to train"

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import seed_worker, sort_checkpoints
 
+from .compat import is_write_error
 from .distributed import cpu_group, world_size
 from .lora import has_adapter
 
@@ -121,11 +122,7 @@ def write_errors(trainer: Trainer, folder: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers raise their own errors, torch's writer a RuntimeError that does not say why.
-        signs = ("os error", "inline_container", "PytorchStreamWriter")
-        if isinstance(error, CheckpointWriteError) or not (
-            isinstance(error, OSError) or any(sign in str(error) for sign in signs)
-        ):
+        if isinstance(error, CheckpointWriteError) or not is_write_error(error):
             raise
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
         raise CheckpointWriteError(
@@ -146,8 +143,8 @@ def _needed(trainer: Trainer) -> int:
 
 
 @contextlib.contextmanager
-def whole_or_gone(trainer: Trainer, checkpoint: str) -> Iterator[None]:
-    """Around the writing of a checkpoint: one that fails is removed, so that it takes no room from the next try."""
+def remove_if_incomplete(trainer: Trainer, checkpoint: str) -> Iterator[None]:
+    """Remove a checkpoint whose writing fails, so that it takes no room from the next one."""
     if trainer.args.should_save:
         # What an earlier run left in this folder must not vouch for what comes now.
         for name in (MANIFEST, TRAINER_STATE_NAME):

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ..common.checkpoints import read_json_object
 from ..common.errors import InputError
+from .compat import has_forward_hooks
 
 
 if TYPE_CHECKING:
@@ -104,13 +105,15 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     its own around it, and the hook would read it without what LoRA adds.
     """
     modules = model.base_model.named_modules()
-    return [name for name, module in modules if isinstance(module, nn.Linear) and not module._forward_hooks]
+    return [name for name, module in modules if isinstance(module, nn.Linear) and not has_forward_hooks(module)]
 
 
 def check_adapter(model: "PeftModel") -> None:
     """Raise an `InputError` if an adapter stands around a layer that the pooler reads; see [`linear_layers`]."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # an extra
+
     for name, module in model.named_modules():
-        if getattr(getattr(module, "base_layer", None), "_forward_hooks", None):
+        if isinstance(module, BaseTunerLayer) and has_forward_hooks(module.base_layer):
             target = name.rpartition(".")[2]
             raise InputError(f"the pooler reads {target!r} without its adapter; take it out of the target modules")
 

@@ -1,13 +1,14 @@
 """Fine-tuning a classifier on the pooled vector."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
@@ -116,17 +117,24 @@ class ClassificationTrainer(LayerPoolTrainer):
     def rows_to_collate(self, sampler: LengthGroupedBatchSampler) -> Dataset:
         return _inputs_of(self.train_dataset, self.processing_class)
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        # For rows to measure or to predict, of which `dataloader_drop_last` would leave some out.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        with self._all_rows_in_order():
+            return super().get_eval_dataloader(eval_dataset)
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        # With group_by_length transformers shuffles here, too, and predictions would belong to other rows.
-        return SequentialSampler(eval_dataset)
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        with self._all_rows_in_order():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _all_rows_in_order(self) -> Iterator[None]:
+        # transformers applies these options of the training to evaluation and prediction, too.
+        args = self.args
+        kept = args.dataloader_drop_last, args.train_sampling_strategy
+        args.dataloader_drop_last, args.train_sampling_strategy = False, "sequential"
+        try:
+            yield
+        finally:
+            args.dataloader_drop_last, args.train_sampling_strategy = kept
 
     def compute_loss(
         self,
@@ -155,15 +163,15 @@ class ClassificationTrainer(LayerPoolTrainer):
         labels = None if output.label_ids is None else output.label_ids[back]
         return output._replace(predictions=output.predictions[back], label_ids=labels)
 
-    def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
-        trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)
+    def is_finished(self) -> bool:
+        """Whether the run had taken its last step, or had stopped early."""
+        stopped = False
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback) and self.args.early_stopping_patience is not None:
-                # A resumed callback comes with the patience of the run before.
+                # A resumed callback comes with the patience of the previous run.
                 callback.early_stopping_patience = self.args.early_stopping_patience
-                if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
-                    return epochs, 0  # that run had stopped; transformers would train on to the next evaluation
-        return trained
+                stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return stopped or super().is_finished()
 
 
 def _inputs_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

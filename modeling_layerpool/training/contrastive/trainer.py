@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -169,7 +170,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._whole_model = copy.deepcopy(model) if needs_copy else None
         for companion in self._companions.values():
             companion.to(args.device)
-        self.add_callback(_CompanionsCallback(self.objective, list(self._companions.values())))
+        self.add_callback(_CompanionsCallback(self.objective, list(self._companions.values()), self.load_companions))
 
     def _check_engine(self) -> None:
         """Refuse what FSDP or DeepSpeed would do wrongly or not at all."""
@@ -302,7 +303,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
-            loss = self._cached_step(model, self._prepare_inputs(inputs))
+            loss = self._cached_step(model, send_to_device(inputs, self.args.device))
             self.watch(loss, inputs["row_numbers"])
             return loss
         except torch.OutOfMemoryError as error:
@@ -420,7 +421,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         The loss is the mean over the rows, each against the other rows of its batch of `per_device_eval_batch_size`;
         a last batch of one row, which has no negatives, is left out.
         """
-        self.check_finite()
+        self.check_training()
         metrics: dict[str, float] = {}
         model = self._gather_model() if self.is_fsdp_enabled else self.model
         if self.args.process_index == 0:
@@ -466,7 +467,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         model.eval()
         for inputs in logging.tqdm(loader, desc="Evaluation loss", disable=self.args.disable_tqdm, leave=False):
             count = len(inputs["row_numbers"])
-            total += self.compute_loss(model, self._prepare_inputs(inputs)) * count
+            total += self.compute_loss(model, send_to_device(inputs, self.args.device)) * count
             rows += count
         model.train(was_training)
         return total.item() / rows
@@ -496,38 +497,29 @@ class ContrastiveTrainer(LayerPoolTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
-    def _save_rng_state(self, output_dir: str) -> None:
+    def complete_checkpoint(self, folder: str) -> None:
         if self._neighbours is not None and self.args.should_save:
             plan = {"rows": torch.tensor(self._neighbours.plan), "epoch": torch.tensor(self._neighbours.plan_epoch)}
-            save_file(plan, os.path.join(output_dir, PLAN_FILE))
-        super()._save_rng_state(output_dir)
+            save_file(plan, os.path.join(folder, PLAN_FILE))
+        super().complete_checkpoint(folder)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        sharded = self.model
-        if self._whole_model is not None:
-            self.model = self._whole_model  # so that the checkpoint carries its code, and not that of FSDP
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.model = sharded
+    def model_to_save(self) -> nn.Module:
+        return self.model if self._whole_model is None else self._whole_model
+
+    def save_next_to_model(self, folder: str) -> None:
         for name, companion in self._companions.items():
             state = companion.state_dict()
             if state and self.args.should_save:
-                save_file(state, os.path.join(output_dir or self.args.output_dir, name))
+                save_file(state, os.path.join(folder, name))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_companions(resume_from_checkpoint)
-        path = os.path.join(resume_from_checkpoint, PLAN_FILE)
+    def after_resuming(self, checkpoint: str) -> None:
+        self.load_companions(checkpoint)
+        path = os.path.join(checkpoint, PLAN_FILE)
         if self.args.shuffling != "random":
             if not os.path.isfile(path):
                 raise InputError(f"{path}: no such file, but shuffling={self.args.shuffling} needs its order of rows")
             plan = load_file(path)
             self._saved_plan = (plan["rows"].tolist(), plan["epoch"].item())
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_companions(self.state.best_model_checkpoint)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from super().trained_parameters()
@@ -537,7 +529,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def _companion_parameters(self) -> list[nn.Parameter]:
         return [parameter for companion in self._companions.values() for parameter in companion.parameters()]
 
-    def _load_companions(self, checkpoint: str) -> None:
+    def load_companions(self, checkpoint: str) -> None:
         for name, companion in self._companions.items():
             path = os.path.join(checkpoint, name)
             if companion.state_dict():
@@ -550,9 +542,15 @@ class ContrastiveTrainer(LayerPoolTrainer):
 class _CompanionsCallback(TrainerCallback):
     """Handles the parameters trained in addition to the model as the Trainer handles the model's."""
 
-    def __init__(self, objective: Objective, companions: list[nn.Module]):
+    def __init__(self, objective: Objective, companions: list[nn.Module], load: Callable[[str], None]):
         self.objective = objective
         self.companions = companions
+        self.load = load
+
+    def on_train_end(self, args, state, control, **kwargs):
+        # The Trainer has loaded the best model by now.
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.load(state.best_model_checkpoint)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.objective.progress = state.global_step / state.max_steps

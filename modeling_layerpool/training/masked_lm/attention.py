@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 from ...common.errors import InputError
 from ...common.positions import first_position
@@ -22,7 +23,7 @@ def attention_inside(model: PreTrainedModel, sequence_ids: torch.Tensor) -> Any:
     Raises:
         InputError: the model runs flash attention, which takes no such mask.
     """
-    if "flash" in model.config._attn_implementation:
+    if is_flash_attention_requested(model.config):
         raise InputError(
             "attention inside sequences is not for flash attention here; set attn_implementation to sdpa, or let it "
             "go over the whole row"

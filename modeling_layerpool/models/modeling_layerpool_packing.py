@@ -9,8 +9,10 @@ Positions restart with each sentence and attention stays inside it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Any
 
 import torch
+from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 
 
 @dataclass
@@ -264,3 +266,26 @@ def pack_sentences(
         "sequence_ids": sequence_ids.view(-1, row_length),
         "sequence_starts": sequence_starts,
     }
+
+
+def packed_attention_mask(config: Any, dtype: torch.dtype, sequence_ids: torch.Tensor) -> Any:
+    """
+    The `attention_mask` with which a token of packed input attends to the tokens of its own sentence only.
+
+    Args:
+        config: configuration of the encoder. The kind of mask depends on its attention implementation, and an encoder
+            with sliding windows (ModernBERT) gets a mask for each kind of its layers.
+        dtype: dtype of the hidden states.
+        sequence_ids: the sentence of each token `(rows, length)`, -1 for padding.
+    """
+    options = {
+        "config": config,
+        # transformers reads only shape, dtype and device of the embeddings.
+        "inputs_embeds": torch.empty((), dtype=dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
+        "attention_mask": None,
+        "and_mask_function": lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
+    }
+    mask = create_bidirectional_mask(**options)
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return mask
+    return {"full_attention": mask, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}

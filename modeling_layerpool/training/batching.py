@@ -18,7 +18,7 @@ def text_id(token_ids: Sequence[int]) -> int:
     return hash(tuple(token_ids))
 
 
-def share_of(rows: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
+def local_rows(rows: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
     """This process's part of a global batch: consecutive rows, and at most one row more or less than another's."""
     return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
 
@@ -81,7 +81,7 @@ class GlobalBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
-            yield list(share_of(batch, self.rank, self.world_size))
+            yield list(local_rows(batch, self.rank, self.world_size))
 
     def __len__(self) -> int:
         whole, rest = divmod(self.rows, self.batch_size)
@@ -174,7 +174,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
             rows = iter(self.dataset)
             made = 0
             while len(batch := list(islice(rows, self.batch_size))) == self.batch_size:
-                yield list(share_of(batch, self.rank, self.world_size))
+                yield list(local_rows(batch, self.rank, self.world_size))
                 made += 1
             if made == 0:
                 raise InputError(

@@ -580,7 +580,7 @@ def test_attention_inside_sequences_is_refused_under_flash_attention(make_traine
     model = make_model()
     trainer = make_trainer(model, inside=True)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(InputError, match="is not for flash attention"):
+    with pytest.raises(InputError, match="does not work with flash attention"):
         trainer.compute_loss(model, batch_of(trainer))
 
 

@@ -26,7 +26,7 @@ from ..batching import (
     NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
-    share_of,
+    local_rows,
     text_id,
 )
 from ..distributed import average_gradients, gather_rows, rows_of_all
@@ -271,7 +271,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenised texts, each process making its share of them."""
-        own = list(share_of(texts, self.args.process_index, self.args.world_size))
+        own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
             embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
         return gather_rows(embeddings.clone(), rows_of_all(len(own)))

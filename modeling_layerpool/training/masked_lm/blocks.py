@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import InputError
 from ...models.modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
-from ..batching import GlobalBatchSampler, share_of
+from ..batching import GlobalBatchSampler, local_rows
 from ..masking import TokenMasking
 
 
@@ -189,7 +189,7 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
                         for place, sequences in enumerate(blocks[begin : begin + self.batch_size])
                     ]
                     made += len(batch)
-                    yield list(share_of(batch, self.rank, self.world_size))
+                    yield list(local_rows(batch, self.rank, self.world_size))
             if read == 0:
                 raise InputError("the stream (or one of its shards) has no text")
 

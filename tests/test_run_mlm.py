@@ -126,7 +126,7 @@ def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(run,
 
 
 def test_a_new_model_is_made_in_the_dtype_that_is_asked_for(run, fails, arguments, out):
-    assert "--dtype auto is that of a checkpoint" in fails(arguments | {"dtype": "auto"})
+    assert "--dtype auto is the dtype of a checkpoint" in fails(arguments | {"dtype": "auto"})
     run(arguments | {"dtype": "bfloat16", "max_steps": 1})
     assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
 
@@ -436,15 +436,18 @@ def test_curves_without_matplotlib_are_refused_at_once(fails, arguments, out, mo
     ("options", "message"),
     [
         ({"train_file": None, "validation_file": None, "probe_file": None}, "nothing to do"),
-        ({"train_file": None}, "a new model that is not trained has nothing to be measured"),
+        ({"train_file": None}, "an untrained new model is not worth evaluating"),
         ({"train_file": "missing.txt"}, "missing.txt: no such file"),
         ({"dataset_name": "some/texts"}, "either --train_file or --dataset_name"),
-        ({"vocab_size": 5000}, "--vocab_size 5000: the texts make no more than"),
+        ({"vocab_size": 5000}, "--vocab_size 5000: the texts give only"),
         ({"vocab_size": 5}, "--vocab_size 5: the letters of the texts and the special tokens alone are"),
         ({"model_type": "bart", "config_overrides": None}, "give --tokenizer_name"),
         ({"model_type": "birt"}, "--model_type birt: is unknown; use one of"),
-        ({"model_type": None}, "give either --model_name_or_path, to go on from it, or --model_type"),
-        ({"model_name_or_path": "here"}, "give either --model_name_or_path, to go on from it, or --model_type"),
+        ({"model_type": None}, "give either --model_name_or_path, to continue from a checkpoint, or --model_type"),
+        (
+            {"model_name_or_path": "here"},
+            "give either --model_name_or_path, to continue from a checkpoint, or --model_type",
+        ),
         ({"config_overrides": "hiden_size=3"}, "bert has no field 'hiden_size'"),
         ({"config_overrides": "hidden_size=x"}, "hidden_size=x does not fit"),
         ({"config_overrides": "hidden_size"}, "'hidden_size' must read name=value"),

@@ -1,4 +1,4 @@
-"""The base trainer: whole checkpoints, a loss that is watched, and an honest card."""
+"""The arguments and the trainer that all kinds of training share."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from .fault_tolerance import init_worker, remove_if_incomplete, write_manifest
 from .lora import check_checkpoint
 
 
-# Of those fields of transformers' arguments that are numbers. Here nothing is silently taken for "off".
+# The ranges of the numbers among the arguments of transformers, which silently takes some invalid values for "off".
 TRAINING_RANGES = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Range(at_least=1)),
     **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), Range(at_least=1)),
@@ -44,20 +44,20 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or a weight became NaN or infinite. The message names the step and, if known, the rows of the batch."""
+    """A loss or a weight became NaN or infinite. The message names the step and, if known, the rows of the batch."""
 
 
 @dataclass
 class RunArguments(TrainingArguments):
     """
-    `transformers.TrainingArguments`, with what all of our scripts share.
+    `transformers.TrainingArguments` with the options and defaults that all training scripts share.
 
     Raises:
         InputError: a value is out of its range, needs a package that is not installed, or has no effect.
     """
 
     RANGES: ClassVar = TRAINING_RANGES
-    # Fields of transformers' that a kind of training does not read; those of its base classes are not read either.
+    # Arguments of transformers that a kind of training does not read, in addition to those of its base classes.
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("prediction_loss_only", "use_liger_kernel")
 
     overwrite_output_dir: bool = field(
@@ -68,11 +68,11 @@ class RunArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "When to evaluate: 'no', 'steps' or 'epoch'. Default: whenever a checkpoint is saved, if there is "
-            "something to evaluate on.",
+            "evaluation data.",
             "choices": [strategy.value for strategy in IntervalStrategy],
         },
     )
-    # A loss that is not finite stops training here, so that it must not be smoothed over.
+    # The filter of transformers would hide a loss that is not finite.
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Must stay off: a loss that is not finite stops the training."}
     )
@@ -84,7 +84,7 @@ class RunArguments(TrainingArguments):
         of_workers = ("persistent_workers", "prefetch_factor", "multiprocessing_context")
         is_used = {f"dataloader_{name}": self.dataloader_num_workers > 0 for name in of_workers}
         check_used(self, is_used, "without dataloader_num_workers")
-        if self.debug:  # both of its kinds fail: on masks of true and false, and without a TPU
+        if self.debug:  # one mode fails on boolean masks, the other without a TPU
             raise InputError("debug does not work in this kind of training; leave it out")
         if self.logging_nan_inf_filter:
             raise InputError("logging_nan_inf_filter must stay off: a loss that is not finite stops the training")
@@ -92,7 +92,7 @@ class RunArguments(TrainingArguments):
             self.use_cpu = True  # TrainingArguments rejects bf16 on a CPU unless use_cpu is set
         if self.fp16 and self.use_cpu:
             raise InputError("fp16 does nothing on a CPU; use bf16, or leave it out")
-        # transformers fills these in, so that it cannot be told afterwards whether they were given.
+        # transformers fills in defaults, after which nobody can tell whether these were given.
         self.metric_was_given = self.metric_for_best_model is not None
         self.direction_was_given = self.greater_is_better is not None
         self.eval_strategy_was_given = self.eval_strategy is not None
@@ -116,7 +116,7 @@ class RunArguments(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     def __getstate__(self) -> dict[str, Any]:
-        # Checkpoints hold these arguments, pickled, and are published: the token must not be among them.
+        # Checkpoints contain these arguments and may be published, so the token must not be pickled.
         return {**vars(self), "hub_token": None}
 
 
@@ -136,8 +136,8 @@ def _check_compilation(backend: str, mode: str | None) -> None:
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
-    """Make the optimizer and the schedule once, of one weight: a package may be missing, or an option wrong."""
-    layer = torch.nn.Linear(1, 1, device="meta")  # which draws no random number
+    """Create the optimizer and the schedule for one weight, to find a missing package or a wrong option early."""
+    layer = torch.nn.Linear(1, 1, device="meta")  # initializing it draws no random numbers
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, layer)
     except ImportError as error:
@@ -154,7 +154,8 @@ def _check_optimizer(args: TrainingArguments) -> None:
 
 class LayerPoolTrainer(TrainerHooks):
     r"""
-    The transformers Trainer with checkpoints that are whole or gone, and a loss that must stay finite.
+    The Trainer of transformers with checkpoints that are complete or removed, a loss that must stay finite, and
+    batches that depend on the seed and the epoch only.
 
     Args:
         write_model_card (`Callable`, *optional*):
@@ -163,15 +164,16 @@ class LayerPoolTrainer(TrainerHooks):
     Other arguments are the Trainer's.
 
     Raises:
+        InputError: one process sees several devices.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
+        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
     """
 
-    # What to try when the loss is no longer finite.
+    # Advice for the user when the loss is no longer finite.
     advice = "lower --learning_rate"
     # The options that decide which parameters are trained, and in which groups.
     grouped_by = "pooler_type"
-    # What this kind of training measures by itself, and whether more of it is better.
+    # The metrics that this kind of training computes itself, and whether higher is better.
     METRICS: ClassVar[dict[str, bool]] = {"loss": False}
 
     def __init__(
@@ -194,18 +196,18 @@ class LayerPoolTrainer(TrainerHooks):
         self.write_model_card = write_model_card
         self._unchecked: list[tuple[int, Sequence[int], torch.Tensor]] = []
         if not args.direction_was_given and args.metric_for_best_model is not None:
-            # transformers guesses it from the name, which calls a high perplexity a good one.
+            # transformers guesses the direction from the name, and takes a high perplexity for a good one.
             name = args.metric_for_best_model.removeprefix("eval_")
             args.greater_is_better = self.METRICS.get(name, args.greater_is_better)
         super().__init__(model, args, **kwargs)
         self.add_callback(_BestMetricCallback())
 
     def watch(self, loss: torch.Tensor, rows: Sequence[int] = ()) -> None:
-        """Remember a step's loss for [`check_finite`]; looking at it now would wait for the device."""
+        """Keep the loss of a step for [`check_finite`]; reading it now would wait for the device."""
         self._unchecked.append((self.state.global_step + 1, rows, loss.detach()))
 
     def check_finite(self) -> None:
-        """Raise a [`NonFiniteLossError`] if a loss since the last check was not finite. Synchronises once."""
+        """Raise a [`NonFiniteLossError`] if a loss since the last check was not finite. Synchronizes once."""
         if not self._unchecked:
             return
         steps = list(self._unchecked)
@@ -218,11 +220,11 @@ class LayerPoolTrainer(TrainerHooks):
             raise NonFiniteLossError(f"the loss is {loss.item()} {where}; {advice}")
 
     def trained_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """All that this trainer changes, by name."""
+        """All parameters that this trainer changes, with their names."""
         return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
 
     def check_weights(self) -> None:
-        """Raise a [`NonFiniteLossError`] if the last update left a weight that is not finite. Synchronises once."""
+        """Raise a [`NonFiniteLossError`] if the last update left a weight that is not finite. Synchronizes once."""
         names, weights = zip(*self.trained_parameters(), strict=True)
         # Under FSDP each process checks its part.
         parts = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights)
@@ -230,13 +232,13 @@ class LayerPoolTrainer(TrainerHooks):
         if not all(finite):
             raise NonFiniteLossError(
                 f"{finite.count(False)} of the trained weights are not finite after step {self.state.global_step} "
-                f"({names[finite.index(False)]} for one), and nothing was saved of them; {self.advice}"
+                f"({names[finite.index(False)]}, for example), and they were not saved; {self.advice}"
             )
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The step of transformers, whose loss is watched."""
+        """The step of transformers; its loss is kept for [`check_finite`]."""
         rows = inputs.get("row_numbers", ())
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch(loss, rows)
@@ -299,7 +301,7 @@ class LayerPoolTrainer(TrainerHooks):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self.check_finite()
         super().log(logs, start_time)
-        # JSON, as which the state is saved, has no NaN.
+        # The state is saved as JSON, which has no NaN.
         self.state.log_history[-1] = _null_for_undefined(self.state.log_history[-1])
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -354,7 +356,7 @@ class LayerPoolTrainer(TrainerHooks):
         return not _is_undefined(metrics.get(f"eval_{name}"))
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """Write the metrics; one that is not defined becomes null, as JSON has no NaN."""
+        """Write the metrics; undefined ones become null, because JSON has no NaN."""
         super().save_metrics(split, _null_for_undefined(metrics), combined)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -366,7 +368,7 @@ class LayerPoolTrainer(TrainerHooks):
 
 
 class _BestMetricCallback(TrainerCallback):
-    """Names the metrics that there are when the one to choose the checkpoint by is not among them."""
+    """Raises an error that names the metrics of an evaluation if the one to choose the checkpoint by is missing."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         chosen = (args.metric_for_best_model or "").removeprefix("eval_")
@@ -386,7 +388,7 @@ def _check_attention(model: torch.nn.Module) -> None:
     if dropout is not None and attention_implementation(config) == "flex_attention":
         raise InputError(
             f"attn_implementation=flex_attention has no dropout, and {dropout} of the model is "
-            f"{getattr(config, dropout)}; take sdpa to train"
+            f"{getattr(config, dropout)}; train with sdpa"
         )
 
 

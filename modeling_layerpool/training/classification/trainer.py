@@ -22,8 +22,8 @@ from .sampler import LengthGroupedBatchSampler
 
 def tokenize_part(part: LabelledTexts, labels: Iterable[Any] | None, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """
-    The model's input of each row, cut at the tokenizer's `model_max_length`: its own columns, `length` in tokens,
-    `labels` where they are given, and `row_number`.
+    Tokenize the rows, cut at the tokenizer's `model_max_length`, into the inputs of the model, `length` in tokens,
+    `labels` if they are given, and `row_number`.
     """
     columns = {"row_number": part.row_numbers, "text": part.texts[0]}
     if len(part.texts) == 2:
@@ -40,7 +40,7 @@ def tokenize_part(part: LabelledTexts, labels: Iterable[Any] | None, tokenizer: 
 
 
 def restart_classifier(model: PreTrainedModel) -> None:
-    """Start the classifier afresh, whatever the checkpoint had there for other classes or another vector."""
+    """Initialize the classifier, and discard the weights that the checkpoint had for other classes."""
     torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
     torch.nn.init.zeros_(model.classifier.bias)
 
@@ -59,17 +59,17 @@ class ClassificationTrainer(LayerPoolTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that made them.
         compute_metrics (`Callable`, *optional*):
-            As in transformers: metrics by name, of logits and labels.
+            Computes metrics from logits and labels, as in transformers.
         write_model_card (`Callable`, *optional*):
             Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
     Other arguments are the Trainer's.
 
     Raises:
-        InputError: several devices without `accelerate launch`, fewer rows than processes, or label smoothing of
-            anything but one class a row.
+        InputError: one process sees several devices, there are fewer rows than processes, or label smoothing is set
+            for anything but one class per row.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
+        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
     """
 
     METRICS: ClassVar = {name: name != "loss" for names in METRIC_NAMES.values() for name in names}
@@ -86,14 +86,14 @@ class ClassificationTrainer(LayerPoolTrainer):
         **kwargs: Any,
     ):
         if args.label_smoothing_factor != 0 and model.config.problem_type != "single_label_classification":
-            raise InputError("--label_smoothing_factor needs labels that are one class a row; leave it out")
+            raise InputError("--label_smoothing_factor needs one class per row; leave it out")
         if train_dataset is not None:
             needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
             if len(train_dataset) < needed:
                 raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
         if eval_dataset is not None:
             eval_dataset = _inputs_of(eval_dataset.select(_longest_first(eval_dataset)), processing_class)
-        # Tensor cores want widths in eights; but a row must not grow beyond the positions of the model.
+        # Tensor cores are fastest with multiples of 8, but padding must not exceed the positions of the model.
         fits = -(-processing_class.model_max_length // 8) * 8 <= model.max_tokens
         super().__init__(
             model,
@@ -143,7 +143,9 @@ class ClassificationTrainer(LayerPoolTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The model's loss, so weighted that the mean over the processes is that over all rows of the batch."""
+        """
+        The loss of the model, weighted so that its mean over the processes is the mean over all rows of the batch.
+        """
         rows = len(inputs["labels"])
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and self.args.world_size > 1:
@@ -155,7 +157,7 @@ class ClassificationTrainer(LayerPoolTrainer):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """As in transformers, in the order of the rows; on the way rows of similar length are computed together."""
+        """The predictions of transformers, in the order of the rows; rows of similar length are computed together."""
         order = _longest_first(test_dataset)
         rows = _inputs_of(test_dataset.select(order), self.processing_class)
         output = super().predict(rows, ignore_keys, metric_key_prefix)
@@ -175,7 +177,7 @@ class ClassificationTrainer(LayerPoolTrainer):
 
 
 def _inputs_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """What the collator makes batches of."""
+    """The columns that the collator reads."""
     columns = {*tokenizer.model_input_names, "labels"}
     return dataset.select_columns([column for column in dataset.column_names if column in columns])
 

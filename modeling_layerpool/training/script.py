@@ -19,9 +19,10 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..common.checkpoints import read_json_object
 from ..common.errors import InputError, usage_errors
 from ..common.folders import output_folder
-from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments, unknown_metric
+from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
+from .run_arguments import RunArguments
 
 
 METRICS_FILE = "all_results.json"

@@ -52,14 +52,13 @@ def command(tmp_path_factory, shared_tokenizer):
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in triplets(14)))
 
     def make(output_dir, *more):
-        return [
-            *(str(ROOT / "run_contrastive.py"), "--model_name_or_path", str(folder / "tiny")),
-            *("--train_file", str(folder / "train.jsonl"), "--do_train", "--output_dir", str(output_dir)),
-            *("--per_device_train_batch_size", "4", "--max_steps", str(STEPS), "--save_steps", "1"),
-            *("--learning_rate", "1e-3", "--learn_temperature", "--temperature_learning_rate", "0.1"),
-            *("--gradient_cache", "64", "--row_length", "32", "--dataloader_num_workers", "1"),
-            *("--use_cpu", "--disable_tqdm", "true", *map(str, more)),
-        ]
+        flags = (
+            f"--model_name_or_path {folder}/tiny --train_file {folder}/train.jsonl --do_train "
+            f"--output_dir {output_dir} --per_device_train_batch_size 4 --max_steps {STEPS} --save_steps 1 "
+            "--learning_rate 1e-3 --learn_temperature --temperature_learning_rate 0.1 --gradient_cache 64 "
+            "--row_length 32 --dataloader_num_workers 1 --use_cpu --disable_tqdm true"
+        )
+        return [str(ROOT / "run_contrastive.py"), *flags.split(), *map(str, more)]
 
     return make
 
@@ -149,10 +148,21 @@ def test_a_run_killed_twice_and_preempted_once_ends_as_the_unbroken_one(command,
 
 def test_sigterm_to_one_of_two_processes_saves_and_stops_both(command, tmp_path):
     out = tmp_path / "out"
-    launcher = (
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--main_process_port", "0"),
-        *("--num_processes", "2", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    )
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+        "--num_processes",
+        "2",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     process = start(
         command(out, "--max_steps", "100000", "--save_steps", "5", "--save_total_limit", "2"), launcher=launcher
     )

@@ -518,9 +518,8 @@ def test_evaluation_measures_over_all_tokens_and_draws_the_same_each_time(make_t
     for rows in (range(4), range(4, 6)):
         batch = trainer.data_collator([trainer.eval_dataset[i] for i in rows])
         with torch.no_grad():
-            out = model(
-                *(batch["input_ids"], batch["attention_mask"]), labels=batch["labels"], output_hidden_states=True
-            )
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            out = model(**inputs, output_hidden_states=True)
         predicted = (batch["labels"] != -100).sum().item()
         loss, count = loss + out.loss.item() * predicted, count + predicted
         states = (out.hidden_states[-1] - out.hidden_states[0])[batch["content"]]

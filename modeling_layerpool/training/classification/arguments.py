@@ -7,8 +7,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
-from ..base import RunArguments
 from ..model_arguments import ModelArguments
+from ..run_arguments import RunArguments
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
-from ..base import RunArguments
 from ..model_arguments import LoadingArguments
+from ..run_arguments import RunArguments
 from .blocks import BLOCK_PACKINGS
 from .tokenizer import DEFAULT_VOCAB_SIZE
 

@@ -1,4 +1,4 @@
-"""What an evaluation of a masked language model sums up over its batches."""
+"""Sums over the batches of an evaluation of a masked language model."""
 
 import math
 

@@ -1,24 +1,22 @@
 #!/usr/bin/env python
 """
-Train a layer-pooled classifier: one class a row, any number of classes, or a number (regression).
+Train a layer-pooled classifier: one class per row, any number of classes per row, or a number (regression).
 
     python run_classification.py --model_name_or_path google-bert/bert-base-uncased --pooler_type hire \\
         --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl --output_dir runs/mine
 
-or `--task_name rte` (GLUE) or `--dataset_name` (the Hub) instead of the files, or `python run_classification.py
-arguments.json` (or .yaml) with the same names. On several devices: `accelerate launch run_classification.py ...`. See
-docs/classification.md.
+`--task_name rte` (GLUE) or `--dataset_name` (any dataset on the Hub) replaces the files. `python run_classification.py
+arguments.json` (or .yaml) reads the same names from a file. On several devices: `accelerate launch
+run_classification.py ...`. See docs/classification.md.
 """
 
 import json
-import math
 import os
 import shlex
 import sys
 from functools import partial
 from pathlib import Path
 
-from tabulate import tabulate
 from transformers import EvalPrediction, set_seed
 
 from modeling_layerpool.common.checkpoint_files import has_classifier, read_config
@@ -46,6 +44,8 @@ from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
     describe_pooler,
+    describe_run,
+    evaluate_and_save,
     evaluate_when_saving,
     one_sentence_errors,
     output_of,
@@ -62,7 +62,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 def parse_arguments() -> tuple[
     ClassificationModelArguments, ClassificationDataArguments, ClassificationTrainingArguments
 ]:
-    """Flags, or the one file that holds them, checked against each other."""
+    """Read the arguments from flags or from one file, and check them against each other."""
     arguments = read_arguments(
         ClassificationModelArguments,
         ClassificationDataArguments,
@@ -74,7 +74,7 @@ def parse_arguments() -> tuple[
     if (data.task_name is not None) + (data.dataset_name is not None) + bool(files) != 1:
         raise InputError("give the data as one of --task_name, --dataset_name, or files (--train_file ...)")
     from_hub = data.hub_name is not None
-    # transformers takes --eval_strategy for --do_eval.
+    # transformers sets do_eval if an --eval_strategy is given.
     is_told = training.do_train or training.do_predict or (training.do_eval and training.eval_strategy == "no")
     training.do_train = training.do_train or (not is_told and (from_hub or data.train_file is not None))
     training.do_eval = training.do_eval or data.validation_file is not None or (from_hub and not is_told)
@@ -90,12 +90,14 @@ def parse_arguments() -> tuple[
         raise InputError("--early_stopping_patience needs a --validation_file, to know when to stop")
     evaluate_when_saving(training)
     if training.early_stopping_patience is not None and training.eval_strategy == "no":
-        raise InputError("--early_stopping_patience needs a --save_strategy or --eval_strategy, to measure meanwhile")
+        raise InputError(
+            "--early_stopping_patience needs a --save_strategy or --eval_strategy, to evaluate while training"
+        )
     return arguments
 
 
 def saved_labels(model_args: ClassificationModelArguments) -> Labels | None:
-    """What the checkpoint's classifier says of a row, if it is one of this package with a classifier."""
+    """The labels of the checkpoint's classifier, if it is a layer-pooled model with a classifier."""
     config = read_config(model_args.model_name_or_path, model_args.revision)
     if not (config.get("model_type", "").startswith("layerpool_") and has_classifier(config)):
         return None
@@ -114,11 +116,11 @@ def load_data(
     training_args: ClassificationTrainingArguments,
 ) -> tuple[Labels, bool, dict[str, LabelledTexts], dict[str, list | None]]:
     """
-    All parts of the data that the run needs, read and checked.
+    Read and check all parts of the data that the run needs.
 
     Returns:
-        What the labels mean; whether they are those of the checkpoint's classifier; each part, `train`, `validation`
-        and `test`; and its labels as the model takes them.
+        The labels; whether they are those of the checkpoint's classifier; the parts `train`, `validation` and `test`;
+        and for each part the targets of the loss.
     """
     name = model_args.model_name_or_path
     saved = saved_labels(model_args)
@@ -126,7 +128,7 @@ def load_data(
         saved = None
     if saved is None and not training_args.do_train:
         raise InputError(
-            f"{name}: has no trained classifier to measure or to predict with; train one, with --do_train"
+            f"{name}: has no trained classifier to evaluate or to predict with; train one with --do_train"
         )
     problem_type = data_args.problem_type or (saved.problem_type if saved else None)
     if saved is not None and problem_type != saved.problem_type:
@@ -139,7 +141,11 @@ def load_data(
     if training_args.do_train:
         train = parts["train"] = read_part(data_args, "train", problem_type, data_args.max_train_samples)
         if saved is None:
-            labels, whose, fix = Labels.from_rows(train, problem_type), train.source, "train on such rows, too"
+            labels, whose, fix = (
+                Labels.from_rows(train, problem_type),
+                train.source,
+                "add such rows to the training data",
+            )
     if training_args.do_eval:
         parts["validation"] = read_part(data_args, "validation", labels.problem_type)
     if training_args.do_predict:
@@ -157,16 +163,15 @@ def load_data(
 
 
 def choose_metric(labels: Labels, data: ClassificationDataArguments, args: ClassificationTrainingArguments) -> None:
-    """Choose the checkpoint by the task's metric, or check the one that was asked for."""
+    """Choose the best checkpoint by the metric of the task, or check the metric that was given."""
     names = METRIC_NAMES[labels.problem_type]
     if len(labels.names) != 2:
         names = tuple(name for name in names if name != "f1")
-    # All but the loss are correct answers in some form.
     choose_best_by(args, {name: name != "loss" for name in names}, default=GLUE.get(data.task_name, names[0]))
 
 
 def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
-    """The metrics of the kind of labels, in percent."""
+    """The metrics for these labels, in percent."""
     predictions = labels.decide(output.predictions)
     if labels.problem_type == "regression":
         scores = SentenceSimilarityMetric().compute(predictions=predictions, references=output.label_ids)
@@ -180,40 +185,27 @@ def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
 
 
 def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkpoint: str | None) -> str:
-    """What the run will do, as a table."""
+    """A table of what the run will do."""
     args, model = trainer.args, trainer.model
     train, lengths = parts["train"], trainer.train_dataset["length"]
-    steps = args.max_steps
-    if steps <= 0:
-        steps_an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
-        steps = math.ceil(steps_an_epoch * args.num_train_epochs)
-    measured = "nothing"
-    if args.eval_strategy != "no":
-        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
-        measured = f"{parts['validation'].source}, every {every}"
-        if args.load_best_model_at_end:
-            measured += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
-        if args.early_stopping_patience is not None:
-            measured += f"; stops after {args.early_stopping_patience} without a better one"
-    what = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)
+    target = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)
     plan = {
-        "learns": f"{what} ({labels.problem_type}), column {train.label_column}",
+        "learns": f"{target} ({labels.problem_type}), column {train.label_column}",
         "texts": " and ".join(train.text_columns),
         "training rows": f"{len(train.row_numbers):,}, {sum(lengths):,} tokens in one epoch",
-        "rows a step": f"{args.per_device_train_batch_size * args.world_size} on {args.world_size} process(es), "
-        f"{args.gradient_accumulation_steps} accumulated, {args.train_sampling_strategy}",
-        "steps": f"{steps:,}",
+        "order of the rows": args.train_sampling_strategy,
         "tokens a row": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "pooler": describe_pooler(model),
-        "evaluates on": measured,
-        "resumes from": checkpoint or "nothing",
     }
-    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+    if args.early_stopping_patience is not None:
+        plan["stops early"] = f"after {args.early_stopping_patience} evaluations without a better one"
+    evaluation_data = parts["validation"].source if "validation" in parts else "nothing"
+    return describe_run(trainer, plan, evaluation_data, checkpoint)
 
 
 def write_predictions(part: LabelledTexts, predictions: list[dict], output_dir: str) -> None:
-    """One line a row, in the order of the rows, complete or not there."""
+    """Write one line per row, in the order of the rows; the file appears only when it is complete."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{PREDICTIONS_FILE}.{os.getpid()}"
@@ -229,20 +221,17 @@ def run(
     training_args: ClassificationTrainingArguments,
     checkpoint: str | None,
 ) -> None:
-    # 2. Data, all of it read and checked before a model is loaded
+    # 2. Data, read and checked before a model is loaded
     if training_args.do_train:
         warn_of_same_files([data_args.train_file], [data_args.validation_file, data_args.test_file])
     labels, is_saved, parts, encoded = load_data(model_args, data_args, training_args)
     choose_metric(labels, data_args, training_args)
 
-    # 3. Model, and the rows as it takes them
+    # 3. Model and tokenized rows
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         task="sequence-classification",
-        revision=model_args.revision,
-        allow_pickle=model_args.allow_pickle,
-        attn_implementation=model_args.attn_implementation,
-        dtype=model_args.dtype or ("float32" if training_args.do_train else "auto"),
+        **model_args.loading_options(training_args.do_train),
         ignore_mismatched_sizes=not is_saved,
         **labels.config_fields,
         **model_args.config_overrides(),
@@ -282,14 +271,12 @@ def run(
 
     # 6. Evaluation
     if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        evaluate_and_save(trainer)
 
     # 7. Prediction
     if training_args.do_predict:
         output = trainer.predict(datasets["test"])
-        trainer.log(output.metrics)  # so that the card finds them
+        trainer.log(output.metrics)  # the card reads the log history
         trainer.log_metrics("test", output.metrics)
         trainer.save_metrics("test", output.metrics)
         if trainer.is_world_process_zero():

@@ -9,12 +9,10 @@ or `python run_contrastive.py arguments.json` (or .yaml) with the same names. On
 `accelerate launch run_contrastive.py ...`. See docs/data-formats.md and docs/configuration.md.
 """
 
-import math
 import shlex
 import sys
 from functools import partial
 
-from tabulate import tabulate
 from transformers import set_seed
 
 from modeling_layerpool.common.checkpoints import load_layerpool
@@ -33,6 +31,8 @@ from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
     describe_pooler,
+    describe_run,
+    evaluate_and_save,
     evaluate_when_saving,
     one_sentence_errors,
     output_of,
@@ -89,16 +89,6 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
     batch = args.per_device_train_batch_size * args.world_size
     further = max(0, len(trainer.columns) - 2)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    steps = args.max_steps
-    if steps <= 0:
-        steps_an_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
-        steps = math.ceil(steps_an_epoch * args.num_train_epochs)
-    measured = "nothing"
-    if args.eval_strategy != "no":
-        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
-        measured = f"{data.validation_file}, every {every}"
-        if args.load_best_model_at_end:
-            measured += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
     what = f"{args.objective} on the columns {', '.join(trainer.columns)}"
     if args.objective == "pairwise":
         low, high = trainer.objective.value_range
@@ -111,17 +101,13 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "objective": what,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
-        "rows a step": f"{batch} on {args.world_size} process(es), {args.gradient_accumulation_steps} accumulated",
         "negatives an anchor": f"{batch - 1 + further * batch if trainer.objective.compares_batch else 0}",
-        "steps": f"{steps:,}",
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{trainable:,}",
         **adapter,
         "pooler": describe_pooler(model),
-        "evaluates on": measured,
-        "resumes from": checkpoint or "nothing",
     }
-    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+    return describe_run(trainer, plan, data.validation_file, checkpoint)
 
 
 def run(
@@ -146,10 +132,7 @@ def run(
     # 3. Model
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
-        revision=model_args.revision,
-        allow_pickle=model_args.allow_pickle,
-        attn_implementation=model_args.attn_implementation,
-        dtype=model_args.dtype or ("float32" if training_args.do_train else "auto"),
+        **model_args.loading_options(training_args.do_train),
         **model_args.config_overrides(),
     )
     adapter = {}
@@ -195,9 +178,7 @@ def run(
 
     # 6. Evaluation
     if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
+        evaluate_and_save(trainer)
 
     # 7. Model card, and the Hub if asked for
     if training_args.do_train:

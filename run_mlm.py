@@ -1,16 +1,15 @@
 #!/usr/bin/env python
 """
-Pre-train an encoder with masked language modelling, or with TACO, which adds token-level contrast.
+Pre-train an encoder with masked language modelling, or with TACO, which adds token-level contrast (--objective taco).
 
     python run_mlm.py --model_type bert --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
         --train_file texts.txt.gz --validation_file held-out.txt --probe_file sts-dev.jsonl --output_dir runs/mine
 
-or go on from a checkpoint with `--model_name_or_path`, or `python run_mlm.py arguments.json` (or .yaml) with the same
-names. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
+or continue from a checkpoint with `--model_name_or_path`. `python run_mlm.py arguments.json` (or .yaml) reads the same
+names from a file. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
 """
 
 import importlib.util
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -20,12 +19,12 @@ from typing import Any
 
 import torch.distributed as dist
 from datasets import Dataset, IterableDataset
-from tabulate import tabulate
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from modeling_layerpool.common.checkpoint_files import load_tokenizer
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.positions import position_limit
 from modeling_layerpool.evaluation import geometry, sts
 from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
@@ -39,12 +38,13 @@ from modeling_layerpool.training.masked_lm.tokenizer import DEFAULT_VOCAB_SIZE, 
 from modeling_layerpool.training.masked_lm.trainer import (
     MaskedLanguageArguments,
     MaskedLanguageTrainer,
-    position_limit,
 )
 from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
+    describe_run,
+    evaluate_and_save,
     evaluate_when_saving,
     one_sentence_errors,
     output_of,
@@ -56,7 +56,7 @@ from modeling_layerpool.training.script import (
 
 
 CURVES_FILE = "curves.png"
-# What is drawn of the run's records: panels of curves, each with its name in the records and in the plot.
+# The panels of the plot: curves by their names in the log history and in the legend.
 PANELS = {
     "loss": {
         "mlm_loss": "masked LM, training",
@@ -75,32 +75,31 @@ PROBE_TOKENS = 8192  # computed at once
 
 
 def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments]:
-    """Flags, or the one file that holds them, checked against each other."""
+    """Read the arguments from flags or from one file, and check them against each other."""
     arguments = read_arguments(
         LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments, description=__doc__
     )
     model, data, training = arguments
-    if not training.do_eval or training.eval_strategy != "no":  # transformers takes --eval_strategy for --do_eval
+    if (
+        not training.do_eval or training.eval_strategy != "no"
+    ):  # transformers sets do_eval if an --eval_strategy is given
         training.do_train = training.do_train or data.has_train_data
     training.do_eval = training.do_eval or bool(data.evaluation_files)
     if not (training.do_train or training.do_eval):
-        raise InputError("nothing to do: give texts to train on (--train_file or --dataset_name), or to measure on")
+        raise InputError("nothing to do: give texts to train on (--train_file or --dataset_name), or evaluation data")
     if training.do_train and not data.has_train_data:
         raise InputError("--do_train needs texts: --train_file or --dataset_name")
     if training.do_eval and not data.evaluation_files:
         raise InputError("--do_eval needs a --validation_file or a --probe_file")
     if not training.do_train and model.model_name_or_path is None:
-        raise InputError("a new model that is not trained has nothing to be measured; give --model_name_or_path")
+        raise InputError("an untrained new model is not worth evaluating; give --model_name_or_path")
     if data.streaming and training.max_steps <= 0:
         raise InputError("--streaming needs --max_steps, as a stream has no length")
     if data.streaming and model.model_type and model.tokenizer_name is None and data.train_file is None:
         raise InputError("a tokenizer is not trained on a stream from the Hub; give --tokenizer_name")
     if training.plot_curves and importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot_curves needs matplotlib: pip install 'modeling-layerpool[plots]'")
-    # Measured whenever it is saved; but the weights of the end are kept, unless asked otherwise.
-    keeps_best = training.load_best_model_at_end
-    evaluate_when_saving(training)
-    training.load_best_model_at_end = keeps_best
+    evaluate_when_saving(training, keep_best=False)
     metrics: dict[str, bool] = {}
     if data.validation_file is not None:
         metrics |= MaskedLanguageTrainer.metrics_of(training)
@@ -123,7 +122,7 @@ def read_train_texts(data: LanguageDataArguments, args: MaskedLanguageArguments)
 
 
 def read_probe(path: str) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]:
-    """Of scored sentence pairs, the function that measures the mean-pooled last layer of a model while it trains."""
+    """Read scored sentence pairs; return a function that evaluates the mean-pooled last layer of a model on them."""
     pairs = read_sts_file(path)
     positives, texts = positive_pairs(*pairs), [*pairs[0], *pairs[1]]
 
@@ -140,7 +139,9 @@ def open_tokenizer(
     texts: Dataset | IterableDataset,
     checkpoint: str | None,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a new model: the one named, that of the checkpoint to resume from, or one trained on texts."""
+    """
+    The tokenizer of a new model: the named one, that of the checkpoint to resume from, or one trained on the texts.
+    """
     name = model_args.tokenizer_name or checkpoint
     if name is not None:
         tokenizer = load_tokenizer(name)
@@ -165,38 +166,27 @@ def open_tokenizer(
 
 
 def describe(trainer: MaskedLanguageTrainer, data: LanguageDataArguments, checkpoint: str | None) -> str:
-    """What the run will do, as a table."""
+    """A table of what the run will do."""
     args, model = trainer.args, trainer.model
-    texts, steps = "streamed", args.max_steps
+    texts = "streamed"
     if not data.streaming:
-        loader = trainer.get_train_dataloader()
         lengths = trainer.train_dataset["length"][:]
-        blocks = len(loader.dataset)
+        blocks = len(trainer.get_train_dataloader().dataset)
         filled = sum(lengths) / (blocks * args.max_seq_length)
         texts = f"{len(lengths):,} of {sum(lengths):,} tokens in one epoch: {blocks:,} blocks, {filled:.1%} filled"
-        if steps <= 0:
-            steps = math.ceil(math.ceil(len(loader) / args.gradient_accumulation_steps) * args.num_train_epochs)
-    every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
-    batch = args.per_device_train_batch_size * args.world_size
     plan = {
         "objective": args.objective,
         "model": f"{model.config.model_type}, {sum(p.numel() for p in model.parameters()):,} parameters",
         "vocabulary": f"{len(trainer.processing_class):,} tokens",
         "training texts": texts,
-        "blocks": f"{args.max_seq_length} tokens, {args.block_packing}, attention "
+        "rows": f"blocks of {args.max_seq_length} tokens, {args.block_packing}, attention "
         + ("inside each text" if args.attend_within_documents else "over the whole block"),
-        "blocks a step": f"{batch} on {args.world_size} process(es), {args.gradient_accumulation_steps} accumulated",
-        "steps": f"{steps:,}",
-        "evaluates on": "nothing"
-        if args.eval_strategy == "no"
-        else f"{', '.join(data.evaluation_files)}, every {every}",
-        "resumes from": checkpoint or "nothing",
     }
-    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+    return describe_run(trainer, plan, ", ".join(data.evaluation_files), checkpoint)
 
 
 def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
-    """Draw what a run recorded by step: a panel for each kind of measure that it has."""
+    """Draw the log history of a run by step, with a panel for each kind of metric."""
     from matplotlib.figure import Figure  # an extra
 
     curves = {
@@ -209,8 +199,8 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
     }
     panels = {title: lines for title, lines in curves.items() if lines}
     figure = Figure(figsize=(5 * max(1, len(panels)), 4), layout="constrained")
-    for place, (title, lines) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, len(panels), place)
+    for number, (title, lines) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(1, len(panels), number)
         for label, points in lines.items():
             axes.plot(list(points), list(points.values()), label=label, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
@@ -227,7 +217,7 @@ def run(
     is_new = model_args.model_type is not None
     config = new_config(model_args.model_type, model_args.config_overrides) if is_new else None
 
-    # 2. Data, all of it read and checked before a model is loaded
+    # 2. Data, read and checked before a model is loaded
     if training_args.do_train:
         warn_of_same_files(data_args.train_file or [], data_args.evaluation_files)
     train_texts = read_train_texts(data_args, training_args) if training_args.do_train else None
@@ -238,20 +228,14 @@ def run(
     probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
 
     # 3. Tokenizer and model
-    dtype = model_args.dtype or ("float32" if training_args.do_train else "auto")
+    loading = model_args.loading_options(training_args.do_train)
     if is_new:
         tokenizer = open_tokenizer(model_args, training_args, train_texts, checkpoint)
-        model = start_model(config, tokenizer, model_args.attn_implementation, dtype)
-        # Further positions of a new model are never trained.
+        model = start_model(config, tokenizer, loading["attn_implementation"], loading["dtype"])
+        # Later positions of a new model are never trained.
         tokenizer.model_max_length = training_args.max_seq_length
     else:
-        model, tokenizer = load_masked_language_model(
-            model_args.model_name_or_path,
-            revision=model_args.revision,
-            allow_pickle=model_args.allow_pickle,
-            attn_implementation=model_args.attn_implementation,
-            dtype=dtype,
-        )
+        model, tokenizer = load_masked_language_model(model_args.model_name_or_path, **loading)
         check_special_tokens(tokenizer, model_args.model_name_or_path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model))
     piece_length = training_args.max_seq_length if training_args.block_packing == "pack" else None
@@ -290,11 +274,7 @@ def run(
 
     # 6. Evaluation
     if training_args.do_eval:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-        if training_args.do_train:
-            trainer.save_state()  # so that all evaluations are in one place
+        evaluate_and_save(trainer)
 
     # 7. Curves, model card, and the Hub if asked for
     if training_args.plot_curves and trainer.is_world_process_zero():

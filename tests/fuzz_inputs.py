@@ -143,8 +143,12 @@ RUNS = {
     "run_mlm.py": [
         MLM | TEXTS | {"objective": "mlm"},
         MLM | TEXTS | {"train_file": ["data/texts.jsonl", "data/texts.txt.gz"], "probe_file": "data/sts.jsonl"},
-        NEW | TEXTS | {"vocab_size": "60", "validation_file": ["data/texts.txt"], "measure_similarity": True},
-        NEW | TEXTS | {"tokenizer_name": "models/bert", "streaming": True, "attend_within_documents": True},
+        NEW
+        | TEXTS
+        | {"objective": "taco", "vocab_size": "60", "validation_file": ["data/texts.txt"], "measure_similarity": True},
+        NEW
+        | TEXTS
+        | {"tokenizer_name": "models/bert", "streaming": True, "attend_within_documents": True, "objective": "taco"},
         MLM | {"validation_file": ["data/texts.jsonl"], "max_seq_length": 16},
     ],
     "run_classification.py": [

@@ -259,7 +259,7 @@ def test_early_stopping_stops_and_a_resumed_run_counts_on(run, arguments, files,
     # Nothing is learned, so that only the first evaluation is better than those before it.
     options = arguments | files() | {"num_train_epochs": 10, "learning_rate": 0, "early_stopping_patience": 2}
     told = run(options)
-    assert "stops after 2 without a better one" in told
+    assert "after 2 evaluations without a better one" in told
     assert read_json(out / "trainer_state.json")["global_step"] == 3 * 4
     run(options | {"resume_from_checkpoint": "true"})  # it had stopped
     assert read_json(out / "trainer_state.json")["global_step"] == 3 * 4
@@ -437,14 +437,14 @@ def refused(run, out, capsys):
             "validation",
             2,
             {"sentence": "a", "label": "maybe"},
-            "validation.jsonl, line 2: the column 'label' says 'maybe', which is not among the classes of ",
+            "validation.jsonl, line 2: the column 'label' is 'maybe', which is not among the classes of ",
         ),
         (
             "single",
             "test",
             2,
             {"sentence": "a", "label": "maybe"},
-            "test.jsonl, line 2: the column 'label' says 'maybe'",
+            "test.jsonl, line 2: the column 'label' is 'maybe'",
         ),
         ("single", "test", 2, {"sentence": "a"}, "test.jsonl, line 2: the column 'label' is missing, null or empty"),
         (
@@ -456,7 +456,7 @@ def refused(run, out, capsys):
         ),
         ("several", "train", 2, {"sentence": "a", "label": "good"}, "line 2: the column 'label' must be a list of"),
         ("several", "train", 2, {"sentence": "a", "label": [["a"]]}, "must be a class, as a text or a whole number"),
-        ("several", "validation", 2, {"sentence": "a", "label": ["new"]}, "line 2: the column 'label' says 'new'"),
+        ("several", "validation", 2, {"sentence": "a", "label": ["new"]}, "line 2: the column 'label' is 'new'"),
     ],
 )
 def test_a_bad_row_is_named_with_its_line(refused, arguments, files, kind, part, line, row, message):
@@ -470,7 +470,7 @@ def test_a_bad_row_is_named_with_its_line(refused, arguments, files, kind, part,
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"text": "a", "label": "x"}] * 2, {}, "train.jsonl: the column 'label' says 'x' in every row"),
+        ([{"text": "a", "label": "x"}] * 2, {}, "train.jsonl: the column 'label' is 'x' in every row"),
         ([{"text": "a", "score": 1}] * 2, {}, "train.jsonl: the column 'score' is 1 in every row"),
         ([{"text": "a", "label": []}] * 2, {}, "the column 'label' names no class in any row"),
         ([], {}, "train.jsonl: the file is empty"),
@@ -512,7 +512,7 @@ def test_a_train_file_that_cannot_be_learned_from_is_refused(refused, arguments,
             "metric_for_best_model='spearman' is not measured here; use one of acc",
         ),
         ({"train_file": "gone.jsonl"}, "gone.jsonl: no such file"),
-        ({"train_file": None}, "has no trained classifier to measure or to predict with"),
+        ({"train_file": None}, "has no trained classifier to evaluate or to predict with"),
         ({"max_seq_length": 600}, "max_seq_length=600 is beyond the 512 positions of the model"),
         ({"max_seq_length": 2}, "max_seq_length=2 must be at least 3"),
         ({"max_seq_length": 1}, "max_seq_length=1 must be at least 3"),
@@ -548,7 +548,7 @@ def test_resuming_with_another_pooler_is_one_sentence(run, refused, arguments, f
 
 def test_label_smoothing_of_numbers_is_refused(refused, arguments, files):
     sentence = refused(arguments | files("regression") | {"label_smoothing_factor": 0.1})
-    assert "--label_smoothing_factor needs labels that are one class a row" in sentence
+    assert "--label_smoothing_factor needs one class per row" in sentence
 
 
 def test_pairs_need_room_for_three_special_tokens_and_a_text(refused, arguments, files):
@@ -574,7 +574,7 @@ def test_a_saved_classifier_with_other_classes_is_not_quietly_replaced(run, refu
     options = arguments | {"model_name_or_path": str(out), "output_dir": str(tmp_path / "later")}
     train = write_rows(tmp_path / "more.jsonl", [{"text": "a", "label": "yes"}, {"text": "b", "label": "perhaps"}])
     sentence = refused(options | {"train_file": train}, writes_nothing=False)
-    assert "more.jsonl, line 2: the column 'label' says 'perhaps', which is not among the classes of" in sentence
+    assert "more.jsonl, line 2: the column 'label' is 'perhaps', which is not among the classes of" in sentence
     assert "(no, yes)" in sentence
     assert "--ignore_mismatched_sizes" in sentence
     sentence = refused(options | {"train_file": train, "problem_type": "regression"}, writes_nothing=False)
@@ -633,5 +633,5 @@ def test_a_mistake_ends_the_process_with_exit_code_2_and_one_sentence(arguments,
     data = files() | {"train_file": write_rows(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}] * 2)}
     done = launch(SCRIPT, *flags(arguments | data))
     assert done.returncode == 2
-    assert "says 'x' in every row; at least two classes are needed" in done.stderr.strip().splitlines()[-1]
+    assert "is 'x' in every row; at least two classes are needed" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr

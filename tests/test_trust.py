@@ -181,7 +181,7 @@ def test_a_hub_out_of_reach_is_found_before_anything_is_computed(run, here, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, sentence = run(script, push_to_hub=True)
     assert code == 2
-    assert sentence.startswith("error: --push_to_hub: the Hub cannot be reached, or knows no such token (")
+    assert sentence.startswith("error: --push_to_hub: the Hub cannot be reached or rejects the token (")
     assert not (here / "out").exists()
 
 
@@ -195,7 +195,7 @@ def test_weights_that_the_last_update_made_infinite_are_not_saved(run, here, scr
     code, sentence = run(script, **options, max_grad_norm=0, save_strategy="no")
     assert code == 1
     assert "weights are not finite after step 1" in sentence
-    assert "nothing was saved of them" in sentence
+    assert "they were not saved" in sentence
     assert not (here / "out/model.safetensors").exists()
 
 
@@ -221,11 +221,11 @@ def test_a_file_that_is_both_trained_on_and_measured_on_is_warned_of(run, here, 
     with caplog.at_level(logging.WARNING):
         code, said = run(script, number, max_steps=1, **options)
     assert code == 0, said
-    assert any("is trained on and measured on" in message for message in caplog.messages)
+    assert any("is used for both training and evaluation" in message for message in caplog.messages)
     caplog.clear()
     if script == "run_contrastive.py":
         run(script, 1, max_steps=1, output_dir="other")
-        assert not any("is trained on and measured on" in message for message in caplog.messages)
+        assert not any("is used for both training and evaluation" in message for message in caplog.messages)
 
 
 # --- the data cache ---

@@ -19,6 +19,7 @@ from ..common.checkpoint_files import (
     no_model,
 )
 from ..common.errors import InputError
+from ..common.positions import position_limit
 from ..common.rows import is_folder
 from .encoders import Encoder, LayerPoolEncoder, PooledEncoder, SentenceTransformersEncoder
 from .sentence_transformers_files import Module, Prompts, check_modules, read_modules, read_settings
@@ -202,7 +203,7 @@ def _load_transformers(
 
 def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None) -> int:
     """The maximum number of tokens: `max_seq_length`, or the tokenizer's limit within the positions of the model."""
-    positions = _positions(model)
+    positions = position_limit(model)
     if max_seq_length is None:
         return min(tokenizer.model_max_length, positions)
     if max_seq_length > positions:
@@ -213,11 +214,3 @@ def _length_limit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, ma
             f"--max_seq_length {max_seq_length}: leaves no token for the text, with {special} special tokens"
         )
     return max_seq_length
-
-
-def _positions(model: torch.nn.Module) -> float:
-    for module_name, module in model.named_modules():
-        if module_name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and similar encoders start counting positions after the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None) or float("inf")

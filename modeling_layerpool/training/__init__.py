@@ -10,12 +10,9 @@ from .contrastive.objectives.base import EmbeddedBatch, Objective
 from .contrastive.trainer import ContrastiveTrainer
 from .lora import add_lora
 from .losses import info_nce
-from .masked_lm.token_contrast import (
-    TokenContrastArguments,
-    TokenContrastTrainer,
-    sample_token_pairs,
-    semantic_similarity,
-)
+from .masked_lm.arguments import TokenContrastArguments
+from .masked_lm.token_contrast import sample_token_pairs, semantic_similarity
+from .masked_lm.trainer import TokenContrastTrainer
 
 
 # The modules that were documented before they moved into folders, under their old names.

@@ -1,4 +1,4 @@
-"""Which rows make a batch, on which process, and how their sentences are packed."""
+"""Batches of rows for all processes, and the packing of their sentences."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..common.errors import InputError
 from ..models.modeling_layerpool_packing import pack_sentences
-from .masking import TokenMasking, predicted_places
+from .masking import TokenMasking, predicted_index
 
 
 def text_id(token_ids: Sequence[int]) -> int:
@@ -18,25 +18,25 @@ def text_id(token_ids: Sequence[int]) -> int:
     return hash(tuple(token_ids))
 
 
-def share_of(rows: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
-    """This process's part of a global batch: consecutive rows, and at most one row more or less than another's."""
+def local_rows(rows: Sequence[Any], rank: int, world_size: int) -> Sequence[Any]:
+    """The rows of one process in a global batch: consecutive, and at most one row more or less than another's."""
     return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]
 
 
 class GlobalBatchSampler(BatchSampler):
     """
-    Batches of all processes together, of which this one yields its share.
+    Global batches, from each of which this process yields its rows.
 
-    Every process gets the same number of batches and no row twice: the last, smaller batch is divided as evenly as it
-    goes. It is left out if it has no negatives (one row) or no row for some process.
+    Every process gets the same number of batches and no row twice. The smaller last batch is divided as evenly as
+    possible. It is left out if it has only one row, and thus no negatives, or fewer rows than processes.
 
     Args:
-        rows: rows in the dataset.
-        batch_size: rows in a batch of all processes together.
-        rank, world_size: this process, and how many there are.
+        rows: number of rows in the dataset.
+        batch_size: number of rows in a global batch.
+        rank, world_size: index of this process, and number of processes.
         shuffle: a new order in each epoch, the same on all processes.
-        seed: decides the orders.
-        drop_last: leave out a smaller last batch altogether.
+        seed: seed of the orders.
+        drop_last: always leave out a smaller last batch.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class GlobalBatchSampler(BatchSampler):
 
     @property
     def smallest(self) -> int:
-        """Rows that a batch must have: all of them, or one for each process and a negative."""
+        """The number of rows that a batch must have: all of them, or one for each process and a negative."""
         return self.batch_size if self.drop_last else max(2, self.world_size)
 
     def order(self, epoch: int) -> list[int]:
-        """The rows in the order of an epoch."""
+        """The indices of the rows in the order of an epoch."""
         if not self.shuffle:
             return list(range(self.rows))
-        # A seed and an epoch make one order, whatever was drawn before: that is what resuming relies on.
+        # Resuming relies on an order that depends on the seed and the epoch alone.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.rows, generator=generator).tolist()
 
@@ -81,7 +81,7 @@ class GlobalBatchSampler(BatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.global_batches():
-            yield list(share_of(batch, self.rank, self.world_size))
+            yield list(local_rows(batch, self.rank, self.world_size))
 
     def __len__(self) -> int:
         whole, rest = divmod(self.rows, self.batch_size)
@@ -90,65 +90,66 @@ class GlobalBatchSampler(BatchSampler):
 
 class NoDuplicatesBatchSampler(GlobalBatchSampler):
     """
-    Batches in which no text stands twice, so that no text is its own negative.
+    Batches in which no text occurs twice, so that no text is its own negative.
 
-    Each row, in the order of the epoch, goes to the first batch with room behind the last one that holds one of its
-    texts: linear time, and without repeats exactly the batches of [`GlobalBatchSampler`]. A row for which no such
-    batch is left, as of a text with more copies than there are batches, sits this epoch out; another one in the next.
+    Each row, in the order of the epoch, goes to the first batch with room after the last one that holds one of its
+    texts. This takes linear time, and without repeated texts gives the batches of [`GlobalBatchSampler`]. A row
+    without such a batch, because a text has more copies than there are batches, is left out of the epoch; the next
+    epoch leaves out others.
 
     Args:
         texts: the identities of each row's texts.
 
-    Every epoch has as many batches as the first one: of one that has fewer, the largest batches are halved; where that
-    does not do, the epoch is the first one again.
+    Every epoch has as many batches as the first. If it has fewer, its largest batches are halved; if that is not
+    enough, the batches of the first epoch are used again.
 
     Raises:
-        InputError: the texts repeat so much that there is no batch of two different rows.
+        InputError: the texts repeat so much that no batch has two different rows.
     """
 
     def __init__(self, texts: Sequence[Sequence[int]], *args: Any, **kwargs: Any):
         super().__init__(len(texts), *args, **kwargs)
         self.texts = texts
-        self.length = len(self._place_rows(epoch=0))
+        self.length = len(self._distribute_rows(epoch=0))
         if self.length == 0:
-            raise InputError("the texts repeat so much that no batch of different ones can be made")
+            raise InputError("the texts repeat so much that no batch of different texts can be made")
 
     def __len__(self) -> int:
         return self.length
 
-    def _place_rows(self, epoch: int) -> list[list[int]]:
+    def _distribute_rows(self, epoch: int) -> list[list[int]]:
         count = -(-self.rows // self.batch_size)
         batches: list[list[int]] = [[] for _ in range(count)]
-        with_room = list(range(count + 1))  # from any batch to the next one with room, shortened on the way
-        behind: dict[int, int] = {}  # the first batch behind the last one that holds a text
+        with_room = list(range(count + 1))  # from each batch to the next one with room, with the paths compressed
+        first_allowed: dict[int, int] = {}  # the batch after the last one that holds a text
         for row in self.order(epoch):
-            place = max((behind.get(text, 0) for text in self.texts[row]), default=0)
-            while with_room[place] != place:
-                with_room[place] = with_room[with_room[place]]
-                place = with_room[place]
-            if place == count:
+            index = max((first_allowed.get(text, 0) for text in self.texts[row]), default=0)
+            while with_room[index] != index:
+                with_room[index] = with_room[with_room[index]]
+                index = with_room[index]
+            if index == count:
                 continue
-            batches[place].append(row)
-            if len(batches[place]) == self.batch_size:
-                with_room[place] = place + 1
-            behind.update(dict.fromkeys(self.texts[row], place + 1))
+            batches[index].append(row)
+            if len(batches[index]) == self.batch_size:
+                with_room[index] = index + 1
+            first_allowed.update(dict.fromkeys(self.texts[row], index + 1))
         return [batch for batch in batches if len(batch) >= self.smallest]
 
     def global_batches(self) -> list[list[int]]:
-        batches = self._place_rows(self.epoch)[: self.length]
+        batches = self._distribute_rows(self.epoch)[: self.length]
         while len(batches) < self.length:
             largest = max(batches, key=len, default=[])
             half = len(largest) // 2
             if half < self.smallest:
-                # Nothing left to halve, which takes rows that are nearly all the same.
-                return self._place_rows(epoch=0)
+                # No batch can be halved: nearly all rows are the same.
+                return self._distribute_rows(epoch=0)
             batches.remove(largest)
             batches += [largest[:half], largest[half:]]
         return batches
 
 
 class EpochDataLoader(DataLoader):
-    """A data loader that tells its batch sampler the epoch, as the Trainer expects of a prepared one."""
+    """A data loader that passes the epoch on to its batch sampler, as data loaders prepared by accelerate do."""
 
     def set_epoch(self, epoch: int) -> None:
         self.batch_sampler.set_epoch(epoch)
@@ -156,10 +157,10 @@ class EpochDataLoader(DataLoader):
 
 class StreamedBatches(torch.utils.data.IterableDataset):
     """
-    The same batches from a dataset without length: every process reads the stream and yields its share of each batch.
+    Batches of a dataset without length: every process reads the whole stream and yields its rows of each batch.
 
-    The stream starts again when it ends, so that no process is ever without a batch; a smaller last batch is left out.
-    With several data workers each makes batches of its own shards of the stream, the same ones on every process.
+    The stream starts again when it ends, so that no process ever lacks a batch. A smaller last batch is left out. With
+    several data workers, each makes batches from its own shards of the stream, which are the same on every process.
     """
 
     def __init__(self, dataset: IterableDataset, batch_size: int, rank: int = 0, world_size: int = 1):
@@ -174,7 +175,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
             rows = iter(self.dataset)
             made = 0
             while len(batch := list(islice(rows, self.batch_size))) == self.batch_size:
-                yield list(share_of(batch, self.rank, self.world_size))
+                yield list(local_rows(batch, self.rank, self.world_size))
                 made += 1
             if made == 0:
                 raise InputError(
@@ -261,7 +262,7 @@ class PackingCollator:
             inputs = {"groups": groups, "sentence_places": places}
         if self.masking is not None:
             for packed in inputs.get("groups", [inputs]):
-                packed["mlm_places"] = predicted_places(packed["mlm_labels"])
+                packed["mlm_places"] = predicted_index(packed["mlm_labels"])
                 packed["mlm_labels"] = packed["mlm_labels"].flatten()[packed["mlm_places"]]
         if "value" in features[0]:
             inputs["values"] = torch.tensor([feature["value"] for feature in features])

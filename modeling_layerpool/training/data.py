@@ -1,27 +1,60 @@
-"""Where rows come from: the identity of a file, and datasets of the Hub."""
+"""Datasets of local files and of the Hub."""
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from ..common.errors import InputError
-from ..common.rows import reading_errors
+from ..common.rows import read_rows, reading_errors
 
 
-def file_identity(path: str) -> tuple[str, str]:
+def first_row(path: str) -> dict[str, Any]:
+    """The first row of a local file. Raises an `InputError` if the file is missing, broken or empty."""
+    for _, row in read_rows(path):
+        return row
+    raise InputError(f"{path}: the file is empty")
+
+
+def dataset_of_files(
+    read: Callable[..., Iterator[dict[str, Any]]], paths: Sequence[str], streaming: bool = False, **options: Any
+) -> Dataset | IterableDataset:
     """
-    Where a file is and what it holds. `datasets` caches by the arguments of a reader, so that one of them has to tell
-    this file from every other: those of the same name in other folders, and those written in the same moment.
+    The rows of local files as a dataset.
+
+    Args:
+        read: yields the checked rows; called with `paths`, `identities`, which it ignores, and the options.
+        paths: local files.
+        streaming: read and check the files while training. Data workers share the files.
+        options: further arguments of `read`, no lists, which `datasets` would split among workers.
+
+    Raises:
+        InputError: `read` raised it.
     """
+    if streaming:
+        return IterableDataset.from_generator(read, gen_kwargs={"paths": list(paths), "identities": None, **options})
+    # `datasets` caches by these arguments, so one of them has to change when the content of a file does.
+    identities = tuple(_file_identity(path) for path in paths)
+    try:
+        return Dataset.from_generator(read, gen_kwargs={"paths": tuple(paths), "identities": identities, **options})
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
+
+
+def _file_identity(path: str) -> tuple[str, str]:
     with reading_errors(path), open(path, "rb") as file:
         return str(Path(path).resolve()), hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_hub(name: str, config: str | None, split: str, streaming: bool = False) -> Dataset | IterableDataset:
-    """A split of a dataset on the Hub. Raises an `InputError` if there is none of that name, or no way to reach it."""
+    """A split of a dataset on the Hub. Raises an `InputError` if it does not exist or cannot be reached."""
     try:
         return load_dataset(name, config, split=split, streaming=streaming)
-    except Exception as error:  # each way of not being there, or of being broken, has its own type
+    except Exception as error:  # datasets raises many types
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"dataset {name!r} cannot be loaded: {reason}") from error

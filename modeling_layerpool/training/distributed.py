@@ -1,4 +1,4 @@
-"""Embeddings of all processes in one place, with the exact gradient."""
+"""Collectives over all processes, among them a gather of embeddings with the exact gradient."""
 
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ def world_size() -> int:
 
 
 def cpu_group() -> dist.ProcessGroup:
-    """All processes, in a group whose exchanges are between CPUs and never wait for a device."""
+    """A group of all processes that exchanges data on CPUs and never waits for a device."""
     return _cpu_group(dist.group.WORLD)
 
 
@@ -22,7 +22,7 @@ def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all processes, in the order of the ranks; backwards, the sum of what all processes want of ours."""
+    """Gathers the rows of all processes in the order of the ranks; backwards, adds up the gradients of our rows."""
 
     @staticmethod
     def forward(ctx, local: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -41,14 +41,14 @@ class _GatherRows(torch.autograd.Function):
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:
-    # Collectives want equal shapes.
+    # Collectives need equal shapes.
     padded = rows.new_zeros(count, *rows.shape[1:])
     padded[: len(rows)] = rows
     return padded
 
 
 def rows_of_all(rows: int) -> list[int]:
-    """How many rows each process has."""
+    """The number of rows of each process."""
     if world_size() == 1:
         return [rows]
     own = torch.tensor([rows])
@@ -65,14 +65,14 @@ def gather_rows(local: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         local: the rows of this process.
         sizes: the b of each process, which may differ ([`rows_of_all`]).
 
-    With the loss of the local rows against all columns, scaled by `b * world size / B`, the mean gradient over the
-    processes is the one of the whole batch on one process.
+    If the loss of the local rows against all gathered rows is scaled by `b * world size / B`, the mean gradient over
+    the processes equals the gradient of the whole batch on one process.
     """
     return local if len(sizes) == 1 else _GatherRows.apply(local, sizes)
 
 
 def same_on_all(value: Any) -> Any:
-    """The main process's value, on all processes."""
+    """Send the value of the main process to all processes."""
     if world_size() == 1:
         return value
     shared = [value]
@@ -81,7 +81,7 @@ def same_on_all(value: Any) -> Any:
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Average the gradients of parameters that no wrapper (DistributedDataParallel) looks after."""
+    """Average the gradients of parameters outside the model, which DistributedDataParallel does not synchronize."""
     if world_size() == 1:
         return
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""What a broken run leaves behind: whole checkpoints, one saved on SIGTERM, a clear word on a full disk."""
+"""Runs that break: checkpoints known to be complete, one saved on SIGTERM, and a clear error on a full disk."""
 
 import contextlib
 import json
@@ -17,22 +17,25 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import seed_worker, sort_checkpoints
 
+from .compat import is_write_error
 from .distributed import cpu_group, world_size
 from .lora import has_adapter
 
 
 MANIFEST = "complete.json"
 PART = f"{MANIFEST}.part"
-# What a shell reports of a process that SIGTERM ended, so that no scheduler takes the run for a finished one.
+# The exit code that shells report after SIGTERM, so that no scheduler takes the run for finished.
 PREEMPTED = 128 + signal.SIGTERM
-# Seconds that clusters leave between SIGTERM and SIGKILL.
+# Seconds between SIGTERM and SIGKILL on common clusters.
 GRACE = 30
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointWriteError(RuntimeError):
-    """A checkpoint or model could not be written. The message names the folder, the room it needs and what is free."""
+    """
+    A checkpoint or model could not be written. The message names the folder, the space needed and the space free.
+    """
 
 
 class Preempted(SystemExit):
@@ -42,15 +45,15 @@ class Preempted(SystemExit):
         super().__init__(PREEMPTED)
 
 
-# --- whole checkpoints ---
+# --- complete checkpoints ---
 
 
 def write_manifest(folder: str | os.PathLike) -> None:
     """
-    Note size and checksum of every file of a checkpoint.
+    Write the size and checksum of every file of a checkpoint into its manifest.
 
-    Transformers writes its state afterwards, and only then removes older checkpoints: a checkpoint with both is whole,
-    and one that is cut off at any moment leaves the one before it.
+    transformers writes its state after this, and then removes older checkpoints. So a checkpoint with a manifest and a
+    state is complete, and an interrupted save leaves the previous checkpoint.
     """
     folder = Path(folder)
     files = {}
@@ -71,7 +74,7 @@ def _checksum(path: Path) -> int:
 
 
 def find_defect(checkpoint: str | os.PathLike) -> str | None:
-    """Why a checkpoint cannot be resumed from, as half a sentence that names the file; None for a whole one."""
+    """Why a checkpoint cannot be resumed from, as half a sentence that names the file; None for a complete one."""
     folder = Path(checkpoint)
     try:
         if not folder.is_dir():
@@ -103,7 +106,7 @@ def find_defect(checkpoint: str | os.PathLike) -> str | None:
 
 
 def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The last checkpoint to resume from; each later one that is not whole is logged with its defect."""
+    """The last complete checkpoint; each later one is logged with its defect."""
     for checkpoint in reversed(sort_checkpoints(str(output_dir))):
         defect = find_defect(checkpoint)
         if defect is None:
@@ -117,26 +120,23 @@ def last_whole_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 @contextlib.contextmanager
 def write_errors(trainer: Trainer, folder: str) -> Iterator[None]:
-    """Turn a failure to write into one sentence."""
+    """Turn a failure to write into a [`CheckpointWriteError`]."""
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers raise their own errors, torch's writer a RuntimeError that does not say why.
-        signs = ("os error", "inline_container", "PytorchStreamWriter")
-        if isinstance(error, CheckpointWriteError) or not (
-            isinstance(error, OSError) or any(sign in str(error) for sign in signs)
-        ):
+        if isinstance(error, CheckpointWriteError) or not is_write_error(error):
             raise
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        needed, free = _bytes_needed(trainer), shutil.disk_usage(trainer.args.output_dir).free
         raise CheckpointWriteError(
-            f"{folder}: could not be written to its end; a checkpoint needs about {_needed(trainer) / 1e6:,.1f} MB, "
-            f"{shutil.disk_usage(trainer.args.output_dir).free / 1e6:,.1f} MB are free ({cause}). Make room and go on "
-            "from the last whole checkpoint with --resume_from_checkpoint true"
+            f"{folder}: could not be written to its end; a checkpoint needs about {needed / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free ({cause}). Make room and resume "
+            "from the last complete checkpoint with --resume_from_checkpoint true"
         ) from error
 
 
-def _needed(trainer: Trainer) -> int:
-    """Bytes of the weights that are saved, and of the optimizer's state."""
+def _bytes_needed(trainer: Trainer) -> int:
+    """The size of the weights that are saved and of the optimizer's state."""
     tensors = [*trainer.model.parameters(), *trainer.model.buffers()]
     if has_adapter(trainer.model):
         tensors = [parameter for parameter in tensors if parameter.requires_grad]
@@ -146,10 +146,10 @@ def _needed(trainer: Trainer) -> int:
 
 
 @contextlib.contextmanager
-def whole_or_gone(trainer: Trainer, checkpoint: str) -> Iterator[None]:
-    """Around the writing of a checkpoint: one that fails is removed, so that it takes no room from the next try."""
+def remove_if_incomplete(trainer: Trainer, checkpoint: str) -> Iterator[None]:
+    """Remove a checkpoint whose writing fails, so that it takes no room from the next one."""
     if trainer.args.should_save:
-        # What an earlier run left in this folder must not vouch for what comes now.
+        # Files of an earlier run in this folder must not mark an incomplete checkpoint as complete.
         for name in (MANIFEST, TRAINER_STATE_NAME):
             Path(checkpoint, name).unlink(missing_ok=True)
     with write_errors(trainer, checkpoint):
@@ -167,12 +167,12 @@ def whole_or_gone(trainer: Trainer, checkpoint: str) -> Iterator[None]:
 @contextlib.contextmanager
 def save_on_sigterm(trainer: Trainer) -> Iterator[None]:
     """
-    While training: on SIGTERM to any process finish the step, save a checkpoint and raise [`Preempted`] on all.
+    In this context, SIGTERM to any process ends the training on all of them: they finish the step, save a checkpoint
+    and raise [`Preempted`].
 
-    The `enable_jit_checkpoint` of transformers waits three seconds, may save in the middle of a step, whose random
-    numbers
-    are then drawn twice, lets each process stop at its own step, and goes on as though the training had finished. A
-    handler that is already there (that one's, or the application's) is left alone.
+    `enable_jit_checkpoint` of transformers waits three seconds, may save in the middle of a step, whose random numbers
+    are then drawn twice, lets each process stop at its own step, and continues as if the training had finished. A
+    handler that is already installed, by that option or by the application, is kept.
     """
     callback = _SigtermCallback()
     trainer.add_callback(callback)
@@ -192,7 +192,7 @@ class _SigtermCallback(TrainerCallback):
     def __init__(self):
         self.received = False
         self.stops = False
-        # On the CPU: asking the other processes at every step must not wait for the device.
+        # On the CPU, because asking the other processes at every step must not wait for the device.
         self.group = cpu_group() if world_size() > 1 else None
 
     def receive(self, signum, frame):
@@ -207,7 +207,7 @@ class _SigtermCallback(TrainerCallback):
         return self.stops
 
     def on_step_end(self, args, state, control, **kwargs):
-        # The last step of an epoch or run is saved at the epoch's end, behind the evaluation that may be due there.
+        # The last step of an epoch or run is saved at the end of the epoch, after an evaluation that may be due there.
         if self._agree() and not (control.should_training_stop or float(state.epoch).is_integer()):
             control.should_save = True
 
@@ -219,7 +219,7 @@ class _SigtermCallback(TrainerCallback):
         if self.stops or self._agree():
             if state.is_world_process_zero:
                 logger.warning(
-                    f"SIGTERM: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; go on with "
+                    f"SIGTERM: saved step {state.global_step} of {state.max_steps} in {args.output_dir}; resume with "
                     "--resume_from_checkpoint true"
                 )
             raise Preempted
@@ -227,10 +227,9 @@ class _SigtermCallback(TrainerCallback):
 
 def init_worker(worker_id: int, num_workers: int, rank: int) -> None:
     """
-    What a data worker does first.
+    Initialize a data worker, which ends some time after SIGTERM and not at once.
 
-    A cluster sends SIGTERM to every process of a job, but the step under way, and transformers while a worker lives,
-    need the workers: one that is told to end does so after the time that is left anyway.
+    A cluster sends SIGTERM to every process of a job, but the current step still needs its data workers.
     """
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
     seed_worker(worker_id, num_workers, rank)

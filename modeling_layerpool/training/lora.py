@@ -1,6 +1,6 @@
 """
-LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) by PEFT: the encoder's weights stay as they are, low-rank matrices beside
-its linear layers and the pooler are trained.
+LoRA (Hu et al., ICLR 2022, arXiv 2106.09685) with PEFT: the weights of the encoder are frozen; low-rank matrices added
+to its linear layers, and the pooler, are trained.
 """
 
 import importlib.util
@@ -13,16 +13,17 @@ from transformers import PreTrainedModel, Trainer
 
 from ..common.checkpoint_files import read_json_object
 from ..common.errors import InputError
+from .compat import has_forward_hooks
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-# In the output folder, next to the merged model: the adapter alone.
+# The adapter without the model, in the output folder.
 ADAPTER_FOLDER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
-# What a checkpoint's adapter has to share with the model's, by its name here and in PEFT.
+# Settings that the adapters of a checkpoint and of the model must share, by their names here and in PEFT.
 SHARED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "target_modules"}
 
 
@@ -33,7 +34,7 @@ def require_peft() -> None:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether this is a model of PEFT, by [`add_lora`] or by PEFT's own `get_peft_model`."""
+    """Whether a model is a `PeftModel`, from [`add_lora`] or from PEFT's own `get_peft_model`."""
     if importlib.util.find_spec("peft") is None:
         return False
     from peft import PeftModel  # an extra
@@ -51,7 +52,7 @@ def add_lora(
 ) -> "PeftModel":
     r"""
     Freeze a layer-pooled model and add LoRA to linear layers of its encoder. The modules on top of the encoder (the
-    pooler, a classifier) is trained in full.
+    pooler, a classifier) are trained in full.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -59,14 +60,14 @@ def add_lora(
         r (`int`, *optional*, defaults to 16):
             The rank of the added matrices.
         lora_alpha (`int`, *optional*, defaults to 32):
-            What they add is multiplied by `lora_alpha / r`.
+            The update is multiplied by `lora_alpha / r`.
         lora_dropout (`float`, *optional*, defaults to 0.0):
-            Of what they read, in training.
+            The dropout probability of their inputs, in training.
         target_modules (sequence of `str`, *optional*):
-            The linear layers of the encoder, by the end of their names, such as `query`. Defaults to all of them.
+            The ends of the names of the encoder's linear layers to adapt, such as `query`. Defaults to all of them.
 
     Returns:
-        `peft.PeftModel`: which passes `encode`, `config` and all else on to `model`.
+        `peft.PeftModel`: a model that passes `encode`, `config` and all other attributes on to `model`.
 
     Raises:
         InputError: PEFT is not installed, or the encoder has no such linear layer.
@@ -88,7 +89,7 @@ def add_lora(
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=list(target_modules or known),
-        modules_to_save=heads or None,  # a pooler without parameters has nothing to save; no head is ever a target
+        modules_to_save=heads or None,  # PEFT rejects modules without parameters, such as a mean pooler
     )
     try:
         return get_peft_model(model, config)
@@ -100,23 +101,25 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     """
     Names, inside the encoder, of the linear layers that may be adapted.
 
-    One that the pooler reads by a hook (`embeddings_project` of a narrow ELECTRA) is left out: PEFT puts a layer of
-    its own around it, and the hook would read it without what LoRA adds.
+    A layer that the pooler reads with a hook (`embeddings_project` of a narrow ELECTRA) is left out: PEFT wraps it,
+    and the hook would read the output without the update of LoRA.
     """
     modules = model.base_model.named_modules()
-    return [name for name, module in modules if isinstance(module, nn.Linear) and not module._forward_hooks]
+    return [name for name, module in modules if isinstance(module, nn.Linear) and not has_forward_hooks(module)]
 
 
 def check_adapter(model: "PeftModel") -> None:
-    """Raise an `InputError` if an adapter stands around a layer that the pooler reads; see [`linear_layers`]."""
+    """Raise an `InputError` if an adapter wraps a layer that the pooler reads with a hook; see [`linear_layers`]."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # an extra
+
     for name, module in model.named_modules():
-        if getattr(getattr(module, "base_layer", None), "_forward_hooks", None):
+        if isinstance(module, BaseTunerLayer) and has_forward_hooks(module.base_layer):
             target = name.rpartition(".")[2]
             raise InputError(f"the pooler reads {target!r} without its adapter; take it out of the target modules")
 
 
 def lora_settings(model: "PeftModel") -> dict[str, str]:
-    """What a table of the run and a model card have to say of the adapter of [`add_lora`], by name."""
+    """Names and values that describe the adapter of [`add_lora`] in the table of the run and in the model card."""
     config = model.peft_config[model.active_adapter]
     trained, all_parameters = model.get_nb_trainable_parameters()
     total = all_parameters - trained  # LoRA adds its weights to the model's own, which stay
@@ -132,10 +135,10 @@ def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
     """
     Raise an `InputError` unless a checkpoint holds an adapter like the model's, or none for a model without one.
 
-    The library would load nothing, or what fits, and go on.
+    transformers would load the weights that fit, or none, and continue.
     """
     if not Path(checkpoint).is_dir():
-        return  # transformers says so
+        return  # transformers raises an error
     path = Path(checkpoint, ADAPTER_CONFIG)
     if not has_adapter(model):
         if path.is_file():
@@ -157,11 +160,11 @@ def check_checkpoint(checkpoint: str, model: nn.Module) -> None:
 
 def save_and_merge(trainer: Trainer) -> None:
     """
-    Save the adapter as `adapter/` in `args.output_dir`, then make the trainer's model the ordinary one that it began
-    as, with the adapter in its weights. All processes must call this.
+    Save the adapter as `adapter/` in `args.output_dir`, then replace the trainer's model by the ordinary model with
+    the adapter merged into its weights. All processes must call this.
     """
     if trainer.args.should_save:
         folder = Path(trainer.args.output_dir, ADAPTER_FOLDER)
         trainer.model.save_pretrained(folder)
-        (folder / "README.md").unlink()  # PEFT's empty form; the run writes a card of its own
+        (folder / "README.md").unlink()  # PEFT's empty template; the run writes a card of its own
     trainer.model = trainer.model_wrapped = trainer.model.merge_and_unload()

@@ -199,7 +199,7 @@ def batch_softmax_contrastive(
         if normalization == "l2":
             queries, all_queries, candidates = map(_normalize, (queries, all_queries, candidates))
         else:
-            queries, all_queries, candidates = map(_at_least_float32, (queries, all_queries, candidates))
+            queries, all_queries, candidates = map(at_least_float32, (queries, all_queries, candidates))
         if normalization == "coordinate":
             ranges = _coordinate_ranges(all_queries)
             queries, all_queries = queries / ranges, all_queries / ranges
@@ -450,9 +450,9 @@ def _take(ids: torch.Tensor | None, places: torch.Tensor) -> torch.Tensor | None
     return None if ids is None else ids[places]
 
 
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _normalize(x: torch.Tensor) -> torch.Tensor:
-    return F.normalize(_at_least_float32(x), dim=-1)
+    return F.normalize(at_least_float32(x), dim=-1)

@@ -1,4 +1,4 @@
-"""Which tokens are masked, and by what: BERT's rule, with draws that follow from a key and no random state."""
+"""BERT's masking of tokens, with draws that depend on a key and not on a random state."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ..common.errors import InputError
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str = "the tokenizer") -> None:
-    """Raise an `InputError` that begins with `name` if a tokenizer lacks a token that is needed here."""
+    """Raise an `InputError` that begins with `name` if a tokenizer has no mask token or no token for padding."""
     for kind in ("mask", "pad"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
             raise InputError(f"{name}: has no {kind} token, and cannot be used for masked language modelling")
@@ -18,15 +18,15 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str = "the to
 
 class TokenMasking:
     """
-    Masks content tokens: 80 % of the chosen ones become the mask token, 10 % a random one, and 10 % stay.
+    Masks content tokens: of the chosen tokens 80 % become the mask token, 10 % a random token, and 10 % stay.
 
     Args:
-        tokenizer: the one that made the tokens.
-        mlm_probability: share of the content tokens that are chosen, at least one.
-        seed: with the key of a call it decides the masks.
+        tokenizer: the tokenizer of the texts.
+        mlm_probability: share of the content tokens that are chosen; at least one is.
+        seed: seed of the masks, together with the key of a call.
 
     Raises:
-        InputError: the tokenizer has no mask token, or none for padding.
+        InputError: the tokenizer has no mask token or no token for padding.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, mlm_probability: float = 0.15, seed: int = 0):
@@ -37,31 +37,31 @@ class TokenMasking:
         self.seed = seed
 
     def is_content(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """True for what is no special token, as the unknown token and padding are."""
+        """Whether a token is not special; the unknown token and padding are special."""
         return ~torch.isin(input_ids, self.special_ids)
 
     def __call__(
         self, input_ids: torch.Tensor, content: torch.Tensor, key: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The masked tokens, and the labels: the token that was there, -100 for what is not to be predicted.
+        The masked tokens, and the labels: the original token, or -100 if it is not predicted.
 
         Args:
             input_ids (`torch.LongTensor` of any shape): the tokens.
-            content (`torch.BoolTensor` of the same shape): those that may be masked.
-            key: not negative; the same key draws the same masks.
+            content (`torch.BoolTensor` of the same shape): whether a token may be masked.
+            key: numbers of at least 0; the same key draws the same masks.
         """
         state = np.random.SeedSequence((self.seed, *key)).generate_state(1)
         generator = self.collator.generator = torch.Generator().manual_seed(int(state[0]))
         masked, labels = self.collator.torch_mask_tokens(input_ids.clone(), ~content)
-        places = content.flatten().nonzero().squeeze(-1)
-        if len(places) > 0 and bool((labels == -100).all()):
-            # The mean over no token at all is not a number.
-            place = places[torch.randint(len(places), (), generator=generator)]
-            labels.view(-1)[place], masked.view(-1)[place] = input_ids.flatten()[place], self.mask_token_id
+        content_index = content.flatten().nonzero().squeeze(-1)
+        if len(content_index) > 0 and bool((labels == -100).all()):
+            # The mean loss over no token is not a number.
+            index = content_index[torch.randint(len(content_index), (), generator=generator)]
+            labels.view(-1)[index], masked.view(-1)[index] = input_ids.flatten()[index], self.mask_token_id
         return masked, labels
 
 
-def predicted_places(labels: torch.Tensor) -> torch.Tensor:
-    """The places of labels that are not -100, in the flattened batch. On a device this waits for it."""
+def predicted_index(labels: torch.Tensor) -> torch.Tensor:
+    """The indices of labels other than -100 in the flattened batch. On a device this is a synchronization."""
     return (labels.flatten() != -100).nonzero().squeeze(1)

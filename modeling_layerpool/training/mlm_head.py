@@ -1,4 +1,4 @@
-"""The head of a masked language model: on predicted tokens alone, and on other encoders."""
+"""The head of a masked language model, computed for predicted tokens only, and on other encoders."""
 
 import logging
 from collections.abc import Iterator
@@ -18,17 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def head_only_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]:
+def head_only_at(model: PreTrainedModel, index: torch.Tensor) -> Iterator[None]:
     """
-    Within this context the head of a masked language model gets the tokens at `places` only.
+    Compute the head of a masked language model for the tokens at `index` only, within this context.
 
-    The vocabulary's logits of all tokens are most of the work and of the memory of a small model, and six of seven of
-    them are thrown away: heads work on each token alone. Hidden states that the model returns are those of all tokens.
+    In a small model the logits of the vocabulary take most of the time and memory, and six of seven tokens are not
+    predicted. The hidden states that the model returns are still those of all tokens.
 
     Args:
-        model: as `AutoModelForMaskedLM` gives it, whose head reads the first output of its `base_model`. One that is
-            built otherwise is left as it is: its logits are then those of all tokens.
-        places (`torch.LongTensor` of shape `(m,)`): in the flattened batch `(rows * length,)`; logits `(1, m, v)`.
+        model: a model from `AutoModelForMaskedLM` whose head reads the first output of its `base_model`. Other models
+            are left unchanged and return the logits of all tokens.
+        index (`torch.LongTensor` of shape `(m,)`): indices into the flattened batch `(rows * length,)`. The logits
+        have
+            the shape `(1, m, v)`.
     """
     if model.base_model is model:
         yield
@@ -37,7 +39,7 @@ def head_only_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]
     def select(module: nn.Module, args: tuple, output: Any) -> None:
         if isinstance(output, ModelOutput) and output[0].dim() == 3:
             name = next(iter(output))
-            output[name] = output[name].flatten(0, 1)[places].unsqueeze(0)
+            output[name] = output[name].flatten(0, 1)[index].unsqueeze(0)
 
     handle = model.base_model.register_forward_hook(select)
     try:
@@ -48,13 +50,13 @@ def head_only_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]
 
 class MaskedLanguageHead(nn.Module):
     """
-    The head of one of transformers' masked language models, on the hidden states of another encoder.
+    The head of a masked language model of transformers, on the hidden states of another encoder.
 
-    Its parameters are its own ones; word embeddings that it is tied to stay the encoder's.
+    It holds the parameters of the head only. Tied word embeddings belong to the encoder.
 
     Args:
-        language_model: as `AutoModelForMaskedLM` gives it. Its encoder is thrown away.
-        encoder: whose hidden states and word embeddings take that one's place.
+        language_model: a model from `AutoModelForMaskedLM`. Its encoder is discarded.
+        encoder: the encoder that replaces it, with its word embeddings.
     """
 
     def __init__(self, language_model: PreTrainedModel, encoder: PreTrainedModel):
@@ -63,14 +65,14 @@ class MaskedLanguageHead(nn.Module):
         words = encoder.get_input_embeddings().weight
         if language_model.config.tie_word_embeddings:
             language_model.get_output_embeddings().weight = words
-        # Not registered as a module: then the tied embeddings would be optimised and saved with the head, too.
+        # Registered as modules, the tied embeddings would be optimized and saved with the head.
         self.__dict__["language_model"] = language_model.train()
         self.__dict__["words"] = words
         for name, parameter in self.own_parameters():
             self.register_parameter(name.replace(".", "_"), parameter)
 
     def own_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The parameters, by their names in transformers' model."""
+        """The parameters of the head, by their names in the model of transformers."""
         return [(name, p) for name, p in self.language_model.named_parameters() if p is not self.words]
 
     @classmethod
@@ -83,14 +85,14 @@ class MaskedLanguageHead(nn.Module):
         allow_pickle: bool = False,
     ) -> "MaskedLanguageHead":
         """
-        The head of a checkpoint on a layer-pooled encoder, or a new one where the checkpoint has none. Its weights
-        have the dtype of the encoder.
+        The head of a checkpoint on a layer-pooled encoder, or a new head if the checkpoint has none. Its weights have
+        the dtype of the encoder.
 
         Args:
             encoder: a layer-pooled encoder.
-            checkpoint: a folder or a Hub name. Default: None, for a new head.
+            checkpoint: a folder or a Hub model ID. Default: None, for a new head.
             revision: branch, tag or commit on the Hub. Default: `"main"`.
-            allow_pickle: accept weights that are pickled, if there are no safetensors. Default: False.
+            allow_pickle: accept pickled weights if the checkpoint has no safetensors. Default: False.
 
         Raises:
             InputError: the checkpoint could not be loaded.
@@ -116,12 +118,12 @@ class MaskedLanguageHead(nn.Module):
         return cls(language_model, encoder)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Of hidden states `(m, h)` the logits of the vocabulary, `(m, v)`."""
+        """The logits of the vocabulary `(m, v)` for hidden states `(m, h)`."""
         return self.language_model(inputs_embeds=hidden_states.unsqueeze(0)).logits.squeeze(0)
 
 
 class _HiddenStates(nn.Module):
-    """In the place of an encoder: gives back what it is given as embeddings."""
+    """Replaces an encoder: returns the embeddings that it is given as hidden states."""
 
     def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
         return BaseModelOutput(last_hidden_state=inputs_embeds)

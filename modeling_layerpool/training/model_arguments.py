@@ -13,15 +13,10 @@ from .lora import require_peft
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-@dataclass
-class CheckpointArguments:
-    """Which checkpoint to start from, and how to load it."""
+@dataclass(kw_only=True)
+class LoadingArguments:
+    """How to load a checkpoint, whatever its kind."""
 
-    model_name_or_path: str = field(
-        metadata={
-            "help": "Checkpoint to start from, of this package or of a plain encoder: a folder or a Hub model ID."
-        }
-    )
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -39,6 +34,26 @@ class CheckpointArguments:
     revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     allow_pickle: bool = field(
         default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
+    )
+
+    def loading_options(self, trains: bool) -> dict[str, Any]:
+        """The arguments of `load_layerpool` and `load_masked_language_model`; weights to train are in float32."""
+        return {
+            "attn_implementation": self.attn_implementation,
+            "dtype": self.dtype or ("float32" if trains else "auto"),
+            "revision": self.revision,
+            "allow_pickle": self.allow_pickle,
+        }
+
+
+@dataclass
+class CheckpointArguments(LoadingArguments):
+    """Which checkpoint to start from, and how to load it."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "Checkpoint to start from, of this package or of a plain encoder: a folder or a Hub model ID."
+        }
     )
 
 

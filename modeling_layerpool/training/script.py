@@ -1,6 +1,7 @@
-"""What every training script does around its trainer: the output folder, training, saving."""
+"""The parts that all training scripts share: the output folder, training, evaluation, saving and publishing."""
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -12,29 +13,31 @@ import datasets
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from tabulate import tabulate
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..common.checkpoint_files import read_json_object
 from ..common.errors import InputError, usage_errors
 from ..common.folders import output_folder
-from .base import LayerPoolTrainer, NonFiniteLossError, RunArguments, unknown_metric
+from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
+from .run_arguments import RunArguments
 
 
 METRICS_FILE = "all_results.json"
-# How the names of what a run writes end, but for checkpoints.
+# The suffixes of the files that a run writes, without checkpoints.
 WRITTEN = (".bin", ".json", ".jsonl", ".md", ".png", ".py", ".safetensors")
 
 logger = logging.getLogger(__name__)
 
 
 class PushError(RuntimeError):
-    """The model is trained and saved, but the Hub did not take it."""
+    """The model is trained and saved, but could not be pushed to the Hub."""
 
 
 def set_up_logging(args: TrainingArguments) -> None:
-    """Messages of the main process, errors of the others; progress bars as `disable_tqdm` says."""
+    """Log messages of the main process and errors of the others; show progress bars unless `disable_tqdm` is set."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
     level = args.get_process_log_level()
     transformers.utils.logging.set_verbosity(level)
@@ -43,28 +46,30 @@ def set_up_logging(args: TrainingArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def evaluate_when_saving(args: RunArguments) -> None:
-    """Unless the arguments say when to evaluate: evaluate at every save, and keep the best checkpoint."""
+def evaluate_when_saving(args: RunArguments, keep_best: bool = True) -> None:
+    """
+    Evaluate at every save and, if `keep_best`, keep the best checkpoint, unless the arguments say when to evaluate.
+    """
     if args.eval_on_start and not args.do_eval:
-        raise InputError("--eval_on_start needs something to evaluate on")
+        raise InputError("--eval_on_start needs evaluation data")
     if args.do_train and args.do_eval and not args.eval_strategy_was_given:
         if args.save_strategy == "best":
-            raise InputError("--save_strategy best needs an --eval_strategy, to know when to measure")
-        args.eval_strategy = args.save_strategy
-        args.eval_steps = args.eval_steps or args.save_steps
-        args.load_best_model_at_end = args.save_strategy != "no"
+            raise InputError("--save_strategy best needs an --eval_strategy, to know when to evaluate")
+        args.evaluate_when_saving()
+        if keep_best:
+            args.load_best_model_at_end = args.save_strategy != "no"
 
 
 def choose_best_by(args: RunArguments, metrics: Mapping[str, bool], default: str) -> None:
     """
-    Set what the best checkpoint is chosen by, unless the arguments do.
+    Set the metric that the best checkpoint is chosen by, unless it was given.
 
     Args:
-        metrics: all that an evaluation of this run measures, and whether more of it is better.
-        default: the one to choose by.
+        metrics: the metrics of an evaluation in this run, and whether higher is better.
+        default: the metric to choose by.
 
     Raises:
-        InputError: the metric that was given is not among them.
+        InputError: the given metric is not among them.
     """
     name = args.metric_for_best_model.removeprefix("eval_") if args.metric_was_given else default
     if name not in metrics:
@@ -75,25 +80,25 @@ def choose_best_by(args: RunArguments, metrics: Mapping[str, bool], default: str
 
 
 def warn_of_same_files(train: Sequence[str | None], validation: Sequence[str | None]) -> None:
-    """Warn where a file is both trained on and measured on: its scores then say nothing about other data."""
+    """Warn if a file is used for both training and evaluation: its scores say nothing about other data."""
     trained = {os.path.realpath(path) for path in train if path}
     for path in dict.fromkeys(validation):
         if path and os.path.realpath(path) in trained:
-            logger.warning(f"{path} is trained on and measured on: its scores will say nothing about other data")
+            logger.warning(
+                f"{path} is used for both training and evaluation: its scores will say nothing about other data"
+            )
 
 
 @contextmanager
 def output_of(args: RunArguments) -> Iterator[str | None]:
     """
-    Around all that a script does after reading its arguments: the output folder, which is there and can be written
-    to, and is gone again if the script ends without writing anything.
+    Make the output folder and check that it can be written to; remove it if the script ends without writing anything.
 
     Yields:
         The checkpoint to resume from, if any.
 
     Raises:
-        InputError: the folder cannot be used, there is no such checkpoint, or the Hub, which is to be pushed to,
-            cannot be reached.
+        InputError: the folder cannot be used, the checkpoint does not exist, or the Hub to push to cannot be reached.
     """
     with output_folder(args.output_dir) if args.process_index == 0 else nullcontext():
         checkpoint = _find_checkpoint(args)
@@ -110,9 +115,9 @@ def _check_hub(args: RunArguments) -> None:
         HfApi().whoami(token=args.hub_token)
     except HFValidationError as error:
         raise InputError(f"--hub_model_id: {error}") from error
-    except Exception as error:  # each way of having no network, no account or no token has its own type
+    except Exception as error:  # huggingface_hub raises many types for a missing network, account or token
         reason = " ".join(str(error).split())
-        raise InputError(f"--push_to_hub: the Hub cannot be reached, or knows no such token ({reason})") from error
+        raise InputError(f"--push_to_hub: the Hub cannot be reached or rejects the token ({reason})") from error
 
 
 def _find_checkpoint(args: RunArguments) -> str | None:
@@ -129,8 +134,8 @@ def _find_checkpoint(args: RunArguments) -> str | None:
 
 
 def _check_unused(args: RunArguments, checkpoint: str | None) -> None:
-    """The check that nothing in the way is overwritten unasked, and all that will be written can be."""
-    # The main process looks for all of them: another may be so slow that this run has written something by then.
+    """Check that no file is overwritten without permission, and that all files of the run can be written."""
+    # Only the main process checks: when a slow process gets here, this run may have written files already.
     if args.process_index > 0:
         return
     output_dir = Path(args.output_dir)
@@ -144,18 +149,18 @@ def _check_unused(args: RunArguments, checkpoint: str | None) -> None:
         if path.suffix in WRITTEN and not path.is_file():
             raise InputError(f"--output_dir {output_dir}: {path.name} in it is not a file; remove it")
     if (output_dir / METRICS_FILE).exists():
-        read_json_object(output_dir / METRICS_FILE)  # to which the metrics of this run will be added
+        read_json_object(output_dir / METRICS_FILE)  # transformers adds the metrics of this run to it
 
 
 def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
     """
     Train from a checkpoint or from the start; save the model, the metrics and the state in `args.output_dir`.
 
-    An adapter is saved alone, then merged: the trainer's model is an ordinary one afterwards.
+    An adapter is saved on its own, then merged into the trainer's model.
     """
     args = trainer.args
     if args.overwrite_output_dir and checkpoint is None and args.process_index == 0:
-        # A run of its own must not find, or resume from, the checkpoints of the one that it overwrites.
+        # A new run must not find, or resume from, the checkpoints of the run that it overwrites.
         for pattern in ("checkpoint-*", ADAPTER_FOLDER):
             for folder in Path(args.output_dir).glob(pattern):
                 shutil.rmtree(folder)
@@ -171,8 +176,50 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
     trainer.save_state()
 
 
+def evaluate_and_save(trainer: LayerPoolTrainer) -> None:
+    """Evaluate; save the metrics and, after training, the state with this evaluation in `args.output_dir`."""
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    if trainer.args.do_train:
+        trainer.save_state()
+
+
+def describe_run(
+    trainer: LayerPoolTrainer, settings: Mapping[str, str], evaluation_data: str, checkpoint: str | None
+) -> str:
+    """
+    A table of what the run will do.
+
+    Args:
+        settings: rows of the table that belong to the kind of training.
+        evaluation_data: what it evaluates on, if it does.
+        checkpoint: the checkpoint that it resumes from, if any.
+    """
+    args = trainer.args
+    steps = args.max_steps
+    if steps <= 0:
+        steps_per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+        steps = math.ceil(steps_per_epoch * args.num_train_epochs)
+    evaluates_on = "nothing"
+    if args.eval_strategy != "no":
+        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
+        evaluates_on = f"{evaluation_data}, every {every}"
+        if args.load_best_model_at_end:
+            evaluates_on += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
+    plan = {
+        **settings,
+        "rows a step": f"{args.per_device_train_batch_size * args.world_size} on {args.world_size} process(es), "
+        f"{args.gradient_accumulation_steps} accumulated",
+        "steps": f"{steps:,}",
+        "evaluates on": evaluates_on,
+        "resumes from": checkpoint or "nothing",
+    }
+    return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+
+
 def describe_pooler(model: PreTrainedModel) -> str:
-    """What the pooler of a model is and which hidden states it reads, in words."""
+    """The pooler of a model and the hidden states that it reads, in words."""
     base = getattr(model.pooler, "residual", None)
     name = model.config.pooler_type if base is None else f"{base} + {model.config.pooler_type}"
     return f"{name} over the hidden states {', '.join(map(str, model.pooler.states))}"
@@ -185,7 +232,7 @@ def publish(trainer: LayerPoolTrainer) -> None:
         return
     try:
         trainer.push_to_hub()
-    except Exception as error:  # as in _check_hub
+    except Exception as error:  # see _check_hub
         reason = " ".join(str(error).split())
         raise PushError(
             f"the model is saved in {trainer.args.output_dir}, but could not be pushed to the Hub ({reason})"
@@ -194,7 +241,7 @@ def publish(trainer: LayerPoolTrainer) -> None:
 
 @contextmanager
 def argument_errors() -> Iterator[None]:
-    """Around the making of a trainer: what transformers refuses there are arguments of the run."""
+    """Turn errors of transformers while a trainer is created, which are about the arguments, into an `InputError`."""
     try:
         yield
     except InputError:
@@ -205,11 +252,11 @@ def argument_errors() -> Iterator[None]:
 
 @contextmanager
 def one_sentence_errors():
-    """End the script with one sentence: exit code 2 for what the call can mend, 1 for a run that failed."""
+    """End the script with one sentence: exit code 2 for input that the user can correct, 1 for a run that failed."""
     with usage_errors():
         try:
             yield
         except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
             sys.exit(f"error: {error}")
         except BlockingIOError as error:
-            sys.exit(f"error: the machine takes no more processes ({error}); lower --dataloader_num_workers")
+            sys.exit(f"error: the machine cannot start more processes ({error}); lower --dataloader_num_workers")

@@ -96,7 +96,7 @@ def test_a_text_that_repeats_does_not_keep_the_others_out():
 
 
 def test_nothing_but_repeats_is_refused():
-    with pytest.raises(InputError, match="no batch of different ones"):
+    with pytest.raises(InputError, match="no batch of different texts"):
         NoDuplicatesBatchSampler([[1]] * 20, 4)
 
 

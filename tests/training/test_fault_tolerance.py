@@ -51,14 +51,13 @@ def command(tmp_path_factory, shared_tokenizer):
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in triplets(14)))
 
     def make(output_dir, *more):
-        return [
-            *(ROOT / "run_contrastive.py", "--model_name_or_path", str(folder / "tiny")),
-            *("--train_file", str(folder / "train.jsonl"), "--do_train", "--output_dir", str(output_dir)),
-            *("--per_device_train_batch_size", "4", "--max_steps", str(STEPS), "--save_steps", "1"),
-            *("--learning_rate", "1e-3", "--learn_temperature", "--temperature_learning_rate", "0.1"),
-            *("--gradient_cache", "64", "--row_length", "32", "--dataloader_num_workers", "1"),
-            *("--use_cpu", "--disable_tqdm", "true", *map(str, more)),
-        ]
+        flags = (
+            f"--model_name_or_path {folder}/tiny --train_file {folder}/train.jsonl --do_train "
+            f"--output_dir {output_dir} --per_device_train_batch_size 4 --max_steps {STEPS} --save_steps 1 "
+            "--learning_rate 1e-3 --learn_temperature --temperature_learning_rate 0.1 --gradient_cache 64 "
+            "--row_length 32 --dataloader_num_workers 1 --use_cpu --disable_tqdm true"
+        )
+        return [str(ROOT / "run_contrastive.py"), *flags.split(), *map(str, more)]
 
     return make
 

@@ -367,7 +367,7 @@ def test_the_head_is_computed_for_predicted_tokens_only(make_trainer, name):
     widths = []
     decoder = trainer.model.get_output_embeddings()
     decoder.register_forward_hook(lambda module, args, output: widths.append(output.shape.numel() // VOCABULARY))
-    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    trainer.compute_loss(trainer.model, batch)
     predicted = (batch["labels"] != -100).sum().item()
     assert widths == [predicted]
     assert predicted < batch["labels"].numel() / 2
@@ -519,9 +519,8 @@ def test_evaluation_measures_over_all_tokens_and_draws_the_same_each_time(make_t
     for rows in (range(4), range(4, 6)):
         batch = trainer.data_collator([trainer.eval_dataset[i] for i in rows])
         with torch.no_grad():
-            out = model(
-                *(batch["input_ids"], batch["attention_mask"]), labels=batch["labels"], output_hidden_states=True
-            )
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            out = model(**inputs, output_hidden_states=True)
         predicted = (batch["labels"] != -100).sum().item()
         loss, count = loss + out.loss.item() * predicted, count + predicted
         states = (out.hidden_states[-1] - out.hidden_states[0])[batch["content"]]
@@ -581,7 +580,7 @@ def test_attention_inside_sequences_is_refused_under_flash_attention(make_traine
     model = make_model()
     trainer = make_trainer(model, inside=True)
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(InputError, match="is not for flash attention"):
+    with pytest.raises(InputError, match="does not work with flash attention"):
         trainer.compute_loss(model, batch_of(trainer))
 
 

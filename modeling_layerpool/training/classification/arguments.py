@@ -7,14 +7,14 @@ from transformers.trainer_utils import SaveStrategy
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
-from ..base import RunArguments
 from ..model_arguments import ModelArguments
+from ..run_arguments import RunArguments
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
-# GLUE by name, and the metric that a checkpoint of each task is chosen by.
+# The tasks of GLUE, and the metric by which the best checkpoint of each is chosen.
 GLUE = {
     "cola": "matthews",
     "mnli": "accuracy",
@@ -29,7 +29,7 @@ GLUE = {
 
 
 GLUE_DATASET = "nyu-mll/glue"
-# The columns of the texts, by their names: the first of these that a file has all of.
+# Names of the columns of the texts. The first entry whose columns are all present is used.
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
     ("sentence", "sentence2"),
@@ -44,7 +44,7 @@ TEXT_COLUMNS = (
 
 @dataclass
 class ClassificationModelArguments(ModelArguments):
-    """[`ModelArguments`], and what becomes of a classifier that the checkpoint has."""
+    """[`ModelArguments`], and whether to replace the classifier of the checkpoint."""
 
     ignore_mismatched_sizes: bool = field(
         default=False,
@@ -54,7 +54,7 @@ class ClassificationModelArguments(ModelArguments):
 
 @dataclass
 class ClassificationDataArguments:
-    """Which rows to train on, choose by and predict, and what their columns mean."""
+    """The data to train on, evaluate on and predict, and the meaning of its columns."""
 
     RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
 
@@ -110,12 +110,12 @@ class ClassificationDataArguments:
 
     @property
     def hub_name(self) -> str | None:
-        """The dataset on the Hub, if the rows come from there."""
+        """The dataset on the Hub, if one is used."""
         return GLUE_DATASET if self.task_name is not None else self.dataset_name
 
     @property
     def hub_parts(self) -> dict[str, str]:
-        """Of data on the Hub: the configuration, if any, under `config`, and the split of each part of the data."""
+        """Configuration, if any, and splits of a dataset on the Hub, as `config`, `train`, `validation` and `test`."""
         if self.hub_name is None:
             return {}
         config = self.task_name or self.dataset_config_name
@@ -129,7 +129,7 @@ class ClassificationDataArguments:
 
 @dataclass
 class ClassificationTrainingArguments(RunArguments):
-    """[`RunArguments`] with the defaults of fine-tuning: measured and saved after every epoch."""
+    """[`RunArguments`] with the defaults of fine-tuning: evaluate and save after every epoch."""
 
     RANGES: ClassVar = {
         "max_seq_length": Range(at_least=3),  # a text needs room between its special tokens
@@ -158,7 +158,7 @@ class ClassificationTrainingArguments(RunArguments):
     save_strategy: SaveStrategy | str = field(
         default="epoch", metadata={"help": "When to save and evaluate: 'epoch', 'steps' or 'no'."}
     )
-    # Without it a resumed run would count the evaluations without a better one from the start.
+    # Without it a resumed run would count the evaluations without improvement from 0.
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Go on counting for --early_stopping_patience when a run is resumed."}
     )

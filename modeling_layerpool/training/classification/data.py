@@ -1,4 +1,4 @@
-"""The rows of a data set to classify, as files and the Hub have them."""
+"""The rows of a classification dataset, from files or from the Hub."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ from .arguments import TEXT_COLUMNS, ClassificationDataArguments
 @dataclass
 class LabelledTexts:
     """
-    One part of the data, as its rows have it.
+    One part of the data: train, validation or test.
 
     Args:
-        source: file, or dataset and split, with which errors begin.
+        source: the file, or dataset and split, for errors.
         row_word: what `row_numbers` counts: `"line"` of a file, or `"row"`.
-        row_numbers: where each row is from.
-        text_columns: the one or two columns that the texts are from.
-        texts: the texts of each column, each as many as there are rows.
+        row_numbers: the line or row that each row comes from.
+        text_columns: the one or two columns of the texts.
+        texts: for each column, the texts of all rows.
         label_column: the column of the labels, or None if there is none.
-        labels: the label of each row as it stands there, or None if no row has one.
-        is_csv: whether all values are texts, as a csv file knows no numbers.
-        class_names: the names of the classes in the order of their numbers, where the dataset says so.
+        labels: the label of each row as read, or None if no row has one.
+        is_csv: whether all values are texts, because a csv file has no numbers.
+        class_names: the names of the classes in the order of their IDs, if the dataset defines them.
     """
 
     source: str
@@ -53,12 +53,13 @@ def read_part(
 
     Args:
         part: `"train"`, `"validation"` or `"test"`. Only the rows of `"test"` may all be without labels.
-        problem_type: one of `PROBLEM_TYPES` if it is known, which decides the column of the labels.
-        limit: read so many rows only.
+        problem_type: one of `PROBLEM_TYPES` if it is known; it decides the column of the labels.
+        limit: maximum number of rows to read.
 
     Raises:
-        InputError: the data cannot be reached or read, is empty, has no columns of that meaning, or a row lacks a text
-            or a label; with file and line.
+        InputError: the data cannot be reached or read, is empty or lacks the columns, or a row lacks a text or a
+        label;
+            with file and line.
     """
     path = getattr(data, f"{part}_file")
     class_names = None
@@ -84,9 +85,9 @@ def read_part(
     if label_column is None and part != "test":
         raise InputError(
             f"{begin}: no column {' or '.join(map(repr, candidates))} (columns here: {', '.join(first)}); add it, or "
-            "name another one with --label_column"
+            "name another column with --label_column"
         )
-    # A dataset on the Hub is as it is, and GLUE has rows with an empty text; in a file it is a mistake to mend.
+    # GLUE has rows with an empty text, which users cannot correct; in a file it is a mistake.
     check = check_text if data.hub_name is None else _check_hub_text
     texts = tuple(
         [check(row.get(column), f"{source}, {row_word} {number}", column) for number, row in rows]
@@ -98,7 +99,7 @@ def read_part(
         if data.hub_name is not None:
             labels, class_names = _named_labels(labels, dataset.features, label_column)
             if data.task_name is not None and part == "test":
-                labels = None  # GLUE keeps them to itself; what stands there means nothing
+                labels = None  # GLUE does not publish them; the values are placeholders
     result = LabelledTexts(
         source,
         row_word,
@@ -117,7 +118,7 @@ def read_part(
         elif without:
             raise InputError(
                 f"{result.where(without[0])}: the column {label_column!r} is missing, null or empty; give every row "
-                "its label, or take the row out"
+                "a label, or remove the row"
             )
     return result
 
@@ -127,7 +128,7 @@ def _find_text_columns(row: Mapping[str, Any], named: Sequence[str] | None, wher
     found = next((columns for columns in known if all(column in row for column in columns)), None)
     if found is None:
         expected = " or ".join(" and ".join(map(repr, columns)) for columns in known)
-        hint = "" if named else "; rename them, or name yours with --text_columns"
+        hint = "" if named else "; rename them, or name other columns with --text_columns"
         raise InputError(f"{where}: no columns {expected} (columns here: {', '.join(row)}){hint}")
     return found
 
@@ -137,7 +138,7 @@ def _check_hub_text(value: Any, where: str, column: str) -> str:
 
 
 def _named_labels(labels: list[Any], features: Features, column: str) -> tuple[list[Any], tuple[str, ...] | None]:
-    """Class numbers by their names, where the dataset has names for them; -1 is no label."""
+    """Replace class IDs by the class names of the dataset, if it has any; -1 is no label."""
     feature = features[column]
     is_list = isinstance(feature, List)
     inner = feature.feature if is_list else feature

@@ -1,4 +1,4 @@
-"""Labels: from rows to what the loss takes, and from predictions back to names."""
+"""Labels: from rows to the targets of the loss, and from predictions back to class names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from ...common.rows import check_number, check_unicode, shown
 from .data import LabelledTexts
 
 
-# What is measured, the headline first; f1 is there for two classes only.
+# The metrics, the default for choosing a checkpoint first. f1 is computed for two classes only.
 METRIC_NAMES = {
     "single_label_classification": ("accuracy", "f1", "macro_f1", "matthews", "loss"),
     "multi_label_classification": ("micro_f1", "macro_f1", "accuracy", "loss"),
@@ -21,7 +21,7 @@ METRIC_NAMES = {
 }
 WHOLE_NUMBER = re.compile(r"[+-]?\d+")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-# How a csv file spells a number that is none.
+# Spellings of numbers in a csv file that are not finite.
 UNDEFINED = ("nan", "inf", "-inf", "+inf", "infinity", "-infinity")
 MOST_CLASSES_NAMED = 10
 
@@ -29,11 +29,11 @@ MOST_CLASSES_NAMED = 10
 @dataclass(frozen=True)
 class Labels:
     """
-    What a classifier says of a row.
+    The labels of a classifier.
 
     Args:
-        problem_type: one of `PROBLEM_TYPES`, as in transformers' configuration.
-        names: the names of the classes, in the order of their numbers; of a regression the one name of its number.
+        problem_type: one of `PROBLEM_TYPES`, as in the configuration of transformers.
+        names: the names of the classes in the order of their IDs; for a regression the one name of its number.
     """
 
     problem_type: str
@@ -42,10 +42,10 @@ class Labels:
     @classmethod
     def from_rows(cls, part: LabelledTexts, problem_type: str | None = None) -> "Labels":
         """
-        The labels of training rows: class names sorted, whole numbers among them by value; or those of the dataset.
+        The labels of training rows: the class names of the dataset, or those of the rows, sorted (integers by value).
 
         Raises:
-            InputError: a label is of another kind than the others, or all rows have the same one.
+            InputError: a label has another type than the others, or all rows have the same label.
         """
         problem_type = problem_type or _find_problem_type(part)
         if problem_type == "regression":
@@ -54,7 +54,7 @@ class Labels:
         said = {name for index in range(len(part.labels)) for name in _names_of(part, index, several)}
         if not several and len(said) == 1:
             raise InputError(
-                f"{part.source}: the column {part.label_column!r} says {said.pop()!r} in every row; at least two "
+                f"{part.source}: the column {part.label_column!r} is {said.pop()!r} in every row; at least two "
                 "classes are needed"
             )
         if not said:
@@ -66,7 +66,7 @@ class Labels:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Labels":
-        """The labels of a saved classifier, from its configuration as a dictionary."""
+        """The labels of a saved classifier, from the dictionary of its configuration."""
         id2label = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}
         names = tuple(id2label[key] for key in sorted(id2label, key=int))
         default = "regression" if len(names) == 1 else "single_label_classification"
@@ -74,7 +74,7 @@ class Labels:
 
     @property
     def config_fields(self) -> dict[str, Any]:
-        """The fields of the configuration that say the same."""
+        """These labels as fields of the configuration."""
         return {
             "problem_type": self.problem_type,
             "id2label": dict(enumerate(self.names)),
@@ -83,15 +83,15 @@ class Labels:
 
     def encode(self, part: LabelledTexts, whose: str, fix: str) -> list[Any]:
         """
-        The labels of rows as the model's loss takes them: a number, a class number, or a 0 or 1 for each class.
+        The targets of the loss for the labels of rows: a number, a class ID, or 0 or 1 for each class.
 
         Args:
-            whose: what has these classes, for the error: `"train.jsonl"`.
-            fix: what to do about a label that it has not.
+            whose: the source of these classes, for the error: `"train.jsonl"`.
+            fix: advice for an unknown label, for the error.
 
         Raises:
-            InputError: a label is no number, or not one of the classes; or numbers without a correlation, as they are
-                all equal. With file, line and column.
+            InputError: a label is not a number or not one of the classes, or all numbers are equal, which leaves the
+                correlation undefined. With file, line and column.
         """
         if self.problem_type == "regression":
             rows = enumerate(part.labels)
@@ -110,21 +110,21 @@ class Labels:
             unknown = next((name for name in said if name not in number_of), None)
             if unknown is not None:
                 raise InputError(
-                    f"{part.where(index)}: the column {part.label_column!r} says {unknown!r}, which is not among the "
-                    f"classes of {whose} ({_enumerate(self.names)}); mend the row, or {fix}"
+                    f"{part.where(index)}: the column {part.label_column!r} is {unknown!r}, which is not among the "
+                    f"classes of {whose} ({_enumerate(self.names)}); correct the row, or {fix}"
                 )
             numbers = [number_of[name] for name in said]
             encoded.append([float(number in numbers) for number in range(len(self.names))] if several else numbers[0])
         return encoded
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Of logits `(n, c)`: the numbers or class numbers `(n,)`, or a 0 or 1 for each class `(n, c)`."""
+        """The predictions for logits `(n, c)`: numbers or class IDs `(n,)`, or 0 or 1 for each class `(n, c)`."""
         if self.problem_type == "regression":
             return logits.reshape(-1)
         return (logits > 0).astype(int) if self.problem_type == "multi_label_classification" else logits.argmax(-1)
 
     def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """`prediction` of each row, by name, and the `scores` of all classes, of logits `(n, c)`."""
+        """The `prediction` of each row, by name, and the `scores` of all classes, for logits `(n, c)`."""
         decided = self.decide(logits)
         if self.problem_type == "regression":
             return [{"prediction": float(number)} for number in decided]
@@ -162,7 +162,7 @@ def _find_problem_type(part: LabelledTexts) -> str:
 
 
 def _names_of(part: LabelledTexts, index: int, several: bool) -> list[str]:
-    """The class names that a row's label says."""
+    """The class names in the label of a row."""
     label = part.labels[index]
     if several and not isinstance(label, list):
         raise InputError(
@@ -171,7 +171,7 @@ def _names_of(part: LabelledTexts, index: int, several: bool) -> list[str]:
     names = []
     for value in label if several else [label]:
         if isinstance(value, float):
-            # NaN would become a class of its own.
+            # Otherwise NaN would become a class.
             check_number(value, part.where(index), part.label_column)
             value = int(value) if value.is_integer() else value
         if not isinstance(value, (str, int, float)) or value == "":

@@ -10,13 +10,13 @@ from ..batching import GlobalBatchSampler
 
 class LengthGroupedBatchSampler(GlobalBatchSampler):
     """
-    The batches of [`GlobalBatchSampler`], of rows of similar length; one may have a single row for each process.
+    Global batches of rows of similar length; a batch needs only one row for each process.
 
-    The rows of an epoch are shuffled, cut into pools of at most 50 batches and at least a quarter of the data, and
-    sorted in each; then the batches are shuffled. A smaller last batch stays the last.
+    The rows of an epoch are shuffled, cut into pools of at most 50 batches and at most a quarter of the data, and
+    sorted by length in each pool; then the batches are shuffled. A smaller last batch stays the last.
 
     Args:
-        lengths: tokens of each row; or None, to leave the rows in the order of [`GlobalBatchSampler`].
+        lengths: number of tokens of each row; None keeps the order of [`GlobalBatchSampler`].
     """
 
     POOL = 50
@@ -38,8 +38,8 @@ class LengthGroupedBatchSampler(GlobalBatchSampler):
         batches = []
         for begin in range(0, len(order), pool):
             rows = sorted(order[begin : begin + pool], key=self.lengths.__getitem__, reverse=True)
-            batches += [rows[place : place + size] for place in range(0, len(rows), size)]
+            batches += [rows[start : start + size] for start in range(0, len(rows), size)]
         last = [batches.pop()] if len(batches[-1]) < size else []
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        shuffled = [batches[place] for place in torch.randperm(len(batches), generator=generator)]
+        shuffled = [batches[index] for index in torch.randperm(len(batches), generator=generator)]
         return [row for batch in shuffled + last for row in batch]

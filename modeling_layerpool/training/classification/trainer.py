@@ -1,19 +1,19 @@
 """Fine-tuning a classifier on the pooled vector."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from datasets import Dataset
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ...common.errors import InputError
 from ..base import LayerPoolTrainer
-from ..batching import EpochDataLoader
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
 from .labels import METRIC_NAMES
@@ -22,8 +22,8 @@ from .sampler import LengthGroupedBatchSampler
 
 def tokenize_part(part: LabelledTexts, labels: Iterable[Any] | None, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """
-    The model's input of each row, cut at the tokenizer's `model_max_length`: its own columns, `length` in tokens,
-    `labels` where they are given, and `row_number`.
+    Tokenize the rows, cut at the tokenizer's `model_max_length`, into the inputs of the model, `length` in tokens,
+    `labels` if they are given, and `row_number`.
     """
     columns = {"row_number": part.row_numbers, "text": part.texts[0]}
     if len(part.texts) == 2:
@@ -40,7 +40,7 @@ def tokenize_part(part: LabelledTexts, labels: Iterable[Any] | None, tokenizer: 
 
 
 def restart_classifier(model: PreTrainedModel) -> None:
-    """Start the classifier afresh, whatever the checkpoint had there for other classes or another vector."""
+    """Initialize the classifier, and discard the weights that the checkpoint had for other classes."""
     torch.nn.init.normal_(model.classifier.weight, std=model.config.initializer_range)
     torch.nn.init.zeros_(model.classifier.bias)
 
@@ -59,17 +59,17 @@ class ClassificationTrainer(LayerPoolTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that made them.
         compute_metrics (`Callable`, *optional*):
-            As in transformers: metrics by name, of logits and labels.
+            Computes metrics from logits and labels, as in transformers.
         write_model_card (`Callable`, *optional*):
             Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
     Other arguments are the Trainer's.
 
     Raises:
-        InputError: several devices without `accelerate launch`, fewer rows than processes, or label smoothing of
-            anything but one class a row.
+        InputError: one process sees several devices, there are fewer rows than processes, or label smoothing is set
+            for anything but one class per row.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
+        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
     """
 
     METRICS: ClassVar = {name: name != "loss" for names in METRIC_NAMES.values() for name in names}
@@ -85,20 +85,15 @@ class ClassificationTrainer(LayerPoolTrainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} devices are visible to one process: start one process for each with `accelerate "
-                "launch`, or choose one with CUDA_VISIBLE_DEVICES"
-            )
         if args.label_smoothing_factor != 0 and model.config.problem_type != "single_label_classification":
-            raise InputError("--label_smoothing_factor needs labels that are one class a row; leave it out")
+            raise InputError("--label_smoothing_factor needs one class per row; leave it out")
         if train_dataset is not None:
             needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
             if len(train_dataset) < needed:
                 raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
         if eval_dataset is not None:
             eval_dataset = _inputs_of(eval_dataset.select(_longest_first(eval_dataset)), processing_class)
-        # Tensor cores want widths in eights; but a row must not grow beyond the positions of the model.
+        # Tensor cores are fastest with multiples of 8, but padding must not exceed the positions of the model.
         fits = -(-processing_class.model_max_length // 8) * 8 <= model.max_tokens
         super().__init__(
             model,
@@ -113,42 +108,33 @@ class ClassificationTrainer(LayerPoolTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    def get_train_dataloader(self) -> DataLoader:
-        """
-        Batches of this process, of rows of similar length unless `train_sampling_strategy` says otherwise.
+    def make_batch_sampler(self, batch_size: int, **options: Any) -> LengthGroupedBatchSampler:
+        """Batches of rows of similar length, unless `train_sampling_strategy` says otherwise."""
+        is_grouped = self.args.train_sampling_strategy == "group_by_length"
+        lengths = list(self.train_dataset["length"]) if is_grouped else None
+        return LengthGroupedBatchSampler(lengths, len(self.train_dataset), batch_size, **options)
 
-        The sampler of transformers draws from the global random state: a resumed run would get other batches, and
-        processes could disagree about them. Not prepared by accelerate: they are already this process's share.
-        """
-        args, dataset = self.args, self.train_dataset
-        sampler = LengthGroupedBatchSampler(
-            list(dataset["length"]) if args.train_sampling_strategy == "group_by_length" else None,
-            len(dataset),
-            self._train_batch_size * args.world_size,
-            rank=args.process_index,
-            world_size=args.world_size,
-            shuffle=args.train_sampling_strategy != "sequential",
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
-        return EpochDataLoader(
-            _inputs_of(dataset, self.processing_class),
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            **self.worker_options(),
-        )
+    def rows_to_collate(self, sampler: LengthGroupedBatchSampler) -> Dataset:
+        return _inputs_of(self.train_dataset, self.processing_class)
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        # For rows to measure or to predict, of which `dataloader_drop_last` would leave some out.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        with self._all_rows_in_order():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        with self._all_rows_in_order():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _all_rows_in_order(self) -> Iterator[None]:
+        # transformers applies these options of the training to evaluation and prediction, too.
+        args = self.args
+        kept = args.dataloader_drop_last, args.train_sampling_strategy
+        args.dataloader_drop_last, args.train_sampling_strategy = False, "sequential"
         try:
-            return super()._get_dataloader(*args, **kwargs)
+            yield
         finally:
-            self.args.dataloader_drop_last = drop_last
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        # With group_by_length transformers shuffles here, too, and predictions would belong to other rows.
-        return SequentialSampler(eval_dataset)
+            args.dataloader_drop_last, args.train_sampling_strategy = kept
 
     def compute_loss(
         self,
@@ -157,7 +143,9 @@ class ClassificationTrainer(LayerPoolTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The model's loss, so weighted that the mean over the processes is that over all rows of the batch."""
+        """
+        The loss of the model, weighted so that its mean over the processes is the mean over all rows of the batch.
+        """
         rows = len(inputs["labels"])
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and self.args.world_size > 1:
@@ -169,7 +157,7 @@ class ClassificationTrainer(LayerPoolTrainer):
     def predict(
         self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
-        """As in transformers, in the order of the rows; on the way rows of similar length are computed together."""
+        """The predictions of transformers, in the order of the rows; rows of similar length are computed together."""
         order = _longest_first(test_dataset)
         rows = _inputs_of(test_dataset.select(order), self.processing_class)
         output = super().predict(rows, ignore_keys, metric_key_prefix)
@@ -177,19 +165,19 @@ class ClassificationTrainer(LayerPoolTrainer):
         labels = None if output.label_ids is None else output.label_ids[back]
         return output._replace(predictions=output.predictions[back], label_ids=labels)
 
-    def _init_training_state(self, max_steps: int, steps_an_epoch: int, epochs: int, *args: Any) -> tuple[int, int]:
-        trained = super()._init_training_state(max_steps, steps_an_epoch, epochs, *args)
+    def is_finished(self) -> bool:
+        """Whether the run had taken its last step, or had stopped early."""
+        stopped = False
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback) and self.args.early_stopping_patience is not None:
-                # A resumed callback comes with the patience of the run before.
+                # A resumed callback comes with the patience of the previous run.
                 callback.early_stopping_patience = self.args.early_stopping_patience
-                if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
-                    return epochs, 0  # that run had stopped; transformers would train on to the next evaluation
-        return trained
+                stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        return stopped or super().is_finished()
 
 
 def _inputs_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """What the collator makes batches of."""
+    """The columns that the collator reads."""
     columns = {*tokenizer.model_input_names, "labels"}
     return dataset.select_columns([column for column in dataset.column_names if column in columns])
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import InputError
 from ...common.rows import check_number, check_text, read_rows, require_columns
-from ..data import file_identity
+from ..data import dataset_of_files, first_row
 from .objectives.base import Objective
 
 
@@ -32,30 +31,16 @@ def load_file(path: str, objective: Objective, streaming: bool = False) -> Datas
         InputError: the file is missing, empty or broken, or a row lacks a needed text or number; with file and
             line.
     """
-    _, first = next(read_rows(path), (0, None))
-    if first is None:
-        raise InputError(f"{path}: the file is empty")
-    # A tuple: lists among the arguments of a generator are shards to `datasets`.
-    where = f"{path}, line 1"
-    columns = tuple(sorted(set(objective.select_columns(list(first), where))))
-    value = objective.value_column(list(first), where)
-    needed = {"path": path, "columns": columns, "value_column": value}
-    if streaming:
-        return IterableDataset.from_generator(_checked_rows, gen_kwargs=needed)
-    try:
-        return Dataset.from_generator(
-            _checked_rows,
-            gen_kwargs=needed | {"identity": file_identity(path)},
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
+    available, where = list(first_row(path)), f"{path}, line 1"
+    columns = tuple(sorted(set(objective.select_columns(available, where))))
+    value_column = objective.value_column(available, where)
+    return dataset_of_files(_checked_rows, [path], streaming, columns=columns, value_column=value_column)
 
 
 def _checked_rows(
-    path: str, columns: tuple[str, ...], value_column: str | None, identity: Any = None
+    paths: Sequence[str], identities: Any, columns: tuple[str, ...], value_column: str | None
 ) -> Iterator[dict[str, Any]]:
+    [path] = paths
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
         require_columns(row, columns if value_column is None else (*columns, value_column), where)

@@ -16,7 +16,7 @@ from sklearn.cluster import KMeans
 from transformers.utils import logging
 
 from ...common.errors import InputError
-from ..batching import GlobalBatchSampler, share_of
+from ..batching import GlobalBatchSampler, local_rows
 from ..distributed import same_on_all
 
 
@@ -292,4 +292,4 @@ class NeighbourBatchSampler(GlobalBatchSampler):
                 left = [row for row in range(self.rows) if row not in known]
                 self.plan += self.arrange(left, draw + begin)[:span]
             batch = self.plan[begin : begin + self.batch_size]
-            yield list(share_of(batch, self.rank, self.world_size))
+            yield list(local_rows(batch, self.rank, self.world_size))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -21,12 +22,11 @@ from ...common.errors import InputError
 from ...common.rows import check_number
 from ..base import LayerPoolTrainer
 from ..batching import (
-    EpochDataLoader,
     GlobalBatchSampler,
     NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
-    share_of,
+    local_rows,
     text_id,
 )
 from ..distributed import average_gradients, gather_rows, rows_of_all
@@ -108,11 +108,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
         write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} devices are visible to one process, which would tear packed batches apart: start one "
-                "process for each device with `accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES"
-            )
         if args.per_device_train_batch_size * args.world_size < 2:
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         if has_adapter(model):
@@ -151,8 +146,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if data_collator is None:
             masking = None
             if self.mlm_head is not None:
-                seed = args.seed if args.data_seed is None else args.data_seed
-                masking = TokenMasking(processing_class, args.mlm_probability, seed)
+                masking = TokenMasking(processing_class, args.mlm_probability, args.sampling_seed)
             data_collator = PackingCollator(
                 self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
             )
@@ -176,7 +170,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._whole_model = copy.deepcopy(model) if needs_copy else None
         for companion in self._companions.values():
             companion.to(args.device)
-        self.add_callback(_CompanionsCallback(self.objective, list(self._companions.values())))
+        self.add_callback(_CompanionsCallback(self.objective, list(self._companions.values()), self.load_companions))
 
     def _check_engine(self) -> None:
         """Refuse what FSDP or DeepSpeed would do wrongly or not at all."""
@@ -245,24 +239,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             self.objective.value_range or (0.0, 1.0),
         )
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
-        workers = self.worker_options()
-        place = {"rank": self.args.process_index, "world_size": self.args.world_size}
-        batch_size = self._train_batch_size * self.args.world_size
-        if isinstance(self.train_dataset, IterableDataset):
-            if self.args.no_duplicates or self.args.shuffling != "random":
-                name = "no_duplicates" if self.args.no_duplicates else "shuffling"
-                raise InputError(f"{name} needs a dataset with a length, not a stream")
-            batches = StreamedBatches(self.train_dataset, batch_size, **place)
-            # A worker without a shard of the stream would have nothing to do.
-            workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
-            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
-        options = place | {
-            "shuffle": self.args.train_sampling_strategy != "sequential",
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "drop_last": self.args.dataloader_drop_last,
-        }
+    def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
+        if self.args.no_duplicates or self.args.shuffling != "random":
+            name = "no_duplicates" if self.args.no_duplicates else "shuffling"
+            raise InputError(f"{name} needs a dataset with a length, not a stream")
+        return super().stream_batches(batch_size, **options)
+
+    def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
+        """Batches in the order of `shuffling`, or without texts that stand twice if `no_duplicates` says so."""
         if self.args.shuffling != "random":
             sampler = NeighbourBatchSampler(
                 list(self.train_dataset[f"{self.columns[0]}_input_ids"]),
@@ -278,17 +262,16 @@ class ContrastiveTrainer(LayerPoolTrainer):
             if self._saved_plan is not None:
                 sampler.plan, sampler.plan_epoch = self._saved_plan
             self._neighbours = sampler
-        elif self.args.no_duplicates:
+            return sampler
+        if self.args.no_duplicates:
             columns = [self.train_dataset[f"{column}_input_ids"] for column in dict.fromkeys(self.columns)]
             texts = [{text_id(text) for text in row} for row in zip(*columns, strict=True)]
-            sampler = NoDuplicatesBatchSampler(texts, batch_size, **options)
-        else:
-            sampler = GlobalBatchSampler(len(self.train_dataset), batch_size, **options)
-        return EpochDataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
+            return NoDuplicatesBatchSampler(texts, batch_size, **options)
+        return super().make_batch_sampler(batch_size, **options)
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenised texts, each process making its share of them."""
-        own = list(share_of(texts, self.args.process_index, self.args.world_size))
+        own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
             embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
         return gather_rows(embeddings.clone(), rows_of_all(len(own)))
@@ -320,7 +303,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
-            loss = self._cached_step(model, self._prepare_inputs(inputs))
+            loss = self._cached_step(model, send_to_device(inputs, self.args.device))
             self.watch(loss, inputs["row_numbers"])
             return loss
         except torch.OutOfMemoryError as error:
@@ -438,7 +421,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         The loss is the mean over the rows, each against the other rows of its batch of `per_device_eval_batch_size`;
         a last batch of one row, which has no negatives, is left out.
         """
-        self.check_finite()
+        self.check_training()
         metrics: dict[str, float] = {}
         model = self._gather_model() if self.is_fsdp_enabled else self.model
         if self.args.process_index == 0:
@@ -484,7 +467,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         model.eval()
         for inputs in logging.tqdm(loader, desc="Evaluation loss", disable=self.args.disable_tqdm, leave=False):
             count = len(inputs["row_numbers"])
-            total += self.compute_loss(model, self._prepare_inputs(inputs)) * count
+            total += self.compute_loss(model, send_to_device(inputs, self.args.device)) * count
             rows += count
         model.train(was_training)
         return total.item() / rows
@@ -514,38 +497,29 @@ class ContrastiveTrainer(LayerPoolTrainer):
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
         return optimizer
 
-    def _save_rng_state(self, output_dir: str) -> None:
+    def complete_checkpoint(self, folder: str) -> None:
         if self._neighbours is not None and self.args.should_save:
             plan = {"rows": torch.tensor(self._neighbours.plan), "epoch": torch.tensor(self._neighbours.plan_epoch)}
-            save_file(plan, os.path.join(output_dir, PLAN_FILE))
-        super()._save_rng_state(output_dir)
+            save_file(plan, os.path.join(folder, PLAN_FILE))
+        super().complete_checkpoint(folder)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        sharded = self.model
-        if self._whole_model is not None:
-            self.model = self._whole_model  # so that the checkpoint carries its code, and not that of FSDP
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.model = sharded
+    def model_to_save(self) -> nn.Module:
+        return self.model if self._whole_model is None else self._whole_model
+
+    def save_next_to_model(self, folder: str) -> None:
         for name, companion in self._companions.items():
             state = companion.state_dict()
             if state and self.args.should_save:
-                save_file(state, os.path.join(output_dir or self.args.output_dir, name))
+                save_file(state, os.path.join(folder, name))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_companions(resume_from_checkpoint)
-        path = os.path.join(resume_from_checkpoint, PLAN_FILE)
+    def after_resuming(self, checkpoint: str) -> None:
+        self.load_companions(checkpoint)
+        path = os.path.join(checkpoint, PLAN_FILE)
         if self.args.shuffling != "random":
             if not os.path.isfile(path):
                 raise InputError(f"{path}: no such file, but shuffling={self.args.shuffling} needs its order of rows")
             plan = load_file(path)
             self._saved_plan = (plan["rows"].tolist(), plan["epoch"].item())
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_companions(self.state.best_model_checkpoint)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from super().trained_parameters()
@@ -555,7 +529,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def _companion_parameters(self) -> list[nn.Parameter]:
         return [parameter for companion in self._companions.values() for parameter in companion.parameters()]
 
-    def _load_companions(self, checkpoint: str) -> None:
+    def load_companions(self, checkpoint: str) -> None:
         for name, companion in self._companions.items():
             path = os.path.join(checkpoint, name)
             if companion.state_dict():
@@ -568,9 +542,15 @@ class ContrastiveTrainer(LayerPoolTrainer):
 class _CompanionsCallback(TrainerCallback):
     """Handles the parameters trained in addition to the model as the Trainer handles the model's."""
 
-    def __init__(self, objective: Objective, companions: list[nn.Module]):
+    def __init__(self, objective: Objective, companions: list[nn.Module], load: Callable[[str], None]):
         self.objective = objective
         self.companions = companions
+        self.load = load
+
+    def on_train_end(self, args, state, control, **kwargs):
+        # The Trainer has loaded the best model by now.
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.load(state.best_model_checkpoint)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.objective.progress = state.global_step / state.max_steps

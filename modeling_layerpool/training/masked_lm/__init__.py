@@ -1,10 +1,11 @@
 """Masked language modelling, alone or with token-level contrast."""
 
+from ...common.positions import position_limit
 from .arguments import MaskedLanguageArguments, TokenContrastArguments
-from .models import load_masked_language_model, new_config, position_limit, start_model
+from .models import load_masked_language_model, new_config, start_model
 from .texts import load_texts, tokenize_texts
-from .token_contrast import TokenContrastTrainer, sample_token_pairs, semantic_similarity
-from .trainer import MaskedLanguageTrainer
+from .token_contrast import sample_token_pairs, semantic_similarity
+from .trainer import MaskedLanguageTrainer, TokenContrastTrainer
 
 
 __all__ = [

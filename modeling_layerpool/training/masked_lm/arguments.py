@@ -5,15 +5,23 @@ from typing import ClassVar
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
-from ..base import RunArguments
-from ..model_arguments import DTYPES
+from ..model_arguments import LoadingArguments
+from ..run_arguments import RunArguments
 from .blocks import BLOCK_PACKINGS
 from .tokenizer import DEFAULT_VOCAB_SIZE
 
 
+OBJECTIVES = ("mlm", "taco")
+OBJECTIVE = {
+    "help": "Training objective: 'mlm' (masked language modelling) or 'taco' (the same plus token-level contrast).",
+    "choices": OBJECTIVES,
+}
+TOKEN_ANCHORS = ("all", "masked", "unmasked")
+
+
 @dataclass
-class LanguageModelArguments:
-    """Which model to train: a new one of a type, or a checkpoint."""
+class LanguageModelArguments(LoadingArguments):
+    """The model to train: a new one, or a checkpoint."""
 
     RANGES: ClassVar = {"vocab_size": Range(at_least=1, at_most=10_000_000)}
 
@@ -41,31 +49,20 @@ class LanguageModelArguments:
         default=None,
         metadata={"help": f"Vocabulary size of a tokenizer that is trained. Default: {DEFAULT_VOCAB_SIZE:,}."},
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention implementation: sdpa, eager, ... Default: chosen by transformers."}
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
-            "and --fp16 do not change that), otherwise the checkpoint's.",
-            "choices": DTYPES,
-        },
-    )
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
-    allow_pickle: bool = field(
-        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
-    )
 
     def __post_init__(self):
         check_arguments(self)
         if (self.model_name_or_path is None) == (self.model_type is None):
-            raise InputError("give either --model_name_or_path, to go on from it, or --model_type, for a new model")
+            raise InputError(
+                "give either --model_name_or_path, to continue from a checkpoint, or --model_type, for a new model"
+            )
         for name in ("config_overrides", "tokenizer_name", "vocab_size"):
             if self.model_name_or_path is not None and getattr(self, name) is not None:
                 raise InputError(f"--{name} is for a new model (--model_type); {self.model_name_or_path} has its own")
         if self.model_type is not None and self.dtype == "auto":
-            raise InputError("--dtype auto is that of a checkpoint; a new model (--model_type) has none yet")
+            raise InputError(
+                "--dtype auto is the dtype of a checkpoint, which a new model (--model_type) does not have"
+            )
         if self.vocab_size is not None and self.tokenizer_name is not None:
             raise InputError(
                 "--vocab_size is for a tokenizer that is trained; --tokenizer_name has its own vocabulary"
@@ -75,7 +72,7 @@ class LanguageModelArguments:
 
 @dataclass
 class LanguageDataArguments:
-    """Which texts to train on, and what to measure on."""
+    """The texts to train on, and the data to evaluate on."""
 
     RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 
@@ -128,12 +125,12 @@ class LanguageDataArguments:
 
     @property
     def evaluation_files(self) -> list[str]:
-        """All that is measured on."""
+        """All files to evaluate on."""
         return [*(self.validation_file or []), *([self.probe_file] if self.probe_file else [])]
 
     @property
     def hub_parts(self) -> dict[str, str]:
-        """Of texts on the Hub: the configuration, if any, under `config`, and the split under `train`."""
+        """Configuration, if any, and training split of a dataset on the Hub, as `config` and `train`."""
         if self.dataset_name is None:
             return {}
         config = self.dataset_config_name
@@ -143,25 +140,19 @@ class LanguageDataArguments:
 @dataclass
 class TokenContrastArguments(RunArguments):
     r"""
-    [`RunArguments`] and the options of TACO.
+    [`RunArguments`] and the options of TACO, which is the default objective.
 
-    Gradient accumulation adds up gradients of separate batches: it does not add sequences to draw negatives from.
+    Gradient accumulation sums the gradients of separate batches: it does not add sequences to draw negatives from.
     """
 
     RANGES: ClassVar = {
         **dict.fromkeys(("token_contrast_weight", "token_temperature"), Range(above=0)),
-        "token_window": Range(at_least=2),  # a positive needs a position
+        "token_window": Range(at_least=2),  # a positive needs a neighbor
         "token_negatives": Range(at_least=1, at_most=65_536),
     }
     WITHOUT_EFFECT: ClassVar = ("do_predict", "eval_accumulation_steps")
 
-    objective: str = field(
-        default="taco",
-        metadata={
-            "help": "Training objective: 'taco' (masked language modelling plus token-level contrast) or 'mlm'.",
-            "choices": ["mlm", "taco"],
-        },
-    )
+    objective: str = field(default="taco", metadata=OBJECTIVE)
     token_contrast_weight: float = field(
         default=1.0,
         metadata={"help": "Weight of the token-level contrast added to the masked language modelling loss."},
@@ -184,7 +175,7 @@ class TokenContrastArguments(RunArguments):
         default="all",
         metadata={
             "help": "Tokens that are contrasted: all, masked (those to be predicted) or unmasked.",
-            "choices": ["all", "masked", "unmasked"],
+            "choices": TOKEN_ANCHORS,
         },
     )
     subtracted_state: str = field(
@@ -197,18 +188,18 @@ class TokenContrastArguments(RunArguments):
     measure_similarity: bool = field(
         default=False,
         metadata={
-            "help": "Also measure the token-level contrast and eval_similarity_within and _between, the "
-            "similarity of tokens, at each evaluation, under either objective."
+            "help": "Also compute the token-level contrast and eval_similarity_within and _between, the "
+            "similarity of tokens, at each evaluation, with either objective."
         },
     )
-    # The data is laid out by a collator, which knows better than the model's signature.
+    # The collator reads columns that are not arguments of the model.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator needs every column."}
     )
 
     def __post_init__(self):
         check_arguments(self)
-        for name, choices in (("objective", ("mlm", "taco")), ("token_anchors", ("all", "masked", "unmasked"))):
+        for name, choices in (("objective", OBJECTIVES), ("token_anchors", TOKEN_ANCHORS)):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
         if self.objective == "mlm" and not self.measure_similarity:
@@ -225,7 +216,7 @@ class TokenContrastArguments(RunArguments):
 
     @property
     def subtracted_index(self) -> int | None:
-        """The number of the hidden state that is subtracted, or None."""
+        """The index of the hidden state that is subtracted, or None."""
         if self.subtracted_state in ("embeddings", "none"):
             return 0 if self.subtracted_state == "embeddings" else None
         try:
@@ -238,13 +229,14 @@ class TokenContrastArguments(RunArguments):
 
 @dataclass
 class MaskedLanguageArguments(TokenContrastArguments):
-    """[`TokenContrastArguments`], and how texts are laid into blocks and masked."""
+    """[`TokenContrastArguments`] and the options of packing and masking texts. The default objective is `mlm`."""
 
     RANGES: ClassVar = {
         "max_seq_length": Range(at_least=3, at_most=1_000_000),  # a text needs room between its special tokens
         "mlm_probability": Range(above=0, below=1),
     }
 
+    objective: str = field(default="mlm", metadata=OBJECTIVE)
     max_seq_length: int = field(
         default=256, metadata={"help": "Tokens in a block, special tokens included; at most the model's positions."}
     )

@@ -4,43 +4,34 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 from ...common.errors import InputError
+from ...common.positions import first_position
+from ...models.modeling_layerpool_packing import packed_attention_mask
 
 
 def attention_inside(model: PreTrainedModel, sequence_ids: torch.Tensor) -> Any:
     """
-    The `attention_mask` by which tokens of a packed batch see those of their own sequence only.
+    The `attention_mask` with which a token of a packed batch attends to the tokens of its own sequence only.
 
     Args:
-        model: whose attention implementation decides what a mask is. One with sliding windows (ModernBERT) gets a mask
-            for each kind of its layers.
+        model: a masked language model, whose attention implementation decides the kind of mask.
         sequence_ids (`torch.LongTensor` of shape `(rows, length)`): the sequence of each token, -1 for padding.
 
     Raises:
-        InputError: the model runs flash attention, which takes no such mask.
+        InputError: the model runs flash attention, which accepts no such mask.
     """
-    if "flash" in model.config._attn_implementation:
+    if is_flash_attention_requested(model.config):
         raise InputError(
-            "attention inside sequences is not for flash attention here; set attn_implementation to sdpa, or let it "
-            "go over the whole row"
+            "attention inside sequences does not work with flash attention here; set attn_implementation to sdpa, or "
+            "let tokens attend to the whole row"
         )
-    options = {
-        "config": model.config,
-        # Only shape, dtype and device of the embeddings are looked at.
-        "inputs_embeds": torch.empty((), dtype=model.dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
-        "attention_mask": None,
-        "and_mask_function": lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
-    }
-    mask = create_bidirectional_mask(**options)
-    if "sliding_attention" not in (getattr(model.config, "layer_types", None) or ()):
-        return mask
-    return {"full_attention": mask, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
+    return packed_attention_mask(model.config, model.dtype, sequence_ids)
 
 
 def check_attention_inside(model: PreTrainedModel) -> None:
-    """Refuse a model that takes no such mask, or whose tokens see other sequences in another way (a convolution)."""
+    """Refuse a model that accepts no such mask, or that mixes sequences in another way, such as a convolution."""
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 10]], device=model.device) % model.config.vocab_size
     sequence_ids = torch.tensor([[0, 0, 1, 1]] * 2, device=model.device)
     position_ids = torch.tensor([[0, 1, 0, 1]] * 2, device=model.device) + first_position(model)
@@ -57,13 +48,6 @@ def check_attention_inside(model: PreTrainedModel) -> None:
         model.train(was_training)
     if not keeps_inside:
         raise InputError(
-            f"{type(model).__name__} cannot keep attention inside sequences that share a row; let it go over the "
-            "whole row"
+            f"{type(model).__name__} cannot keep attention inside sequences that share a row; let tokens attend to "
+            "the whole row"
         )
-
-
-def first_position(model: PreTrainedModel) -> int:
-    """The position of a sequence's first token: 0, but RoBERTa and its kin count from behind the padding index."""
-    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(embedding, "padding_idx", None)
-    return 0 if padding is None else padding + 1

@@ -1,8 +1,8 @@
 """
-Texts laid into blocks of one length, and masked: what a masked language model is trained on.
+Texts packed into blocks of one length and masked: the batches of a masked language model.
 
 Notation: `rows` blocks of `length` tokens in a batch. A sequence is a text between its special tokens, or the part of
-one that lies in a block; sequences of one batch have different numbers, and -1 is the padding.
+one that lies in a block. Sequences of a batch have different numbers; -1 is the padding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import InputError
 from ...models.modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
-from ..batching import GlobalBatchSampler, share_of
+from ..batching import GlobalBatchSampler, local_rows
 from ..masking import TokenMasking
 
 
 BLOCK_PACKINGS = ("pack", "concatenate")
-# Batches of a stream that are packed together: more of them leave less padding.
+# Batches of a stream that are packed together. More of them leave less padding.
 POOLED_BATCHES = 8
 
 
@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What lies in a block, and the numbers that decide its masks."""
+    """The texts of a block, and the numbers that decide its masks."""
 
     key: tuple[int, ...]
     spans: list[Span]
@@ -42,15 +42,15 @@ class Block(NamedTuple):
 
 def pack_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
     """
-    Lay whole texts into blocks of `length` tokens, each into the fullest block with room for it, the longest first.
+    Pack whole texts into blocks of `length` tokens, the longest first, each into the fullest block with room for it.
 
-    Inside a block they keep their order. How many blocks it takes depends on the lengths, not on their order.
+    Inside a block they keep their order. The number of blocks depends on the lengths, not on their order.
     """
     return [[Span(text, 0, lengths[text]) for text in sorted(row)] for row in best_fit(lengths, length)]
 
 
 def concatenate_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
-    """Lay texts one behind the other, and cut wherever a block of `length` tokens is full."""
+    """Concatenate texts, and cut wherever a block of `length` tokens is full."""
     blocks: list[list[Span]] = []
     room = 0
     for text, tokens in enumerate(lengths):
@@ -66,21 +66,21 @@ def concatenate_texts(lengths: Sequence[int], length: int) -> list[list[Span]]:
     return blocks
 
 
-LAY = {"pack": pack_texts, "concatenate": concatenate_texts}
+PACKERS = {"pack": pack_texts, "concatenate": concatenate_texts}
 
 
 class BlockSampler(GlobalBatchSampler):
     """
-    Batches of blocks of all processes together, of which this one yields its share.
+    Global batches of blocks, from each of which this process yields its blocks.
 
-    Each epoch lays the texts anew, in a new order, into the same number of blocks, and every text is there once. The
-    last, smaller batch is divided as evenly as it goes, and left out only if it has no block for some process.
+    Each epoch packs the texts in a new order into the same number of blocks, every text once. The smaller last batch
+    is divided as evenly as possible, and left out only if it has fewer blocks than processes.
 
     Args:
-        lengths: tokens of each text.
-        block_length: tokens in a block.
+        lengths: number of tokens of each text.
+        block_length: number of tokens in a block.
         packing: `"pack"` or `"concatenate"`.
-        batch_size: blocks in a batch of all processes together.
+        batch_size: number of blocks in a global batch.
 
     Other arguments are those of [`GlobalBatchSampler`].
     """
@@ -104,7 +104,7 @@ class BlockSampler(GlobalBatchSampler):
         texts = np.arange(len(self.lengths))
         if self.shuffle:
             texts = np.random.default_rng((self.seed, epoch)).permutation(texts)
-        blocks = LAY[self.packing](self.lengths[texts].tolist(), self.block_length)
+        blocks = PACKERS[self.packing](self.lengths[texts].tolist(), self.block_length)
         return [
             Block((epoch, number), [span._replace(text=int(texts[span.text])) for span in spans])
             for number, spans in enumerate(blocks)
@@ -116,7 +116,7 @@ class BlockSampler(GlobalBatchSampler):
 
 
 class BlockReader(torch.utils.data.Dataset):
-    """The tokens of blocks, from the rows of [`tokenize_texts`], for a [`BlockCollator`]; as many as `blocks`."""
+    """The tokens of `blocks` blocks, from the rows of [`tokenize_texts`], for a [`BlockCollator`]."""
 
     def __init__(self, dataset: Dataset, blocks: int):
         self.dataset = dataset
@@ -126,7 +126,7 @@ class BlockReader(torch.utils.data.Dataset):
         return self.blocks
 
     def __getitems__(self, blocks: list[Block]) -> list[dict[str, Any]]:
-        # One query for the whole batch: many small ones would take longer than all the rest of it.
+        # One query for the whole batch, because many small queries take longer than the rest of the work.
         rows = iter(self.dataset[[span.text for block in blocks for span in block.spans]]["input_ids"])
         return [
             {"key": block.key, "sequences": [next(rows)[span.begin : span.end] for span in block.spans]}
@@ -136,17 +136,17 @@ class BlockReader(torch.utils.data.Dataset):
 
 class StreamedBlocks(torch.utils.data.IterableDataset):
     """
-    Batches of blocks from texts without length: every process reads the stream and yields its share of each batch.
+    Global batches of blocks from a stream of texts: every process reads the whole stream and yields its blocks.
 
-    Texts are laid into blocks a few batches at a time; what does not fill a block waits for the next ones. The stream
-    starts again when it ends. With several data workers each makes batches of its own shards, the same ones on every
+    Texts are packed a few batches at a time; texts that do not fill a block wait for the next ones. The stream starts
+    again when it ends. With several data workers, each makes batches from its own shards, which are the same on every
     process.
 
     Args:
         dataset: the rows of [`tokenize_texts`].
-        batch_size: blocks in a batch of all processes together.
+        batch_size: number of blocks in a global batch.
 
-    The others are as in [`BlockSampler`].
+    Other arguments are those of [`BlockSampler`].
     """
 
     def __init__(
@@ -181,51 +181,51 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
                 tokens += len(waiting[-1])
                 if tokens < POOLED_BATCHES * self.batch_size * self.block_length:
                     continue
-                blocks, waiting = self._lay(waiting, np.random.default_rng((self.seed, worker_id, made)))
+                blocks, waiting = self._pack(waiting, np.random.default_rng((self.seed, worker_id, made)))
                 tokens = sum(map(len, waiting))
                 for begin in range(0, len(blocks), self.batch_size):
                     batch = [
-                        {"key": (worker_id, made + place), "sequences": sequences}
-                        for place, sequences in enumerate(blocks[begin : begin + self.batch_size])
+                        {"key": (worker_id, made + index), "sequences": sequences}
+                        for index, sequences in enumerate(blocks[begin : begin + self.batch_size])
                     ]
                     made += len(batch)
-                    yield list(share_of(batch, self.rank, self.world_size))
+                    yield list(local_rows(batch, self.rank, self.world_size))
             if read == 0:
                 raise InputError("the stream (or one of its shards) has no text")
 
-    def _lay(
+    def _pack(
         self, texts: list[list[int]], generator: np.random.Generator
     ) -> tuple[list[list[list[int]]], list[list[int]]]:
-        """Whole batches of blocks, shuffled, and the texts that are left over."""
+        """Full batches of blocks, shuffled, and the texts that are left over."""
         blocks = [
             [texts[span.text][span.begin : span.end] for span in spans]
-            for spans in LAY[self.packing]([len(text) for text in texts], self.block_length)
+            for spans in PACKERS[self.packing]([len(text) for text in texts], self.block_length)
         ]
         if self.packing == "pack":
-            blocks.sort(key=lambda block: -sum(map(len, block)))  # what is least full waits for more
-        whole = (len(blocks) - 1) // self.batch_size * self.batch_size
-        left_over = [sequence for block in blocks[whole:] for sequence in block]
-        return [blocks[place] for place in generator.permutation(whole)], left_over
+            blocks.sort(key=lambda block: -sum(map(len, block)))  # the emptiest blocks wait for more texts
+        kept = (len(blocks) - 1) // self.batch_size * self.batch_size
+        left_over = [sequence for block in blocks[kept:] for sequence in block]
+        return [blocks[index] for index in generator.permutation(kept)], left_over
 
 
 class BlockCollator:
     """
-    Masks the tokens of blocks, and makes a batch of them.
+    Masks the tokens of blocks and makes a batch of them.
 
     Args:
-        tokenizer: the one that made the tokens.
-        block_length: tokens in a block.
+        tokenizer: the tokenizer of the texts.
+        block_length: number of tokens in a block.
         mlm_probability: share of the content tokens that are masked; at least one token of each block is.
-        attend_within_documents: give positions that restart from 0 with each sequence, in place of an attention mask.
-        seed: with the key of a block it decides the block's masks, whatever batch or process the block is in.
+        attend_within_documents: return positions that restart from 0 with each sequence instead of an attention mask.
+        seed: seed of the masks, together with the key of a block; the batch and the process do not matter.
 
-    The batch holds, all of shape `(rows, length)`: `input_ids`; `labels`, the token that was masked and -100
-    elsewhere; `sequence_ids`, which sequence a token belongs to, different ones in the whole batch, -1 for padding;
-    `content`, true for what is neither a special token (the unknown token is one) nor padding; and `attention_mask`,
-    0 for padding, or `position_ids`.
+    The batch holds, all of shape `(rows, length)`: `input_ids`; `labels`, the original token of masked tokens and -100
+    for the others; `sequence_ids`, the sequence that a token belongs to, numbered over the whole batch, -1 for
+    padding; `content`, whether a token is neither special (the unknown token is) nor padding; and `attention_mask`, 0
+    for padding, or `position_ids`.
 
     Raises:
-        InputError: the tokenizer has no mask token, or none for padding.
+        InputError: the tokenizer has no mask token or no token for padding.
     """
 
     def __init__(
@@ -247,12 +247,12 @@ class BlockCollator:
         sequence_ids = torch.full_like(input_ids, -1)
         number = 0
         for row, block in enumerate(blocks):
-            place = 0
+            begin = 0
             for sequence in block["sequences"]:
-                end = place + len(sequence)
-                input_ids[row, place:end] = torch.as_tensor(sequence)
-                sequence_ids[row, place:end] = number
-                number, place = number + 1, end
+                end = begin + len(sequence)
+                input_ids[row, begin:end] = torch.as_tensor(sequence)
+                sequence_ids[row, begin:end] = number
+                number, begin = number + 1, end
         is_token = sequence_ids >= 0
         content = is_token & self.masking.is_content(input_ids)
         masked = [
@@ -271,7 +271,7 @@ class BlockCollator:
 
 
 class ValidationSampler(BlockSampler):
-    """All blocks, on every process as many batches of as many blocks: empty ones fill up."""
+    """All blocks, padded with empty ones so that every process has the same number of batches and blocks."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -1,7 +1,6 @@
-"""Masked language models: new ones, and those of a checkpoint."""
+"""Masked language models: new ones, and those from a checkpoint."""
 
 import logging
-import math
 from pathlib import Path
 
 import torch
@@ -27,25 +26,16 @@ from ...common.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def position_limit(model: PreTrainedModel) -> float:
-    """How many tokens a model has positions for."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
-            # RoBERTa and its kin count from behind the padding index.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return getattr(model.config, "max_position_embeddings", math.inf)
-
-
 def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfig:
     """
     The transformers configuration of a new masked language model.
 
     Args:
-        model_type: as transformers names it: `bert`, `roberta`, `modernbert`, ...
-        overrides: fields and values, as in `hidden_size=256,num_hidden_layers=4`.
+        model_type: its name in transformers: `bert`, `roberta`, `modernbert`, ...
+        overrides: fields and values, such as `hidden_size=256,num_hidden_layers=4`.
 
     Raises:
-        InputError: there is no such model, field or value, or the values do not go together.
+        InputError: the model type, field or value does not exist, or the values do not fit together.
     """
     known = {config.model_type for config in MODEL_FOR_MASKED_LM_MAPPING}
     if model_type not in known:
@@ -64,7 +54,7 @@ def new_config(model_type: str, overrides: str | None = None) -> PreTrainedConfi
             raise InputError(f"--config_overrides {overrides}: {override} does not fit ({error})") from error
         values[name] = getattr(config, name)
     with loading_errors(f"--config_overrides {overrides}", "makes no configuration"):
-        # Made anew, as some fields follow from others: ModernBERT's kinds of layers from their number.
+        # Created again, because some fields follow from others: ModernBERT's types of layers from their number.
         return AutoConfig.for_model(model_type, **values)
 
 
@@ -75,16 +65,16 @@ def start_model(
     dtype: str | torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """
-    A new model, whose vocabulary and special tokens are the tokenizer's.
+    A new model with the vocabulary and special tokens of a tokenizer.
 
     Args:
-        config: of the model; it is changed in place.
-        tokenizer: of the texts.
-        attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
-        dtype: of the weights. Default: `torch.float32`.
+        config: the configuration of the model; it is changed in place.
+        tokenizer: the tokenizer of the texts.
+        attn_implementation: `sdpa`, `eager`, ... Default: chosen by transformers.
+        dtype: the dtype of the weights. Default: `torch.float32`.
 
     Raises:
-        InputError: no model can be made of the configuration.
+        InputError: transformers cannot create a model from the configuration.
     """
     config.vocab_size = len(tokenizer)
     for name in ("pad", "bos", "eos", "cls", "sep", "mask"):
@@ -106,20 +96,20 @@ def load_masked_language_model(
     dtype: str | torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Open a checkpoint that `AutoModelForMaskedLM` opens, with its tokenizer, for training. A head that it lacks starts
-    anew.
+    Open a checkpoint that `AutoModelForMaskedLM` opens, with its tokenizer, for training. A missing head is
+    initialized.
 
     Args:
-        name: a folder, or a name on the Hub.
+        name: a folder or a Hub model ID.
         revision: branch, tag or commit on the Hub. Default: `"main"`.
-        allow_pickle: accept weights that are pickled, if there are no safetensors. Default: False.
-        attn_implementation: `sdpa`, `eager`, ... Default: the choice of transformers.
-        dtype: of the weights, or `"auto"` for that of the file, as in transformers. Default: `torch.float32`, as
-            weights in half precision lose small updates; mixed precision in training is autocast's.
+        allow_pickle: accept pickled weights if the checkpoint has no safetensors. Default: False.
+        attn_implementation: `sdpa`, `eager`, ... Default: chosen by transformers.
+        dtype: the dtype of the weights, or `"auto"` for that of the file. Default: `torch.float32`, because weights in
+            half precision lose small updates; for mixed precision use autocast.
 
     Raises:
-        InputError: there is no such checkpoint, it is broken, it has no weights or tokenizer, its weights are pickled
-            or not those of the encoder, or transformers has no masked language model of its type.
+        InputError: the checkpoint does not exist or is broken, it has no weights or tokenizer, its weights are pickled
+            or do not fit the encoder, or transformers has no masked language model of its type.
     """
     config = read_config(name, revision)
     classes = {known.model_type: known for known in MODEL_FOR_MASKED_LM_MAPPING}
@@ -158,4 +148,4 @@ def load_masked_language_model(
 
 def _check_encoder(model: PreTrainedModel, name: str) -> None:
     if model.config.is_encoder_decoder:
-        raise InputError(f"{name}: is no encoder but an encoder with a decoder")
+        raise InputError(f"{name}: is an encoder with a decoder, not an encoder")

@@ -1,47 +1,33 @@
-"""Texts to pre-train on: read, checked and tokenised."""
+"""Texts to pre-train on: read, checked and tokenized."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from datasets.exceptions import DatasetGenerationError
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import InputError
 from ...common.rows import check_text, read_rows, require_columns
-from ..data import file_identity
+from ..data import dataset_of_files, first_row
 
 
 def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | IterableDataset:
     """
-    The texts of local files, one file after the other (see [`~modeling_layerpool.common.rows.read_rows`]): rows with
-    `text`.
+    The texts of local files as rows with `text` (see [`~modeling_layerpool.common.rows.read_rows`]).
 
     Args:
-        paths: txt files, or jsonl, csv or tsv ones with a column `text`, also gzipped.
-        streaming: read the files as they are needed, and check them then; several data workers share them.
+        paths: txt files, or jsonl, csv or tsv files with a column `text`, also gzipped.
+        streaming: read and check the files while training. Several data workers share them.
 
     Raises:
         InputError: a file is missing, empty or broken, or a row has no text; with file and line.
     """
     for path in paths:
-        _, first = next(read_rows(path), (0, None))
-        if first is None:
-            raise InputError(f"{path}: the file is empty")
-    if streaming:
-        return IterableDataset.from_generator(_checked_texts, gen_kwargs={"paths": list(paths)})  # a list is shards
-    identities = tuple(file_identity(path) for path in paths)
-    try:
-        return Dataset.from_generator(_checked_texts, gen_kwargs={"paths": tuple(paths), "identities": identities})
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None
-        raise
+        first_row(path)  # raises an error for an empty file
+    return dataset_of_files(_checked_texts, paths, streaming)
 
 
-def _checked_texts(paths: Sequence[str], identities: Any = None) -> Iterator[dict[str, str]]:
+def _checked_texts(paths: Sequence[str], identities: Any) -> Iterator[dict[str, str]]:
     for path in paths:
         for line, row in read_rows(path):
             where = f"{path}, line {line}"
@@ -53,24 +39,24 @@ def tokenize_texts(
     dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, piece_length: int | None, source: str
 ) -> Dataset | IterableDataset:
     """
-    Tokenise texts, once: `datasets` caches the result, or does it on the fly when streaming.
+    Tokenize texts: `datasets` does this once and caches the result, or while training if it streams.
 
     Args:
-        dataset: rows with `text`. Empty texts, as a dataset on the Hub may have, are left out.
-        piece_length: a longer text is cut into pieces of at most so many tokens, each between special tokens of its
-            own. None: texts stay whole.
+        dataset: rows with `text`. Empty texts, which datasets on the Hub may have, are left out.
+        piece_length: maximum number of tokens. Longer texts are cut into pieces, each with its own special tokens.
+            None: texts are not cut.
         source: the name of the data, for errors.
 
     Returns:
-        Rows with `input_ids`, special tokens included, and their number, `length`; one for each text or piece.
+        One row for each text or piece, with `input_ids`, special tokens included, and their number, `length`.
 
     Raises:
-        InputError: there is no column `text`, a text is of another type, or the tokenizer cannot cut.
+        InputError: the column `text` is missing, a text has another type, or the tokenizer cannot cut texts.
     """
     if piece_length is not None and not tokenizer.is_fast:
-        # Of a long text the other kind gives the first piece only.
-        raise InputError("texts are cut by a fast tokenizer only; give one, or --block_packing concatenate")
-    # A text whose every letter is dropped by the tokenizer would be special tokens around nothing.
+        # A slow tokenizer returns only the first piece of a long text.
+        raise InputError("only a fast tokenizer can cut texts; use one, or --block_packing concatenate")
+    # The tokenizer may drop all characters of a text, which leaves special tokens only.
     empty = len(tokenizer("")["input_ids"])
 
     def tokenize(batch: dict[str, list]) -> dict[str, list]:

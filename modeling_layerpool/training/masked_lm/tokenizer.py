@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: WordPiece or byte-level byte pairs, the same for the same texts in any order."""
+"""Trains tokenizers: WordPiece or byte-level byte pairs, independent of the order of the texts."""
 
 import json
 from collections import Counter
@@ -13,16 +13,16 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, RobertaTokenize
 from ...common.errors import InputError
 
 
-# Encoders for which a tokenizer can be trained here, by its kind.
+# Encoders for which a tokenizer can be trained, by the kind of tokenizer.
 WORDPIECE_MODELS = ("bert", "distilbert", "electra")
 BYTE_LEVEL_MODELS = ("modernbert", "roberta")
 DEFAULT_VOCAB_SIZE = 30_000
-# In the order of their numbers, as in the encoders' published tokenizers.
+# In the order of their IDs in the published tokenizers of these encoders.
 WORDPIECE_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_LEVEL_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-# What the tokenizers library takes by default; rarer letters become the unknown token.
+# The default of tokenizers. Rarer letters become the unknown token.
 MOST_LETTERS = 1000
-# A word or pair that is there once only is noise.
+# A word or pair that occurs only once is noise.
 MIN_FREQUENCY = 2
 
 
@@ -31,13 +31,13 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """
     Train the tokenizer of an encoder: WordPiece in lower case (BERT, DistilBERT, ELECTRA), or byte-level byte pairs
-    with the letters as they are (RoBERTa, ModernBERT). The same texts in any order give the same tokenizer.
+    that keep the case (RoBERTa, ModernBERT). The same texts in any order give the same tokenizer.
 
     Args:
-        texts: gives all texts, each time it is called.
-        model_type: as transformers names the encoder.
-        vocab_size: tokens, special ones included.
-        show_progress: whether the training shows its progress.
+        texts: returns all texts each time it is called.
+        model_type: the name of the encoder in transformers.
+        vocab_size: number of tokens, special tokens included.
+        show_progress: whether to show a progress bar.
 
     Raises:
         InputError: the encoder has another kind of tokenizer, or the texts cannot have a vocabulary of this size.
@@ -54,13 +54,13 @@ def train_tokenizer(
     tokenizer = train(texts, vocab_size, show_progress)
     if len(tokenizer) < vocab_size:
         raise InputError(
-            f"--vocab_size {vocab_size}: the texts make no more than {len(tokenizer)} tokens; give at most so many, "
-            "or more text"
+            f"--vocab_size {vocab_size}: the texts give only {len(tokenizer)} tokens; use at most this number, or "
+            "more text"
         )
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"--vocab_size {vocab_size}: the letters of the texts and the special tokens alone are {len(tokenizer)}; "
-            "give more"
+            "use at least this number"
         )
     return tokenizer
 
@@ -78,8 +78,8 @@ def _train_wordpiece(texts: Callable[[], Iterator[str]], vocab_size: int, show_p
             letters.update(dict.fromkeys(piece, times))
             inside.update(piece[1:])
     kept = sorted(sorted(letters, key=lambda letter: (-letters[letter], letter))[:MOST_LETTERS])
-    # transformers numbers letters inside a word as it meets them, in another order each time, and breaks ties between
-    # equally frequent pairs by these numbers. Named beforehand, they and the whole vocabulary stay the same.
+    # tokenizers numbers the letters inside words in an order that changes from run to run, and breaks ties between
+    # equally frequent pairs by these numbers. Listing the letters as special tokens makes the vocabulary reproducible.
     prefix = "##"
     special = [*WORDPIECE_SPECIAL_TOKENS, *kept, *(prefix + letter for letter in kept if letter in inside)]
     trainer = WordPieceTrainer(

@@ -1,64 +1,98 @@
 """
-The trainer of masked language models.
+The trainer of masked language models, alone or with token-level contrast.
 
-Notation: `rows` blocks of `length` tokens in a batch. A sequence is a text between its special tokens, or the part of
-one that lies in a block; sequences of one batch have different numbers, and -1 is the padding.
+Notation: `rows` and `length` of a batch, `m` its masked tokens, `h` width, `v` vocabulary. A sequence is a text
+between its special tokens, or the part of one that lies in a block. Sequences of a batch have different numbers; -1 is
+the padding.
 """
 
 import inspect
-import logging
-import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ...common.checkpoint_files import check_vocabulary
 from ...common.errors import InputError
-from ..batching import EpochDataLoader
-from .arguments import MaskedLanguageArguments
+from ...common.positions import first_position, position_limit
+from ..base import LayerPoolTrainer
+from ..batching import GlobalBatchSampler, StreamedBatches
+from ..distributed import same_on_all
+from ..losses import at_least_float32
+from ..masking import predicted_index
+from ..mlm_head import head_only_at
+from .arguments import MaskedLanguageArguments, TokenContrastArguments
+from .attention import attention_inside, check_attention_inside
 from .blocks import BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
-from .models import position_limit
-from .token_contrast import TokenContrastTrainer
+from .evaluation_sums import EvaluationSums
+from .token_contrast import contrast_tokens, similarity_sums
 
 
-# Of the masks of validation texts: not the run's seed, so that runs are measured on the same masks.
+# The seed of the masks of validation texts. It does not depend on the run, so that all runs are measured on the same
+# masks.
 VALIDATION_SEED = 0
+# Batch fields that are not input of the model.
+NOT_OF_THE_MODEL = ("labels", "predicted_index", "sequence_ids", "content", "row_numbers")
 
-logger = logging.getLogger(__name__)
 
-
-class MaskedLanguageTrainer(TokenContrastTrainer):
+class MaskedLanguageTrainer(LayerPoolTrainer):
     r"""
-    [`TokenContrastTrainer`] on texts that it lays into blocks, with masks of its own.
+    Trains any masked language model with its own loss and, under the objective `taco`, with token-level contrast.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            A masked language model, as `AutoModelForMaskedLM` gives it.
-        args ([`MaskedLanguageArguments`]):
+            A masked language model from `AutoModelForMaskedLM`.
+        args ([`MaskedLanguageArguments`], or [`TokenContrastArguments`] with a collator of your own):
             The options of the run. `per_device_train_batch_size` counts blocks.
         train_dataset, eval_dataset (`datasets.Dataset` or, to train on, `datasets.IterableDataset`, *optional*):
-            The rows of [`tokenize_texts`]. Of validation texts the loss (`eval_mlm_loss`), `eval_perplexity`, its
-            exponential, and `eval_masked_accuracy`, in percent, are measured, always on the same masks.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer that made them.
-        evaluator (`Callable`, *optional*):
-            Called with model and tokenizer at each evaluation, on the main process; its metrics are logged as
-            `eval_<name>`.
+            The rows of [`tokenize_texts`], which are packed into blocks, each time with other masks. Validation texts
+            always have the same masks. With a `data_collator`: any rows that it makes batches of.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The tokenizer of the texts. Required without a `data_collator`.
+        data_collator (`Callable`, *optional*):
+            Defaults to one that packs and masks texts. Another one returns a batch with these fields of shape
+            `(rows, length)`:
 
-    Other arguments are the Trainer's.
+            - `input_ids`, masked, and `labels`, -100 for tokens that are not predicted;
+            - `sequence_ids`: the document or sentence of each token, -1 for padding. Each sequence lies in one piece,
+              and no number occurs twice in a batch;
+            - `content`: whether a token is neither special nor padding;
+            - `attention_mask`, 0 for padding, for attention over the whole row; or `position_ids` that restart from 0
+              with each sequence, and no `attention_mask`, for attention inside each sequence.
+
+            All other fields go to the model, except `row_numbers`, which errors name.
+        evaluator (`Callable`, *optional*):
+            Called with model and tokenizer at each evaluation, on the main process. Its metrics are logged as
+            `eval_<name>`.
+        write_model_card (`Callable`, *optional*):
+            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
+
+    Other arguments are the Trainer's. Both terms of the loss are means over the batch of all processes: over its
+    predicted tokens and over its anchors. They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the
+    last log. An evaluation measures them over all of its data, and `eval_perplexity`, the exponential of
+    `eval_mlm_loss`, and `eval_masked_accuracy`, in percent. Each process draws negatives from its own batch, in
+    training with torch's default generator. An evaluation seeds the generators and restores them, so that it masks and
+    draws the same each time.
 
     Raises:
-        InputError: as [`TokenContrastTrainer`], and if the texts do not make a batch, `max_seq_length` is beyond the
-            positions of the model, the tokenizer has no mask token or more tokens than the model, or the model takes
-            no positions, which `attend_within_documents` needs.
+        InputError: one process sees several devices; the model does not have the subtracted state; the texts do not
+            make a batch; `max_seq_length` is beyond the positions of the model; the tokenizer has no mask token, or
+            more tokens than the model; or the model cannot keep attention inside sequences.
+        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
+        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay whole.
     """
 
+    # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
+    loss_is_scaled_for_ga = False
     METRICS: ClassVar = {
         "loss": False,
         "mlm_loss": False,
@@ -70,8 +104,8 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
     }
 
     @classmethod
-    def metrics_of(cls, args: MaskedLanguageArguments) -> dict[str, bool]:
-        """What is measured on validation texts with these arguments, and whether more of it is better."""
+    def metrics_of(cls, args: TokenContrastArguments) -> dict[str, bool]:
+        """The metrics of validation texts with these arguments, and whether higher is better."""
         unmeasured = set() if args.measure_similarity else {"similarity_within", "similarity_between"}
         if args.objective == "mlm" and not args.measure_similarity:
             unmeasured.add("token_contrast_loss")
@@ -80,84 +114,76 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        args: MaskedLanguageArguments,
+        args: TokenContrastArguments,
         *,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | None = None,
-        processing_class: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]] | None = None,
         evaluator: Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]] | None = None,
         **kwargs: Any,
     ):
-        limit = position_limit(model)
-        if args.max_seq_length > limit:
-            raise InputError(f"max_seq_length={args.max_seq_length} is beyond the {limit} positions of the model")
-        check_vocabulary(model, processing_class)
-        if args.attend_within_documents and "position_ids" not in inspect.signature(model.forward).parameters:
-            raise InputError(
-                f"a model of type {model.config.model_type!r} takes no positions, which attend_within_documents "
-                "needs; leave it out"
-            )
+        layers, index = model.config.num_hidden_layers, args.subtracted_index
+        if index is not None and index not in range(-layers - 1, layers + 1):
+            raise InputError(f"subtracted_state={index}, but the model has the hidden states 0 to {layers}")
+        if index in (-1, layers):
+            raise InputError(f"subtracted_state={index} is the last hidden state, of which nothing would be left")
+        self.packs_texts = data_collator is None
+        if self.packs_texts:
+            _check_texts_fit(model, processing_class, args)
+            data_collator = _block_collator(args, processing_class, args.sampling_seed)
         self.evaluator = evaluator
-        self._predicted = torch.zeros(2, dtype=torch.long, device=args.device)  # correctly, and in all
-        seed = args.seed if args.data_seed is None else args.data_seed
+        self._first_position: int | None = None  # found, and the model checked, when positions first restart
+        self._evaluation: EvaluationSums | None = None
+        self._logged = torch.zeros(3, device=args.device)  # sums of both terms, and the number of batches
         super().__init__(
             model,
             args,
-            data_collator=self._collator(args, processing_class, seed),
+            data_collator=data_collator,
             train_dataset=train_dataset,
-            # The Trainer wants a dataset wherever it is to evaluate; an empty one is not looked at.
+            # The Trainer refuses to evaluate without a dataset; an evaluator alone needs none.
             eval_dataset=Dataset.from_dict({"length": []}) if eval_dataset is None and evaluator else eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
-        if isinstance(train_dataset, Dataset):
+        if self.packs_texts and isinstance(train_dataset, Dataset):
             needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
-            blocks = self._sampler(train_dataset, needed).rows
+            blocks = self.make_batch_sampler(needed).rows
             if blocks < needed:
                 raise InputError(
                     f"the training texts make {blocks} block(s) of {args.max_seq_length} tokens, and "
                     f"{needed} are needed"
                 )
 
-    @staticmethod
-    def _collator(args: MaskedLanguageArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> BlockCollator:
-        return BlockCollator(
-            tokenizer,
-            args.max_seq_length,
-            args.mlm_probability,
-            attend_within_documents=args.attend_within_documents,
-            seed=seed,
-        )
+    # --- data ---
 
-    def _sampler(self, dataset: Dataset, batch_size: int, **options: Any) -> BlockSampler:
-        return BlockSampler(
-            dataset["length"][:], self.args.max_seq_length, self.args.block_packing, batch_size, **options
-        )
+    def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
+        if not self.packs_texts:
+            return super().make_batch_sampler(batch_size, **options)
+        lengths = self.train_dataset["length"][:]
+        return BlockSampler(lengths, self.args.max_seq_length, self.args.block_packing, batch_size, **options)
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches of this process. Not prepared by accelerate: they are already its share, and it would cut again."""
-        args, workers = self.args, self.worker_options()
-        place = {"rank": args.process_index, "world_size": args.world_size, "seed": self.data_collator.masking.seed}
-        batch_size = self._train_batch_size * args.world_size
-        if isinstance(self.train_dataset, IterableDataset):
-            batches = StreamedBlocks(self.train_dataset, args.max_seq_length, args.block_packing, batch_size, **place)
-            # A worker without a shard of the stream would have nothing to do.
-            workers["num_workers"] = min(workers["num_workers"], self.train_dataset.num_shards)
-            return DataLoader(batches, batch_size=None, collate_fn=self.data_collator, **workers)
-        sampler = self._sampler(
+    def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset | BlockReader:
+        return BlockReader(self.train_dataset, sampler.rows) if self.packs_texts else self.train_dataset
+
+    def stream_batches(self, batch_size: int, rank: int, world_size: int) -> StreamedBlocks | StreamedBatches:
+        args = self.args
+        if not self.packs_texts:
+            return super().stream_batches(batch_size, rank, world_size)
+        return StreamedBlocks(
             self.train_dataset,
+            args.max_seq_length,
+            args.block_packing,
             batch_size,
-            **place,
-            shuffle=args.train_sampling_strategy != "sequential",
-            drop_last=args.dataloader_drop_last,
+            rank,
+            world_size,
+            args.sampling_seed,
         )
-        reader = BlockReader(self.train_dataset, sampler.rows)
-        return EpochDataLoader(reader, batch_sampler=sampler, collate_fn=self.data_collator, **workers)
-
-    # --- evaluation ---
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """This process's share of the validation blocks, in the order of the texts, masked by a seed of their own."""
+        """The validation blocks of this process, in the order of the texts, masked with a seed of their own."""
+        if not self.packs_texts:
+            return super().get_eval_dataloader(eval_dataset)
         args = self.args
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         sampler = ValidationSampler(
@@ -169,41 +195,178 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
             world_size=args.world_size,
             shuffle=False,
         )
-        collator = self._collator(args, self.processing_class, VALIDATION_SEED)
-        return DataLoader(
-            BlockReader(dataset, sampler.rows), batch_sampler=sampler, collate_fn=collator, **self.worker_options()
-        )
+        collator = _block_collator(args, self.processing_class, VALIDATION_SEED)
+        reader = BlockReader(dataset, sampler.rows)
+        return DataLoader(reader, batch_sampler=sampler, collate_fn=collator, **self.worker_options())
 
-    def _count(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        right = (logits.argmax(dim=-1) == labels).sum()
-        self._predicted += torch.stack([right, torch.full_like(right, len(labels))])
+    # --- loss ---
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        """The masked-LM loss, and under `taco` the weighted token contrast, of one batch."""
+        args = self.args
+        labels, sequence_ids, content = (inputs[name] for name in ("labels", "sequence_ids", "content"))
+        is_taco = args.objective == "taco"
+        is_measured = self._evaluation is not None and args.measure_similarity
+        index = inputs["predicted_index"] if "predicted_index" in inputs else predicted_index(labels)
+        # A compiled model would keep the indices of its first batch.
+        needs_all_logits = return_outputs or args.torch_compile
+        model_inputs = self._model_inputs(inputs)
+        with nullcontext() if needs_all_logits else head_only_at(self.model, index):
+            outputs = model(**model_inputs, output_hidden_states=is_taco or is_measured)
+        logits = outputs.logits.flatten(0, 1)
+        if len(logits) == labels.numel():
+            logits = logits[index]
+        predicted_labels = labels.flatten()[index]
+        # The model's own loss is NaN for a batch with nothing to predict, and not every model accepts a divisor.
+        mlm_loss = F.cross_entropy(
+            at_least_float32(logits),
+            predicted_labels,
+            reduction="sum",
+            label_smoothing=args.label_smoothing_factor,
+        )
+        mlm_loss = mlm_loss / max(1, len(index))
+        predicted = torch.tensor(len(index), device=labels.device)
+        contrast, anchors, states = mlm_loss.new_zeros(()), predicted.new_zeros(()), None
+        if is_taco or is_measured:
+            states = at_least_float32(outputs.hidden_states[-1])
+            if args.subtracted_index is not None:
+                states = states - outputs.hidden_states[args.subtracted_index]
+            generator = None if self._evaluation is None else self._evaluation.generator
+            contrast, anchors = contrast_tokens(states, labels, sequence_ids, content, args, generator)
+        if self._evaluation is not None:
+            right = (logits.argmax(dim=-1) == predicted_labels).sum()
+            similarity = similarity_sums(states, sequence_ids, content) if is_measured else None
+            self._evaluation.add(mlm_loss, right, predicted, contrast, anchors, similarity)
+        elif model.training:
+            mlm_loss, contrast = self._weigh(torch.stack([mlm_loss, contrast]), torch.stack([predicted, anchors]))
+            self._logged += torch.stack([mlm_loss, contrast, torch.ones_like(mlm_loss)]).detach()
+        loss = mlm_loss + args.token_contrast_weight * contrast if is_taco else mlm_loss
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        return super().training_step(model, _with_predicted_index(inputs), *args)
+
+    def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        inputs = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
+        if "position_ids" in inputs:
+            needs_mask = "attention_mask" not in inputs
+            if self._first_position is None:
+                if needs_mask:
+                    check_attention_inside(self.model)
+                self._first_position = first_position(self.model)
+            inputs["position_ids"] = inputs["position_ids"] + self._first_position
+            if needs_mask:
+                inputs["attention_mask"] = attention_inside(self.model, batch["sequence_ids"])
+        return inputs
+
+    def _weigh(self, means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """
+        Weigh the means of this process so that their mean over the processes is the mean over all that they count.
+        """
+        if self.args.world_size == 1:
+            return means
+        total = counts.clone()
+        dist.all_reduce(total)
+        return means * counts * self.args.world_size / total.clamp(min=1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._logged[2] > 0:
+            sums = self._logged.clone()
+            if self.args.world_size > 1:
+                dist.all_reduce(sums)
+            mlm_loss, contrast, batches = sums.tolist()
+            logs["mlm_loss"] = mlm_loss / batches
+            if self.args.objective == "taco":
+                logs["token_contrast_loss"] = contrast / batches
+            self._logged.zero_()
+        super().log(logs, start_time)
+
+    # --- evaluation ---
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """The step of transformers, which computes all logits even where only the loss is asked for."""
+        if not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = send_to_device(_with_predicted_index(inputs), self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """As in transformers but without logits, over the validation texts if there are any; then the evaluator."""
-        metrics: dict[str, float] = {}
+        """The loop of transformers without logits, over the evaluation data if there are any; then the evaluator."""
         output = EvalLoopOutput(predictions=None, label_ids=None, metrics={}, num_samples=0)
-        if len(dataloader) > 0:
-            self._predicted.zero_()
-            output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-            if self.args.world_size > 1:
-                dist.all_reduce(self._predicted)
-            right, predicted = self._predicted.tolist()
-            metrics["masked_accuracy"] = 100 * right / max(1, predicted)
-            metrics["perplexity"] = math.exp(min(700.0, output.metrics[f"{metric_key_prefix}_mlm_loss"]))
+        metrics: dict[str, float] = {}
+        if not has_length(dataloader) or len(dataloader) > 0:
+            seed = self.args.seed + self.args.process_index
+            self._evaluation = EvaluationSums(self.args.device, seed)
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    torch.default_generator.manual_seed(seed)  # the CPU's alone, which a collator may mask with
+                    output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+                metrics = self._evaluation.metrics()
+            finally:
+                self._evaluation = None
+            metrics["loss"] = metrics["mlm_loss"]
+            if self.args.objective == "taco":
+                metrics["loss"] += self.args.token_contrast_weight * metrics["token_contrast_loss"]
+            elif not self.args.measure_similarity:
+                del metrics["token_contrast_loss"]
         if self.evaluator is not None:
-            metrics |= self._evaluate_on_main_process()
+            metrics |= self._run_evaluator()
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
-    def _evaluate_on_main_process(self) -> dict[str, float]:
-        shared = [{}]
+    def _run_evaluator(self) -> dict[str, float]:
+        metrics = {}
         if self.args.process_index == 0:
             was_training = self.model.training
             self.model.eval()
-            shared = [self.evaluator(self.model, self.processing_class)]
+            metrics = self.evaluator(self.model, self.processing_class)
             self.model.train(was_training)
-        if self.args.world_size > 1:
-            dist.broadcast_object_list(shared, src=0)
-        return shared[0]
+        return same_on_all(metrics)
+
+
+# The name from before the two trainers became one.
+TokenContrastTrainer = MaskedLanguageTrainer
+
+
+def _with_predicted_index(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Add the indices of the predicted tokens while the batch is still on the CPU, so that no device is waited for."""
+    return {**inputs, "predicted_index": predicted_index(inputs["labels"])}
+
+
+def _block_collator(args: MaskedLanguageArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> BlockCollator:
+    return BlockCollator(
+        tokenizer,
+        args.max_seq_length,
+        args.mlm_probability,
+        attend_within_documents=args.attend_within_documents,
+        seed=seed,
+    )
+
+
+def _check_texts_fit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: MaskedLanguageArguments
+) -> None:
+    limit = position_limit(model)
+    if args.max_seq_length > limit:
+        raise InputError(f"max_seq_length={args.max_seq_length} is beyond the {limit} positions of the model")
+    check_vocabulary(model, tokenizer)
+    if args.attend_within_documents and "position_ids" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"a model of type {model.config.model_type!r} takes no positions, which attend_within_documents needs; "
+            "leave it out"
+        )

@@ -1,0 +1,138 @@
+"""The arguments of a run that all kinds of training share: those of transformers, checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import DynamoBackend
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy
+
+from ..common.command_line import Range, check_arguments, check_used
+from ..common.errors import InputError
+
+
+# The ranges of the numbers among the arguments of transformers, which silently takes some invalid values for "off".
+TRAINING_RANGES = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Range(at_least=1)),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps"), Range(at_least=1)),
+    **dict.fromkeys(("save_total_limit", "torch_empty_cache_steps", "ddp_bucket_cap_mb"), Range(at_least=1)),
+    **dict.fromkeys(("ddp_timeout", "dataloader_prefetch_factor"), Range(at_least=1)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), Range(above=0)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"), Range(at_least=0)),
+    **dict.fromkeys(("warmup_steps", "eval_delay", "neftune_noise_alpha"), Range(at_least=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(at_least=0, below=1)),
+    **dict.fromkeys(("seed", "data_seed"), Range(at_least=0)),
+    "num_train_epochs": Range(above=0, at_most=1_000_000),
+    "max_steps": Range(at_least=1, or_equal_to=-1),
+    "label_smoothing_factor": Range(at_least=0, at_most=1),
+    "dataloader_num_workers": Range(at_least=0, at_most=1024),
+}
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+@dataclass
+class RunArguments(TrainingArguments):
+    """
+    `transformers.TrainingArguments` with the options and defaults that all training scripts share.
+
+    Raises:
+        InputError: a value is out of its range, needs a package that is not installed, or has no effect.
+    """
+
+    RANGES: ClassVar = TRAINING_RANGES
+    # Arguments of transformers that a kind of training does not read, in addition to those of its base classes.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("prediction_loss_only", "use_liger_kernel")
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Write into an --output_dir that is not empty; its old checkpoints are removed."},
+    )
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "When to evaluate: 'no', 'steps' or 'epoch'. Default: whenever a checkpoint is saved, if there is "
+            "evaluation data.",
+            "choices": [strategy.value for strategy in IntervalStrategy],
+        },
+    )
+    # The filter of transformers would hide a loss that is not finite.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Must stay off: a loss that is not finite stops the training."}
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        for base in type(self).__mro__:
+            check_used(self, dict.fromkeys(vars(base).get("WITHOUT_EFFECT", ()), False), "in this kind of training")
+        of_workers = ("persistent_workers", "prefetch_factor", "multiprocessing_context")
+        is_used = {f"dataloader_{name}": self.dataloader_num_workers > 0 for name in of_workers}
+        check_used(self, is_used, "without dataloader_num_workers")
+        if self.debug:  # one mode fails on boolean masks, the other without a TPU
+            raise InputError("debug does not work in this kind of training; leave it out")
+        if self.logging_nan_inf_filter:
+            raise InputError("logging_nan_inf_filter must stay off: a loss that is not finite stops the training")
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # TrainingArguments rejects bf16 on a CPU unless use_cpu is set
+        if self.fp16 and self.use_cpu:
+            raise InputError("fp16 does nothing on a CPU; use bf16, or leave it out")
+        # transformers fills in defaults, after which nobody can tell whether these were given.
+        self.metric_was_given = self.metric_for_best_model is not None
+        self.direction_was_given = self.greater_is_better is not None
+        self.eval_strategy_was_given = self.eval_strategy is not None
+        if self.eval_strategy is None:
+            self.eval_strategy = "no"
+            if self.load_best_model_at_end and self.save_strategy != "best":
+                self.evaluate_when_saving()
+        super().__post_init__()
+        _check_reporting(self.report_to)
+        if self.torch_compile:
+            _check_compilation(self.torch_compile_backend, self.torch_compile_mode)
+        _check_optimizer(self)
+
+    def evaluate_when_saving(self) -> None:
+        """Evaluate before every checkpoint, which is the default of the scripts."""
+        self.eval_strategy, self.eval_steps = self.save_strategy, self.eval_steps or self.save_steps
+
+    @property
+    def sampling_seed(self) -> int:
+        """The seed of the order of the rows and of their masks."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Checkpoints contain these arguments and may be published, so the token must not be pickled.
+        return {**vars(self), "hub_token": None}
+
+
+def _check_reporting(names: Sequence[str]) -> None:
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise InputError(f"report_to={name} is unknown or not installed; use one of {', '.join(['none', *known])}")
+
+
+def _check_compilation(backend: str, mode: str | None) -> None:
+    known = sorted({backend.value.lower() for backend in DynamoBackend} & set(torch.compiler.list_backends(())))
+    if backend not in known:
+        raise InputError(f"torch_compile_backend={backend} is unknown here; use one of {', '.join(known)}")
+    if mode not in (None, *COMPILE_MODES):
+        raise InputError(f"torch_compile_mode={mode} is unknown; use one of {', '.join(COMPILE_MODES)}")
+
+
+def _check_optimizer(args: TrainingArguments) -> None:
+    """Create the optimizer and the schedule for one weight, to find a missing package or a wrong option early."""
+    layer = torch.nn.Linear(1, 1, device="meta")  # initializing it draws no random numbers
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, layer)
+    except ImportError as error:
+        raise InputError(f"optim={args.optim.value} needs a package that is not installed: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"optim={args.optim.value}: {error} (optim_args={args.optim_args})") from error
+    optimizer = torch.optim.SGD(layer.parameters(), args.learning_rate)
+    name, options = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    try:
+        get_scheduler(name, optimizer, 1, 2, options)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"lr_scheduler_type={name.value}: {error} (lr_scheduler_kwargs={options})") from error

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 
 from modeling_layerpool.evaluation.development import development_evaluator
-from modeling_layerpool.publishing import model_card, write_model_card
+from modeling_layerpool.publishing import card_pictures, write_model_card
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
 
 from ..conftest import assert_close_to
@@ -494,7 +494,7 @@ def test_a_picture_that_fails_does_not_cost_the_card(train_with_pictures, monkey
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(model_card, "plot_layer_weights", fail)
+    monkeypatch.setattr(card_pictures, "plot_layer_weights", fail)
     assert pictures(train_with_pictures()) == ["learning_curves.png"]
     assert "the model card is written without a picture: disk full" in caplog.text
 
@@ -502,15 +502,15 @@ def test_a_picture_that_fails_does_not_cost_the_card(train_with_pictures, monkey
 def test_texts_for_the_weights_are_a_sample_of_the_development_data(tmp_path):
     rows = [{"text": f"text {number}", "label": 0} for number in range(1000)]
     path = write_lines(tmp_path / "dev.jsonl", rows)
-    texts = model_card._texts_of(path, ())
-    assert len(set(texts)) == model_card.LAYER_TEXTS
+    texts = card_pictures.sample_texts(path, ())
+    assert len(set(texts)) == card_pictures.LAYER_TEXTS
     assert set(texts) <= {row["text"] for row in rows}
-    assert model_card._texts_of(path, ("text",)) == texts
+    assert card_pictures.sample_texts(path, ("text",)) == texts
     pair_file = write_lines(tmp_path / "pairs.jsonl", [{"premise": "a", "hypothesis": "b"}] * 2)
-    assert model_card._texts_of(pair_file, ("premise", "hypothesis")) == [("a", "b")]
+    assert card_pictures.sample_texts(pair_file, ("premise", "hypothesis")) == [("a", "b")]
     folder = write_retrieval(tmp_path / "retrieval")
     assert {"where are shares traded", "Dogs were the first animals that people kept."} <= set(
-        model_card._texts_of(folder, ())
+        card_pictures.sample_texts(folder, ())
     )
 
 

@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,10 +22,11 @@ from transformers.trainer_utils import EvalLoopOutput
 from ...common.checkpoints import check_vocabulary
 from ...common.errors import InputError
 from ..batching import EpochDataLoader
+from ..card_facts import CardFacts
 from .arguments import MaskedLanguageArguments
 from .blocks import BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
 from .models import position_limit
-from .token_contrast import TokenContrastTrainer
+from .token_contrast import CITATION, TokenContrastTrainer
 
 
 # Of the masks of validation texts: not the run's seed, so that runs are measured on the same masks.
@@ -207,3 +209,30 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
         if self.args.world_size > 1:
             dist.broadcast_object_list(shared, src=0)
         return shared[0]
+
+    def card_facts(self) -> CardFacts:
+        """The facts of this run that a model card is made from."""
+        args, facts, is_taco = self.args, super().card_facts(), self.args.objective == "taco"
+        settings = {"objective": "masked language modelling"}
+        if is_taco:
+            settings["objective"] += f" + {args.token_contrast_weight:g} x token contrast (TACO)"
+            settings["token contrast"] = (
+                f"temperature {args.token_temperature:g}, window {args.token_window}, {args.token_negatives} "
+                f"negatives, anchors: {args.token_anchors}, subtracted: {args.subtracted_state}"
+            )
+        settings["masked"] = (
+            f"{args.mlm_probability:.0%} of the tokens: 80 % by the mask, 10 % by random ones, 10 % kept"
+        )
+        attention = "inside each text" if args.attend_within_documents else "over the whole block"
+        settings["blocks"] = f"{args.max_seq_length} tokens, {args.block_packing}, attention {attention}"
+        settings["blocks in a batch"] = f"{facts.batch_size}, all processes together"
+        if args.gradient_accumulation_steps > 1:
+            settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
+        return replace(
+            facts,
+            task="fill-mask",
+            model={"vocabulary": f"{len(self.processing_class):,} tokens", **facts.model},
+            settings=settings,
+            citations=[CITATION] if is_taco else [],
+            mask_token=self.processing_class.mask_token,
+        )

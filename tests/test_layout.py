@@ -48,6 +48,7 @@ def test_publishing_imports_no_trainer():
         ("checkpoints", "load_layerpool"),
         ("errors", "InputError"),
         ("modeling_layerpool_packing", "pack_sentences"),
+        ("publishing.plots", "EvaluationPlots"),
         ("training.losses", "info_nce"),
         ("training.mlm", "MaskedLanguageTrainer"),
         ("training.classification", "ClassificationTrainer"),

@@ -18,21 +18,21 @@ from .plots import plot_layer_weights, plot_learning_curves
 
 logger = logging.getLogger(__name__)
 
-# Enough for means by length, and seconds on a CPU.
+# Enough texts for means by length, in seconds on a CPU.
 LAYER_TEXTS = 256
-# Rows of a file of development data from which those are drawn.
+# Rows of a file that those texts are drawn from.
 MAX_ROWS_READ = 20_000
 TEXT_COLUMNS = ("sentence1", "sentence2", "text", "anchor", "positive")
 
 
 def draw(path: Path, picture: Callable[..., Any], *args: Any) -> Any:
     """Return `picture(path, *args)`, or None without matplotlib or if it fails: the card then has no such picture."""
-    path.unlink(missing_ok=True)  # of a run that this one overwrites
+    path.unlink(missing_ok=True)  # an overwritten run may have left one
     if importlib.util.find_spec("matplotlib") is None:
         return None
     try:
         return picture(path, *args)
-    except Exception as error:  # of whatever kind: it must not cost a finished run its card
+    except Exception as error:  # no error of a picture may cost a finished run its card
         logger.warning("the model card is written without a picture: %s", error)
         return None
 
@@ -56,7 +56,7 @@ def draw_layers(
     validation_data: str | None,
     text_columns: Sequence[str],
 ) -> int | None:
-    """Draw the weights of the hidden states; returns the number of texts, or None if there is nothing to see."""
+    """Draw the weights of the hidden states; returns the number of texts, or None if there are no weights or texts."""
     if facts.is_sharded or validation_data is None or not weighs_layers(model):
         return None
     texts = sample_texts(Path(validation_data), text_columns)

@@ -201,7 +201,7 @@ def _duration(facts: CardFacts) -> str:
     hours, minutes = divmod(minutes, 60)
     time = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
     trained = "The part of the training since it was resumed" if facts.was_resumed else "The training"
-    return f"{trained} took {time} by the clock, evaluation and saving included, on {facts.device}."
+    return f"{trained} took {time}, including evaluation and saving, on {facts.device}."
 
 
 def _selection(facts: CardFacts) -> str:
@@ -209,13 +209,12 @@ def _selection(facts: CardFacts) -> str:
     if facts.is_best_kept:
         return (
             f"The checkpoint of step {facts.kept_step} was kept because it has the best `{facts.metric}` of those "
-            "saved. It was chosen on this data, so its score here is optimistic: judge the model by data that had no "
-            "part in this."
+            "saved. It was chosen on this data, so its score here is optimistic: evaluate the model on other data."
         )
     last = f"The weights are those of the last step, {facts.kept_step}"
     if facts.kept_step in facts.evaluations:
         return f"{last}; they were not chosen by these scores."
-    return f"{last}. They were not measured themselves."
+    return f"{last}, which was not evaluated."
 
 
 def _added_to(facts: CardFacts) -> str | None:

@@ -114,9 +114,9 @@ def with_pooler(facts: CardFacts, model: PreTrainedModel, output: dict[str, str]
     config, states = model.config, model.pooler.states
     settings = {}
     if config.pooler_residual is not None:
-        settings["pooler residual"] = f"{config.pooler_residual} of the highest state read, to which the pooler adds"
+        settings["pooler residual"] = f"the pooler adds to the {config.pooler_residual} of the highest state read"
     if config.pooler_normalize_inputs:
-        settings["pooler inputs"] = "each state brought to mean 0 and variance 1"
+        settings["pooler inputs"] = "each hidden state normalized to mean 0 and variance 1"
     if config.pooler_output_activation is not None:
         settings["pooler output activation"] = f"`{config.pooler_output_activation}`"
     encoder = config.model_type.removeprefix("layerpool_")
@@ -149,7 +149,7 @@ def schedule_rows(
     }
     if has_epochs and state.epoch is not None:
         rows["epochs"] = f"{state.epoch:.4g}"
-    rows["seed"] = f"{args.seed}" + ("" if args.data_seed is None else f", of the data {args.data_seed}")
+    rows["seed"] = f"{args.seed}" + ("" if args.data_seed is None else f", data seed {args.data_seed}")
     rows["tokens in a text"] = f"at most {max_tokens}"
     weights = str(dtype).removeprefix("torch.")
     autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None

@@ -119,7 +119,7 @@ def test_the_weights_of_the_last_step_are_not_called_chosen(write):
     assert "| **4** (kept) | 30.00" in results
     assert "they were not chosen by these scores" in results
     results = section(write(is_best_kept=False, kept_step=6), "Results")
-    assert "They were not measured themselves." in results
+    assert "step, 6, which was not evaluated." in results
     assert "(kept)" not in results
 
 
@@ -178,7 +178,7 @@ def test_labelled_pairs_are_measured_by_average_precision(write):
 def test_without_an_evaluation_there_are_no_results(write):
     card = write(evaluations={}, log_history=[])
     assert "## Results" not in card
-    assert "This run measured nothing" in card
+    assert "The model was not evaluated" in card
     assert ModelCard(card).data.eval_results is None
 
 
@@ -251,9 +251,10 @@ def test_a_command_without_paths_stays_as_it_is(write):
 
 def test_the_card_says_how_long_the_training_took(write):
     for seconds, expected in ((12.4, "12 s"), (133, "2 min 13 s"), (7_384, "2 h 3 min")):
-        assert f"The training took {expected} by the clock" in write(seconds=seconds)
-    assert "The part of the training since it was resumed took 12 s" in write(was_resumed=True)
-    assert "by the clock" not in write(seconds=None)
+        duration = f"The training took {expected}, including evaluation and saving, on cpu, 1 process."
+        assert duration in write(seconds=seconds)
+    assert "The part of the training since it was resumed took 12 s," in write(was_resumed=True)
+    assert "evaluation and saving" not in write(seconds=None)
 
 
 def test_the_card_of_a_classifier_does_not_call_it_an_encoder(write):
@@ -316,16 +317,16 @@ def test_pictures_that_would_show_nothing_are_not_drawn_and_older_ones_are_remov
 @pytest.mark.parametrize(
     ("pooler_type", "residual", "words"),
     [
-        ("layer_attention", None, "makes, averaged"),
+        ("layer_attention", None, "returns, averaged"),
         ("layer_attention", "cls", "adds to the first token of the last state, averaged"),
         ("layer_attention", "mean", "adds to the mean of the last state, averaged"),
-        ("weighted_layers", "mean", "makes, averaged"),
+        ("weighted_layers", "mean", "returns, averaged"),
     ],
 )
 def test_the_card_says_what_the_weights_are_weights_in(write_with_pictures, monkeypatch, pooler_type, residual, words):
     monkeypatch.setattr(card_pictures, "plot_layer_weights", lambda *args, **options: None)
     card = write_with_pictures(log_history=[], pooler_type=pooler_type, pooler_residual=residual)
-    assert f"weighs in what the pooler {words}" in section(card, "Hidden states")
+    assert f"in the vector that the pooler {words}" in section(card, "Hidden states")
 
 
 def test_without_matplotlib_the_card_has_no_pictures(write, tmp_path):

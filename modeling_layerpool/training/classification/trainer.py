@@ -201,7 +201,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         if args.gradient_accumulation_steps > 1:
             settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
         if args.early_stopping_patience is not None:
-            settings["early stopping"] = f"after {args.early_stopping_patience} evaluations without a better one"
+            settings["early stopping"] = f"after {args.early_stopping_patience} evaluations without improvement"
         return replace(
             facts,
             task="text-classification",

@@ -569,7 +569,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def card_facts(self) -> CardFacts:
         """The facts of this run that a model card is made from."""
         args, model, objective, columns = self.args, self.model, self.objective, self.columns or []
-        output = {"embedding": f"{model.embedding_dim} numbers, to be compared by cosine"}
+        output = {"embedding": f"{model.embedding_dim} numbers, compared by cosine"}
         facts = with_pooler(super().card_facts(), model, output)
         settings = {"objective": f"{objective.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
         temperature = getattr(objective, "temperature", None)
@@ -599,7 +599,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
         settings |= facts.settings
         if args.freeze_encoder:
-            settings["trained"] = "the pooler alone; the encoder stayed as it was"
+            settings["trained"] = "the pooler only; the encoder was frozen"
         if args.pooler_learning_rate is not None:
             settings["learning rate of the pooler"] = f"{args.pooler_learning_rate:g}"
         citation = getattr(objective, "citation", None)

@@ -221,7 +221,7 @@ class MaskedLanguageTrainer(TokenContrastTrainer):
                 f"negatives, anchors: {args.token_anchors}, subtracted: {args.subtracted_state}"
             )
         settings["masked"] = (
-            f"{args.mlm_probability:.0%} of the tokens: 80 % by the mask, 10 % by random ones, 10 % kept"
+            f"{args.mlm_probability:.0%} of the tokens: 80 % replaced by the mask, 10 % by random tokens, 10 % kept"
         )
         attention = "inside each text" if args.attend_within_documents else "over the whole block"
         settings["blocks"] = f"{args.max_seq_length} tokens, {args.block_packing}, attention {attention}"

@@ -169,7 +169,7 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         raise InputError("--compare does nothing without --plots")
     plots = None
     if arguments.plots:
-        from modeling_layerpool.publishing.plots import EvaluationPlots
+        from modeling_layerpool.publishing import EvaluationPlots
 
         plots = EvaluationPlots(read_sets("--compare", arguments.compare, read_geometry))
     column = arguments.sts_subset_column

@@ -35,12 +35,20 @@ def test_nothing_imports_upwards(layer):
             assert name.split(".")[1] not in above, f"{path.relative_to(PACKAGE)} imports {name}"
 
 
+def test_publishing_imports_no_trainer():
+    """A card is made from the facts that a trainer returns."""
+    for path in (PACKAGE / "publishing").rglob("*.py"):
+        for name in imported_modules(path):
+            assert name.split(".")[1] != "training" or name.split(".")[2] == "card_facts", f"{path.name}: {name}"
+
+
 @pytest.mark.parametrize(
     ("module", "name"),
     [
         ("checkpoints", "load_layerpool"),
         ("errors", "InputError"),
         ("modeling_layerpool_packing", "pack_sentences"),
+        ("publishing.plots", "EvaluationPlots"),
         ("training.losses", "info_nce"),
         ("training.mlm", "MaskedLanguageTrainer"),
         ("training.classification", "ClassificationTrainer"),

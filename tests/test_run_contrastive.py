@@ -416,7 +416,7 @@ def test_lora_leaves_an_ordinary_folder_with_the_adapter_beside_it(train, tiny_f
     card = (out / "README.md").read_text()
     assert "| LoRA " in card
     assert f"| {share}" in card
-    assert "The encoder was trained by LoRA" in card
+    assert "The encoder was trained with LoRA" in card
     assert "peft " in card
     assert "hu2022lora" in card
 

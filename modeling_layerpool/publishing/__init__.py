@@ -1,5 +1,7 @@
-"""A trained folder as others find it: the model card, and plots of models, training and scores."""
+"""Model cards, plots, ONNX export and conversion of other checkpoints."""
 
+from . import plots
+from .evaluation_plots import EvaluationPlots
 from .model_card import write_model_card
 from .plots import (
     plot_alignment_uniformity,
@@ -11,7 +13,10 @@ from .plots import (
 )
 
 
+plots.EvaluationPlots = EvaluationPlots  # documented there before it moved
+
 __all__ = [
+    "EvaluationPlots",
     "plot_alignment_uniformity",
     "plot_layer_weights",
     "plot_learning_curves",

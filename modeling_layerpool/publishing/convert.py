@@ -1,10 +1,10 @@
 """
-Old checkpoints as folders of this package: layer-wise attention pooling and SimCSE, as their authors' code saves them.
+Converts checkpoints of layer-wise attention pooling and SimCSE, in their authors' layout, to folders of this package.
 
     python -m modeling_layerpool.publishing.convert SOURCE OUTPUT [--kind layer-attention|simcse] [--mlp keep|drop]
 
-Every tensor of SOURCE is used or is on the list of those that are known to be left out, and what comes out is compared
-with the authors' formula before it is there. See docs/converting.md.
+Every tensor of SOURCE is used, or is known to be left out. The result is compared with the authors' formula before
+OUTPUT is created. See docs/converting.md.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from .folders import check_output, written_in_one_step
 
 
 KINDS = ("layer-attention", "simcse")
-# The encoders of the authors' code.
+# The encoders that the authors' code supports.
 ENCODER_TYPES = ("bert", "roberta", "xlm-roberta")
 MLP_CHOICES = ("keep", "drop")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -38,13 +38,13 @@ OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm
 QUERY_KEY_VALUE = {f"attn.{name}.0.weight": name for name in ("query", "key", "value")}
 POSITIONS = r"(bert\.|roberta\.)?embeddings\.position_ids"
 LEFT_OUT = {
-    POSITIONS: "the numbers of the positions, which are counted anew",
+    POSITIONS: "the position numbers, which the model makes itself",
     r"(bert|roberta)\.pooler\.dense\.(weight|bias)": "the encoder's own pooler, which the method does not read",
-    r"(lm_head|cls)\..+": "the head of a masked language model, a help in training",
+    r"(lm_head|cls)\..+": "the masked language modelling head, used in training only",
 }
 DROPPED = "SimCSE's MLP, by --mlp drop"
 
-# Of several lengths: one without a word, and one that is cut.
+# Sentences of several lengths: one is empty, and one is cut.
 SENTENCES = (
     "A man is playing a guitar.",
     "Layers!",
@@ -52,12 +52,12 @@ SENTENCES = (
     "",
     "On and on it goes. " * 200,
 )
-# Of the largest number in the embeddings, where that is above 1. Rounding in float32 stays far below it.
+# Relative to the largest number in the embeddings if that is above 1. Rounding in float32 stays far below it.
 TOLERANCE = 2e-5
 
 
 class Parts(NamedTuple):
-    """The tensors of a checkpoint, by what they are for."""
+    """The tensors of a checkpoint by their use."""
 
     encoder: dict[str, torch.Tensor]  # by their names in the plain encoder
     head: dict[str, torch.Tensor]  # `query`, `key`, `value`, and `weight` and `bias` of the MLP
@@ -65,7 +65,7 @@ class Parts(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """What was converted, and how well the result agrees with the authors' formula."""
+    """A finished conversion, with the largest difference from the authors' formula."""
 
     output: Path
     kind: str
@@ -93,19 +93,19 @@ def convert(
     source: str | os.PathLike, output: str | os.PathLike, *, kind: str | None = None, mlp: str | None = None
 ) -> Conversion:
     """
-    Convert a checkpoint, and check the result, before it takes its place.
+    Convert a checkpoint, and check the result before the output folder is created.
 
     Args:
-        source: a folder with `model.safetensors` or `pytorch_model.bin`, or such a file; `config.json` and the
+        source: a folder with `model.safetensors` or `pytorch_model.bin`, or such a file, with `config.json` and the
             tokenizer next to it. Pickles are opened without running code from them.
         output: a folder that is new or empty.
-        kind: `"layer-attention"` (Oh et al. 2022) or `"simcse"` (Gao et al. 2021). By default what the keys say.
-        mlp: of SimCSE, `"keep"` where its MLP is part of the embedding (supervised models), `"drop"` where it was used
-            in training only (unsupervised ones): nothing in the checkpoint says which it is.
+        kind: `"layer-attention"` (Oh et al. 2022) or `"simcse"` (Gao et al. 2021). Default: detected from the keys.
+        mlp: for SimCSE, `"keep"` if its MLP is part of the embedding (supervised models), or `"drop"` if only training
+            used it (unsupervised models). The checkpoint does not say which.
 
     Raises:
-        InputError: the source is not of a layout known, or not in all of its tensors; the output folder is in use; or
-            the result does not agree with the formula. Nothing is left in `output`.
+        InputError: the layout of the source or one of its tensors is unknown; the output folder is in use; or the
+            result does not agree with the formula. Nothing is left in `output`.
     """
     source, output = Path(source), Path(output)
     for option, value, choices in (("kind", kind, KINDS), ("mlp", mlp, MLP_CHOICES)):
@@ -118,8 +118,8 @@ def convert(
     kind = kind or detect_kind(path, tensors)
     if kind == "simcse" and mlp is None:
         raise InputError(
-            f"{path}: supervised SimCSE embeds with its MLP and unsupervised SimCSE without it; say which with --mlp "
-            "keep or --mlp drop"
+            f"{path}: supervised SimCSE embeds with its MLP and unsupervised SimCSE without it; choose --mlp keep "
+            "or --mlp drop"
         )
     if kind == "layer-attention" and mlp is not None:
         raise InputError(f"{path}: --mlp is for SimCSE; layer-wise attention pooling always has its MLP")
@@ -141,10 +141,10 @@ def convert(
         tokenizer.save_pretrained(part)
         saved = classes.embedding.from_pretrained(part, dtype=torch.float32)
         difference, largest = compare(original, parts.head, saved, tokenizer)
-        if not difference <= TOLERANCE * max(1.0, largest):  # and so if it is nan
+        if not difference <= TOLERANCE * max(1.0, largest):  # also true of NaN
             raise InputError(
                 f"{path}: the converted model's embeddings differ from the original formula's by {difference:.1e}; "
-                "config.json may ask for what this package does not compute"
+                "config.json may ask for an option that this package does not support"
             )
     return Conversion(
         output=output,
@@ -157,17 +157,16 @@ def convert(
     )
 
 
-# --- what is there ---
+# --- reading ---
 
 
 def find_weights(source: Path) -> Path:
-    """The file of the weights: safetensors, if there are both."""
+    """The file of the weights; safetensors if there are both."""
     if source.is_file():
         return source
     if not source.is_dir():
         raise InputError(
-            f"{source}: no such folder or file; a model of the Hub is downloaded first (hf download NAME --local-dir "
-            "FOLDER)"
+            f"{source}: no such folder or file; download a Hub model first (hf download NAME --local-dir FOLDER)"
         )
     path = next((source / name for name in WEIGHTS if (source / name).is_file()), None)
     if path is None:
@@ -184,10 +183,8 @@ def encoder_classes(folder: Path) -> EncoderClasses:
             check_sizes(str(folder), config, classes.config)
             return classes
         if model_type == classes.config.model_type:
-            raise InputError(f"{folder}: is a model of this package already")
-    raise InputError(
-        f"{folder}: a model of type {model_type!r}; those that are converted are {', '.join(ENCODER_TYPES)}"
-    )
+            raise InputError(f"{folder}: is already a model of this package")
+    raise InputError(f"{folder}: a model of type {model_type!r}; supported are {', '.join(ENCODER_TYPES)}")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -204,23 +201,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
                 f"{path}: a damaged pickle, or one that cannot be opened without running its code"
             ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise InputError(f"{path}: holds something else than tensors by name")
+        raise InputError(f"{path}: is not a dictionary of tensors")
     return tensors
 
 
 def detect_kind(path: Path, names: Iterable[str]) -> str:
-    """Which of `KINDS` the names of the tensors are those of."""
+    """The one of `KINDS` that the names of the tensors belong to."""
     if any(name.startswith("attn.") for name in names):
         return "layer-attention"
     if any(name.startswith("mlp.") for name in names):
         return "simcse"
     if "pooler.dense.weight" in names:
         raise InputError(
-            f"{path}: a published SimCSE has the same tensors as any encoder; if this is one, say --kind simcse"
+            f"{path}: a published SimCSE has the same tensors as any encoder; if this is one, give --kind simcse"
         )
     raise InputError(
-        f"{path}: neither layer-wise attention pooling (no attn.*) nor SimCSE (no mlp.*); an encoder alone is opened "
-        "as it is, with a pooler_type"
+        f"{path}: neither layer-wise attention pooling (no attn.*) nor SimCSE (no mlp.*); a plain encoder needs "
+        "no conversion: open it with a pooler_type"
     )
 
 
@@ -228,13 +225,12 @@ def sort_tensors(
     path: Path, tensors: dict[str, torch.Tensor], kind: str, encoder: nn.Module, *, drop_mlp: bool
 ) -> Parts:
     """
-    Divide the tensors among encoder, head and those left out.
+    Divide the tensors into those of the encoder, those of the head, and those to leave out.
 
     Raises:
-        InputError: a tensor is unknown, missing, there twice, of another shape or dtype than it should be, or not
-            finite.
+        InputError: a tensor is unknown, missing, present twice, not finite, or of a wrong shape or dtype.
     """
-    # Published SimCSE models have no prefix: they are those of an `AutoModel`.
+    # Published SimCSE models have no prefix, as they were saved from an `AutoModel`.
     prefixes = [f"{encoder.base_model_prefix}.", *([""] if kind == "simcse" else [])]
     prefix = next((prefix for prefix in prefixes if prefix + WORDS in tensors), None)
     if prefix is None:
@@ -243,74 +239,74 @@ def sort_tensors(
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     width = encoder.config.hidden_size
     mlp = "mlp.dense." if prefix else "pooler.dense."
-    places = {f"{mlp}weight": "weight", f"{mlp}bias": "bias"}
+    head_names = {f"{mlp}weight": "weight", f"{mlp}bias": "bias"}
     head_shapes = {"weight": (width, width), "bias": (width,)}
     if kind == "layer-attention":
-        places |= QUERY_KEY_VALUE
+        head_names |= QUERY_KEY_VALUE
         head_shapes |= {"weight": (width, 2 * width)} | dict.fromkeys(QUERY_KEY_VALUE.values(), (width, width))
 
-    found: dict[str, str] = {}  # names in the checkpoint, by those in encoder and head
+    found: dict[str, str] = {}  # names in the checkpoint, by names in encoder and head
     parts, unknown, misfits = Parts({}, {}, {}), [], []
     for name, tensor in tensors.items():
         reason = next((reason for pattern, reason in LEFT_OUT.items() if re.fullmatch(pattern, name)), None)
         if reason is not None:
             if re.fullmatch(POSITIONS, name) and tensor.flatten().tolist() != list(range(tensor.numel())):
-                raise InputError(f"{path}: {name} does not count from 0, and other positions cannot be expressed")
+                raise InputError(f"{path}: {name} does not count from 0; other positions are not supported")
             parts.left_out[name] = reason
             continue
-        if name in places:
-            part, place, shape = parts.head, places[name], head_shapes[places[name]]
+        if name in head_names:
+            part, new_name, shape = parts.head, head_names[name], head_shapes[head_names[name]]
         else:
-            part, place = parts.encoder, name.removeprefix(prefix)
+            part, new_name = parts.encoder, name.removeprefix(prefix)
             for old, new in OLD_NAMES.items():
-                place = f"{place.removesuffix(old)}{new}" if place.endswith(old) else place
-            if not name.startswith(prefix) or place not in shapes:
+                new_name = f"{new_name.removesuffix(old)}{new}" if new_name.endswith(old) else new_name
+            if not name.startswith(prefix) or new_name not in shapes:
                 unknown.append(name)
                 continue
-            shape = shapes[place]
-        if place in part:
-            raise InputError(f"{path}: {found[place]} and {name} are one tensor by two names")
-        found[place] = name
+            shape = shapes[new_name]
+        if new_name in part:
+            raise InputError(f"{path}: {found[new_name]} and {name} are two names of one tensor")
+        found[new_name] = name
         if tensor.shape != shape:
             misfits.append(f"{name} is {tuple(tensor.shape)} rather than {tuple(shape)}")
-        part[place] = tensor
-    missing = [prefix + place for place in shapes if place not in parts.encoder]
-    missing += [name for name in places if name not in tensors]
+        part[new_name] = tensor
+    missing = [prefix + name for name in shapes if name not in parts.encoder]
+    missing += [name for name in head_names if name not in tensors]
     for problem, names in (("unknown", unknown), ("missing", missing), ("of another shape", misfits)):
         if names:
             raise InputError(f"{path}: {_count(names)} {problem}, taken as {kind}: {_list(names)}")
-    for place, tensor in [*parts.encoder.items(), *parts.head.items()]:
+    for name, tensor in [*parts.encoder.items(), *parts.head.items()]:
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise InputError(f"{path}: {found[place]} is {tensor.dtype}, which float32 does not hold exactly")
+            raise InputError(f"{path}: {found[name]} is {tensor.dtype}, which float32 cannot hold exactly")
         if not tensor.isfinite().all():
-            raise InputError(f"{path}: {found[place]} holds numbers that are not finite")
+            raise InputError(f"{path}: {found[name]} holds numbers that are not finite")
     if drop_mlp:
-        parts.left_out.update((name, DROPPED) for name in places)
+        parts.left_out.update((name, DROPPED) for name in head_names)
         parts.head.clear()
     return Parts(
-        {place: tensor.float() for place, tensor in parts.encoder.items()},
-        {place: tensor.float() for place, tensor in parts.head.items()},
+        {name: tensor.float() for name, tensor in parts.encoder.items()},
+        {name: tensor.float() for name, tensor in parts.head.items()},
         parts.left_out,
     )
 
 
 def read_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, if it goes with as many word embeddings."""
+    """The tokenizer of a folder, which must not have more tokens than there are word embeddings."""
     tokenizer = load_tokenizer(str(folder))
     if len(tokenizer) > vocabulary:
-        raise InputError(f"{folder}: the tokenizer knows {len(tokenizer)} tokens, the encoder {vocabulary}")
+        raise InputError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the encoder only {vocabulary}")
     return tokenizer
 
 
-# --- what becomes of it ---
+# --- converting ---
 
 
 def pooler_weights(head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    The parameters of the `layer_attention` pooler: those of layer-wise attention pooling, or SimCSE's MLP.
+    The parameters of the `layer_attention` pooler, from layer-wise attention pooling or from SimCSE's MLP.
 
-    `tanh(W c + b)` is layer-wise attention pooling whose second half is 0: `W_p = [W ; 0]`, and query, key and value
-    are 0. Training leaves it so, as their gradients are 0, too.
+    `tanh(W c + b)` is layer-wise attention pooling with `W_p = [W ; 0]` and with query, key and value 0. Training
+    keeps those at 0, as their gradients are 0.
     """
     if not head:
         return {}
@@ -349,7 +345,7 @@ def compare(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[float, float]:
-    """The largest difference between the model and the formula, sentence by sentence; and the largest number there."""
+    """The largest difference between the model and the formula, and the formula's largest number."""
     limit = min(tokenizer.model_max_length, model.max_tokens)
     token_ids = tokenizer(list(SENTENCES), truncation=True, max_length=limit)["input_ids"]
     embeddings = []
@@ -371,17 +367,17 @@ def _list(names: list[str], shown: int = 5) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_layerpool.publishing.convert",
-        description="Convert an old checkpoint into a folder of this package. See docs/converting.md.",
+        description="Convert a checkpoint of layer-wise attention pooling or SimCSE. See docs/converting.md.",
     )
     parser.add_argument(
-        "source", help="A folder with the weights, config.json and the tokenizer, or the file of the weights in it."
+        "source", help="Folder with the weights, config.json and the tokenizer, or the file of the weights in it."
     )
-    parser.add_argument("output", help="A new folder, or an empty one.")
-    parser.add_argument("--kind", choices=KINDS, help="The layout of the source. Default: what its tensors say.")
+    parser.add_argument("output", help="New or empty folder.")
+    parser.add_argument("--kind", choices=KINDS, help="Layout of the source. Default: detected.")
     parser.add_argument(
         "--mlp",
         choices=MLP_CHOICES,
-        help="Of SimCSE: keep its MLP (supervised models) or drop it (unsupervised ones).",
+        help="Keep SimCSE's MLP (supervised models) or drop it (unsupervised models).",
     )
     arguments = parser.parse_args()
     with usage_errors():

@@ -1,9 +1,9 @@
 """
-A sentence encoder as an ONNX file: token ids and mask in, sentence embeddings out, for any number and length of texts.
+Exports a sentence encoder to ONNX: token ids and mask in, sentence embeddings out, for any number and length of texts.
 
     python -m modeling_layerpool.publishing.export_onnx MODEL OUTPUT [--opset 20] [--int8]
 
-The file is run in ONNX Runtime and compared with the model before it is there. See docs/onnx.md.
+The file is run in ONNX Runtime and compared with the model before OUTPUT is created. See docs/onnx.md.
 """
 
 import argparse
@@ -28,14 +28,14 @@ MODEL_FILE = "model.onnx"
 INT8_FILE = "model_int8.onnx"
 DEFAULT_OPSET = 20
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-# Batch sizes and lengths that the exported file is tried with.
+# Batch sizes and lengths on which the exported file is compared with the model.
 SHAPES = ((1, 1), (1, 2), (3, 7), (64, 16), (2, 128), (1, 512))
-# The largest difference to the model, of the largest number in the embeddings where that is above 1.
+# The largest difference from the model, relative to the largest number in the embeddings if that is above 1.
 TOLERANCE = 1e-4
 
 
 class Export(NamedTuple):
-    """What was written, and how well it agrees with the model."""
+    """A finished export, with its differences from the model."""
 
     output: Path
     opset: int
@@ -58,7 +58,7 @@ class Export(NamedTuple):
 
 
 class _Embedding(nn.Module):
-    """The model as the file has it."""
+    """The model with the inputs and the output of the file."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -75,16 +75,16 @@ def export_onnx(
     Export a sentence encoder, with its tokenizer.
 
     Args:
-        source: a checkpoint of this package, or of a plain encoder: a folder or a name on the Hub.
+        source: a checkpoint of this package or of a plain encoder: a folder or a name on the Hub.
         output: a folder that is new or empty. `model.onnx` takes `input_ids` and `attention_mask`, both `(b, t)` in
-            int64, and gives `pooler_output (b, d)` in float32.
-        opset: the version of ONNX's operators, from 18 on.
-        int8: also write `model_int8.onnx`, whose matrix products are in 8 bits (dynamic quantisation).
+            int64, and returns `pooler_output (b, d)` in float32.
+        opset: the version of ONNX's operators, at least 18.
+        int8: also write `model_int8.onnx`, with matrix products in 8 bits (dynamic quantisation).
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        InputError: the model cannot be opened or exported, or agrees with the file no better than `TOLERANCE`; the
-            output folder is in use; or a package is missing. Nothing is left in `output`.
+        InputError: the model cannot be opened or exported; the file differs from the model by more than `TOLERANCE`;
+            the output folder is in use; or a package is missing. Nothing is left in `output`.
     """
     output = Path(output)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -101,7 +101,7 @@ def export_onnx(
         path = part / MODEL_FILE
         try:
             _export(model, path, opset)
-        except Exception as error:  # the exporter raises what it likes
+        except Exception as error:  # the exporter raises errors of many types
             raise InputError(
                 f"{source}: {type(model).__name__} could not be exported ({_first_line(error)})"
             ) from error
@@ -123,7 +123,7 @@ def export_onnx(
 def _export(model: PreTrainedModel, path: Path, opset: int) -> None:
     input_ids, attention_mask = _inputs(model, 2, 7)
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.max_tokens)
-    # The exporter tells of packages that it could do more with, and warns of its own insides.
+    # The exporter recommends other packages, and warns about its own internals.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -141,11 +141,11 @@ def _export(model: PreTrainedModel, path: Path, opset: int) -> None:
 
 
 def _quantise(path: Path, quantised: Path) -> None:
-    import onnx  # extras
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     file = onnx.load(path)
-    # The exporter notes the shapes of what is in between, which no longer hold when weights are transposed.
+    # The exporter records intermediate shapes, which no longer hold when weights are transposed.
     del file.graph.value_info[:]
     logging.getLogger().addFilter(_no_advice)
     try:
@@ -159,7 +159,7 @@ def _no_advice(record: logging.LogRecord) -> bool:
 
 
 def _inputs(model: PreTrainedModel, batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens, of a length of its own for each text, the first of which is whole."""
+    """Random tokens in texts of random lengths; the first text has the full length."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     padding = model.config.pad_token_id or 0
     input_ids = torch.randint(model.config.vocab_size, (batch, length), generator=generator)
@@ -171,8 +171,8 @@ def _inputs(model: PreTrainedModel, batch: int, length: int) -> tuple[torch.Tens
 
 
 def _embeddings(model: PreTrainedModel, path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of the model and of the file, for each of `SHAPES`."""
-    import onnxruntime  # an extra
+    """Embeddings of the model and of the file for each of `SHAPES`."""
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = []
@@ -186,7 +186,7 @@ def _embeddings(model: PreTrainedModel, path: Path) -> list[tuple[np.ndarray, np
 
 
 def _compare(model: PreTrainedModel, path: Path) -> tuple[float, float]:
-    """The largest difference between the model's and the file's embeddings; and the largest number there."""
+    """The largest difference between the embeddings of model and file, and the largest number in them."""
     found = _embeddings(model, path)
     return (
         max(float(np.abs(one - other).max()) for one, other in found),
@@ -215,9 +215,11 @@ def main() -> None:
         prog="python -m modeling_layerpool.publishing.export_onnx",
         description="Export a sentence encoder to ONNX. See docs/onnx.md.",
     )
-    parser.add_argument("source", help="A checkpoint of this package, or of a plain encoder: a folder or a Hub name.")
-    parser.add_argument("output", help="A new folder, or an empty one.")
-    parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"At least 18. Default: {DEFAULT_OPSET}.")
+    parser.add_argument("source", help="Checkpoint of this package or of a plain encoder: a folder or a Hub name.")
+    parser.add_argument("output", help="New or empty folder.")
+    parser.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX opset, at least 18. Default: {DEFAULT_OPSET}."
+    )
     parser.add_argument("--int8", action="store_true", help="Also write a file with 8-bit matrix products.")
     parser.add_argument("--revision", default="main", help="Branch, tag or commit on the Hub.")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Output folders that are complete or not there."""
+"""Output folders that are either complete or absent."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from ..common.errors import InputError
 
 
 def check_output(output: Path) -> None:
-    """Raise an `InputError` if the folder is there with something in it, or cannot be made."""
+    """Raise an `InputError` if the folder is not empty, or cannot be created."""
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise InputError(f"{output}: {existing} is a file, not a folder")
@@ -22,7 +22,7 @@ def check_output(output: Path) -> None:
 
 @contextlib.contextmanager
 def written_in_one_step(folder: Path) -> Iterator[Path]:
-    """A folder next to `folder` to write into: it replaces that one at the end, and is removed on an error."""
+    """Yield a folder next to `folder` to write into. It becomes `folder` at the end, and is removed on an error."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}")

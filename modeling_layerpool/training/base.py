@@ -1,7 +1,7 @@
 """The trainer that all kinds of training share."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -14,6 +14,14 @@ from transformers import Trainer, TrainerCallback
 
 from ..common.errors import InputError
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
+from .card_facts import (
+    CardFacts,
+    device_name,
+    evaluations_by_step,
+    last_test_scores,
+    package_versions,
+    schedule_rows,
+)
 from .compat import TrainerHooks, attention_implementation
 from .fault_tolerance import init_worker, remove_if_incomplete, write_manifest
 from .lora import check_checkpoint
@@ -237,6 +245,38 @@ class LayerPoolTrainer(TrainerHooks):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             self.write_model_card(self)
+
+    def card_facts(self) -> CardFacts:
+        """The facts of this run that a model card is made from. Each kind of training adds its own."""
+        args, state, model = self.args, self.state, self.model
+        is_best_kept = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        # Not `best_global_step`: a best evaluation whose step was not saved is not what was loaded.
+        kept_step = int(state.best_model_checkpoint.rpartition("-")[2]) if is_best_kept else state.global_step
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+        max_tokens = self.processing_class.model_max_length
+        return CardFacts(
+            output_dir=args.output_dir,
+            hub_model_id=self.hub_model_id or args.hub_model_id,
+            architecture=type(model).__name__,
+            model={"parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}"},
+            schedule=schedule_rows(args, state, model.dtype, max_tokens, has_epochs=rows is not None),
+            train_rows=rows,
+            batch_size=(state.train_batch_size or args.per_device_train_batch_size) * args.world_size,
+            max_tokens=max_tokens,
+            seed=args.seed,
+            device=device_name(args),
+            seconds=next((log["train_runtime"] for log in state.log_history[::-1] if "train_runtime" in log), None),
+            was_resumed=bool(args.resume_from_checkpoint),
+            is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            versions=package_versions(),
+            log_history=state.log_history,
+            evaluations=evaluations_by_step(state.log_history, kept_step),
+            test_scores=last_test_scores(state.log_history),
+            kept_step=kept_step,
+            best_step=state.best_global_step,
+            metric=(args.metric_for_best_model or "").removeprefix("eval_"),
+            is_best_kept=is_best_kept,
+        )
 
 
 class _BestMetricCallback(TrainerCallback):

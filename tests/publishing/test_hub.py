@@ -104,19 +104,16 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
     assert len(server.requests) == asked
 
 
-@pytest.mark.parametrize("how", ["push_to_hub", "save_pretrained"])
-def test_a_model_pushed_from_python_is_whole(hub, tiny_folder, tmp_path, how):
+def test_a_model_pushed_from_python_is_whole(hub, tiny_folder, tmp_path):
     server, address = hub
-    call = {
-        "push_to_hub": "model.push_to_hub('tester/mine', token='hf_test')",
-        "save_pretrained": "model.save_pretrained('saved', push_to_hub=True, repo_id='tester/mine', token='hf_test')",
-    }[how]
     code = f"""
 from modeling_layerpool import LayerPoolBertModel
 model = LayerPoolBertModel.from_pretrained({tiny_folder!r})
-{call}
+model.push_to_hub("tester/pushed", token="hf_test")
+model.save_pretrained("saved", push_to_hub=True, repo_id="tester/saved", token="hf_test")
 """
     run(["-c", code], address, tmp_path)
-    _, files = server.files("tester/mine")
-    assert set(files) >= {"config.json", "model.safetensors", "modeling_layerpool_bert.py"}
-    assert set(files) >= {"modules.json", "sentence_bert_config.json"}
+    for name in ("tester/pushed", "tester/saved"):
+        _, files = server.files(name)
+        assert set(files) >= {"config.json", "model.safetensors", "modeling_layerpool_bert.py"}
+        assert set(files) >= {"modules.json", "sentence_bert_config.json"}

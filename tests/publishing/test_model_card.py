@@ -1,138 +1,106 @@
-import copy
 import importlib.util
 import json
 import os
 import re
 import shlex
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
 from huggingface_hub import ModelCard
 
-from modeling_layerpool.evaluation.development import development_evaluator
-from modeling_layerpool.publishing import model_card, write_model_card
-from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_layerpool.publishing import card_pictures, write_model_card
+from modeling_layerpool.publishing.card_tables import results_table
+from modeling_layerpool.publishing.model_card import write_language_model_card
+from modeling_layerpool.training.card_facts import CardFacts
 
 from ..conftest import assert_close_to
-from ..evaluation.data import write_lines, write_retrieval
+from ..evaluation.data import write_lines, write_pairs, write_retrieval
 
 
-TEXTS = (
-    "a cat sleeps",
-    "rain falls",
-    "the bank fails",
-    "two dogs play",
-    "music is loud",
-    "snow melts",
-    "he reads",
-    "go",
+LOG = [
+    {"loss": 2.0, "step": 2},
+    {"eval_spearman": 40.0, "eval_pearson": 42.0, "eval_pairs": 8, "step": 2},
+    {"loss": 1.0, "step": 4},
+    {"eval_spearman": 30.0, "eval_pearson": 44.0, "eval_pairs": 8, "step": 4},
+    {"train_runtime": 1.0, "step": 4},
+]
+FACTS = CardFacts(
+    output_dir="runs/my-encoder",
+    hub_model_id=None,
+    task="sentence-similarity",
+    architecture="LayerPoolBertModel",
+    model={"pooler": "`layer_attention`"},
+    settings={"objective": "supervised, on the columns anchor, positive"},
+    schedule={"steps": "4"},
+    train_rows=1234,
+    batch_size=4,
+    max_tokens=16,
+    seed=7,
+    device="cpu, 1 process",
+    seconds=12.4,
+    was_resumed=False,
+    is_sharded=False,
+    versions={"python": "3.11"},
+    log_history=LOG,
+    evaluations={
+        2: {"spearman": 40.0, "pearson": 42.0, "pairs": 8},
+        4: {"spearman": 30.0, "pearson": 44.0, "pairs": 8},
+    },
+    test_scores={},
+    kept_step=2,
+    best_step=2,
+    metric="spearman",
+    is_best_kept=True,
+    citations=["@inproceedings{gao2021simcse}"],
+    width=32,
+    pooler_type="layer_attention",
 )
-PAIRS = {"anchor": list(TEXTS), "positive": [f"{text} today" for text in TEXTS]}
+CLASSIFIER = {"task": "text-classification", "problem_type": "single_label_classification", "labels": ("no", "yes")}
 
 
 @pytest.fixture
-def sts_file(tmp_path):
-    rows = [
-        {"sentence1": text, "sentence2": f"{text} now", "score": number % 5 + number / 10}
-        for number, text in enumerate(TEXTS)
-    ]
-    path = tmp_path / "private" / "sts-dev.jsonl"
-    path.parent.mkdir()
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return path
+def write(tmp_path, tiny_model, tokenizer, monkeypatch):
+    """Write the card of a run with these facts; returns its text."""
+    find = importlib.util.find_spec
 
+    def without_matplotlib(name, *rest):
+        return None if name == "matplotlib" else find(name, *rest)
 
-@pytest.fixture
-def train(tiny_model, tokenizer, tmp_path):
-    """Train a tiny model for a few steps and return its trainer, with `write_model_card` set."""
-
-    def run(
-        *,
-        pooler_type="layer_attention",
-        data=PAIRS,
-        evaluator=None,
-        train_data="pairs.jsonl",
-        base_model="google-bert/bert-base-uncased",
-        validation_data=None,
-        command="python run_contrastive.py",
-        objective=None,
-        hub_parts=None,
-        model_options=None,
-        **options,
-    ):
-        args = ContrastiveTrainingArguments(
-            output_dir=str(tmp_path / "my-encoder"),
-            **{"max_steps": 4, "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True}
-            | {"use_cpu": True, "save_strategy": "no", "learning_rate": 1e-3}
-            | options,
+    def write_card(with_pictures=False, model=None, token=None, data=None, **changes):
+        if not with_pictures:
+            monkeypatch.setattr(importlib.util, "find_spec", without_matplotlib)
+        facts = replace(FACTS, **{"output_dir": str(tmp_path / "my-encoder")} | changes)
+        Path(facts.output_dir).mkdir(exist_ok=True)
+        trainer = SimpleNamespace(
+            card_facts=lambda: facts,
+            args=SimpleNamespace(hub_token=token),
+            model=model or tiny_model(pooler_type="layer_attention"),
+            processing_class=tokenizer,
         )
-        trainer = ContrastiveTrainer(
-            tiny_model(pooler_type=pooler_type, **(model_options or {})),
-            args,
-            train_dataset=Dataset.from_dict(data) if isinstance(data, dict) else data,
-            processing_class=copy.deepcopy(tokenizer),  # the trainer sets its length
-            evaluator=evaluator,
-            objective=objective,
-            write_model_card=partial(
-                write_model_card,
-                base_model=base_model,
-                train_data=train_data,
-                validation_data=validation_data,
-                command=command,
-                hub_parts=hub_parts,
-            ),
-        )
-        trainer.train()
-        trainer.save_model()
-        return trainer
+        data = {
+            "base_model": "google-bert/bert-base-uncased",
+            "train_data": "pairs.jsonl",
+            "validation_data": "dev.jsonl",
+            "command": "python run_contrastive.py",
+        } | (data or {})
+        write_one = write_language_model_card if facts.task == "fill-mask" else write_model_card
+        return write_one(trainer, **data).read_text(encoding="utf-8")
 
-    return run
-
-
-def written(trainer) -> str:
-    trainer.create_model_card()
-    return (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
+    return write_card
 
 
 def section(card: str, title: str) -> str:
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", card, re.DOTALL | re.MULTILINE)[1]
 
 
-def cell(card: str, row: str) -> str:
-    return re.search(rf"^\| {re.escape(row)} +\| (.*?) +\|$", card, re.MULTILINE)[1]
-
-
-def metric_by_step(*values):
-    """An evaluator that measures these values one after the other."""
-    remaining = iter(values)
-    return lambda model, tokenizer: {"spearman": next(remaining), "pairs": 8}
-
-
-def test_the_metadata_parse_and_hold_the_results_of_the_kept_checkpoint(train, sts_file):
-    evaluator, metrics = development_evaluator(sts_file)
-    trainer = train(
-        evaluator=evaluator,
-        validation_data=str(sts_file),
-        train_data="sentence-transformers/all-nli",
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=2,
-        save_steps=2,
-        load_best_model_at_end=True,
-        metric_for_best_model=next(iter(metrics)),
-        greater_is_better=True,
-    )
-    measured = trainer.evaluate()
-    card = written(trainer)
-    data = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data
-
-    assert {result.metric_type: result.metric_value for result in data.eval_results} == {
-        "spearman": pytest.approx(measured["eval_spearman"]),
-        "pearson": pytest.approx(measured["eval_pearson"]),
-    }
+def test_the_metadata_parse_and_hold_the_results_of_the_kept_checkpoint(write):
+    card = write(data={"train_data": "sentence-transformers/all-nli", "validation_data": "private/sts-dev.jsonl"})
+    data = ModelCard(card).data
+    found = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert found == {"spearman": 40.0, "pearson": 42.0}
     assert {(result.dataset_name, result.task_type) for result in data.eval_results} == {
         ("sts-dev.jsonl", "semantic-similarity")
     }
@@ -141,14 +109,28 @@ def test_the_metadata_parse_and_hold_the_results_of_the_kept_checkpoint(train, s
     assert data.model_name == "my-encoder"
     results = section(card, "Results")
     assert "`sts-dev.jsonl` (local), 8 pairs." in results
-    assert f"{measured['eval_spearman']:.2f}" in results
+    assert "| **2** (kept) | 40.00" in results
+    assert "The checkpoint of step 2 was kept" in results
     assert "so its score here is optimistic" in results
 
 
+def test_the_weights_of_the_last_step_are_not_called_chosen(write):
+    results = section(write(is_best_kept=False, kept_step=4), "Results")
+    assert "| **4** (kept) | 30.00" in results
+    assert "they were not chosen by these scores" in results
+    results = section(write(is_best_kept=False, kept_step=6), "Results")
+    assert "step, 6, which was not evaluated." in results
+    assert "(kept)" not in results
+
+
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "mean"])
-def test_the_code_of_the_card_runs_on_the_saved_folder(train, pooler_type, tmp_path, monkeypatch, capsys):
-    trainer = train(pooler_type=pooler_type)
-    blocks = re.findall(r"^```python\n(.*?)^```$", written(trainer), re.DOTALL | re.MULTILINE)
+def test_the_code_of_the_card_runs_on_the_saved_folder(
+    write, pooler_type, tiny_model, tokenizer, tmp_path, monkeypatch, capsys
+):
+    model = tiny_model(pooler_type=pooler_type)
+    model.save_pretrained(tmp_path / "my-encoder")
+    tokenizer.save_pretrained(tmp_path / "my-encoder")
+    blocks = re.findall(r"^```python\n(.*?)^```$", write(), re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)  # which holds the folder that the card names
     variables = {}
     embeddings = []
@@ -161,80 +143,31 @@ def test_the_code_of_the_card_runs_on_the_saved_folder(train, pooler_type, tmp_p
     assert capsys.readouterr().out
 
 
-def test_the_card_says_what_the_model_is_and_how_it_was_trained(train):
-    trainer = train(
-        data=PAIRS | {"negative": list(reversed(TEXTS))},
-        hard_negative_weight=1.0,
-        max_seq_length=16,
-        gradient_accumulation_steps=2,
-        warmup_steps=1,
-        seed=7,
-    )
-    card = written(trainer)
-    assert card.split("---\n", 2)[2].lstrip().startswith("# my-encoder\n")
-    assert cell(card, "pooler") == "`layer_attention`"
-    assert cell(card, "hidden states read") == "0, 1, 2, 3 (0 is the embedding output)"
-    assert cell(card, "encoder") == "bert, 32 wide, 3 layers"
-    assert cell(card, "embedding").startswith("32 numbers")
-    assert cell(card, "objective") == "supervised, on the columns anchor, positive, negative"
-    assert cell(card, "temperature") == "0.05"
-    assert cell(card, "hard negative weight") == "1"
-    assert cell(card, "rows in a batch") == "4, all processes together: at most 7 negatives for an anchor"
-    assert cell(card, "batches in a step") == "2 (this adds no negatives)"
-    assert cell(card, "learning rate") == "0.001, linear schedule"
-    assert cell(card, "warmup steps") == "1"
-    assert cell(card, "steps") == "4"
-    assert cell(card, "epochs") == "4"
-    assert cell(card, "seed") == "7"
-    assert cell(card, "tokens in a text") == "at most 16"
-    assert cell(card, "precision") == "float32"
-    assert cell(card, "device") == "cpu, 1 process"
-    assert "Data: `pairs.jsonl` (local), 8 rows." in card
+def test_the_card_shows_the_facts_of_the_run(write):
+    card = write(hub_model_id="me/encoder")
+    assert card.split("---\n", 2)[2].lstrip().startswith("# me/encoder\n")
+    for row in (FACTS.model | FACTS.settings | FACTS.schedule).items():
+        assert re.search(rf"^\| {re.escape(row[0])} +\| {re.escape(row[1])} +\|$", card, re.MULTILINE), row
+    assert "Data: `pairs.jsonl` (local), 1,234 rows." in card
+    assert "into a vector of 32 numbers" in card
+    assert "All scores are of one run, with seed 7." in card
+    assert "cut at 16 tokens" in card
     assert "gao2021simcse" in card
-    assert "Oh, Dongsuk and Kim, Yejin and Lee, Hodong and Huang, H. Howie and Lim, Heuiseok" in card
+    assert "streamed, so that the rows were not counted" in write(train_rows=None)
 
 
-def test_the_paper_of_a_pooler_is_cited_only_where_it_is_used(train):
-    card = written(train(pooler_type="mean"))
-    assert "oh2022" not in card
-    assert "yang2019" not in card
-    card = written(train(pooler_type="hire"))
-    assert "oh2022" not in card
-    assert "Yang, Junjie and Zhao, Hai" in card
-    assert "arXiv:1911.01940" in card
-
-
-def test_data_on_the_hub_are_named_with_configuration_and_split(train):
-    trainer = train(
-        evaluator=metric_by_step(50.0),
-        train_data="nyu-mll/glue",
-        validation_data="nyu-mll/glue",
-        hub_parts={"config": "stsb", "train": "train", "validation": "validation"},
-        eval_strategy="steps",
-        eval_steps=4,
-    )
-    card = written(trainer)
+def test_data_on_the_hub_are_named_with_configuration_and_split(write):
+    parts = {"config": "stsb", "train": "train", "validation": "validation"}
+    card = write(data=dict.fromkeys(("train_data", "validation_data"), "nyu-mll/glue") | {"hub_parts": parts})
     source = "[nyu-mll/glue](https://huggingface.co/datasets/nyu-mll/glue), `stsb`"
-    assert f"Data: {source}, `train`, 8 rows." in card
+    assert f"Data: {source}, `train`, 1,234 rows." in card
     assert f"On the development data: {source}, `validation`, 8 pairs." in card
-    (result,) = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results
+    result = ModelCard(card).data.eval_results[0]
     assert (result.dataset_type, result.dataset_config, result.dataset_split) == ("nyu-mll/glue", "stsb", "validation")
 
 
-def test_labelled_pairs_are_measured_by_average_precision(train, tmp_path):
-    path = tmp_path / "labelled.jsonl"
-    rows = [
-        {"sentence1": text, "sentence2": TEXTS[row - row % 2], "label": int(row % 2 == 0)}
-        for row, text in enumerate(TEXTS)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluator, metrics = development_evaluator(path)
-    assert next(iter(metrics)) == "average_precision"
-    trainer = train(evaluator=evaluator, validation_data=str(path))
-    measured = trainer.evaluate()
-    assert measured["eval_average_precision"] == 100
-    written(trainer)
-    (result,) = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results
+def test_labelled_pairs_are_measured_by_average_precision(write):
+    (result,) = ModelCard(write(evaluations={2: {"average_precision": 100.0}})).data.eval_results
     assert (result.task_type, result.metric_type, result.metric_value) == (
         "binary-classification",
         "average_precision",
@@ -242,89 +175,32 @@ def test_labelled_pairs_are_measured_by_average_precision(train, tmp_path):
     )
 
 
-def test_a_learned_temperature_is_given_as_it_ended(train):
-    trainer = train(learn_temperature=True, temperature_learning_rate=0.5)
-    final = trainer.objective.temperature.item()
-    assert f"{final:.4g}" != "0.05"
-    assert cell(written(trainer), "temperature") == f"learned: 0.05 at first, {final:.4g} in the end"
-
-
-def test_a_stream_has_no_number_of_rows_or_epochs(train):
-    stream = IterableDataset.from_generator(
-        lambda: (dict(zip(PAIRS, row, strict=True)) for row in zip(*PAIRS.values(), strict=True))
-    )
-    card = written(train(data=stream))
-    assert "streamed, so that the rows were not counted" in card
-    assert "| epochs" not in card
-
-
-def test_without_an_evaluation_there_are_no_results(train):
-    trainer = train()
-    card = written(trainer)
+def test_without_an_evaluation_there_are_no_results(write):
+    card = write(evaluations={}, log_history=[])
     assert "## Results" not in card
-    assert "This run measured nothing" in card
-    assert ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results is None
+    assert "The model was not evaluated" in card
+    assert ModelCard(card).data.eval_results is None
 
 
-def test_values_that_are_not_finite_are_left_out(train):
-    trainer = train(
-        evaluator=metric_by_step(50.0, float("nan")), validation_data="dev.jsonl", eval_strategy="steps", eval_steps=2
-    )
-    card = written(trainer)
-    assert "nan" not in card
-    assert ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results is None
-    results = section(card, "Results")
-    assert "50.00" in results
-    assert "They were not measured themselves." in results  # step 4 was kept, and has no score
+def test_a_score_that_is_missing_at_a_step_is_undefined_and_not_in_the_metadata(write):
+    card = write(evaluations={2: {"pearson": 1.0}, 4: {"spearman": 50.0, "pearson": 2.0}})
+    assert "undefined" in section(card, "Results")
+    assert [result.metric_type for result in ModelCard(card).data.eval_results] == ["pearson"]
 
 
-def test_the_kept_step_is_the_one_whose_weights_were_loaded(train):
-    """The best evaluation of all, of step 3, was not saved."""
-    trainer = train(
-        evaluator=metric_by_step(10.0, 40.0, 90.0, 30.0),
-        validation_data="dev.jsonl",
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="spearman",
-        greater_is_better=True,
-    )
-    results = section(written(trainer), "Results")
-    kept = trainer.state.best_model_checkpoint.rpartition("-")[2]
-    assert f"| **{kept}** (kept) | {({'2': 40.0, '4': 30.0})[kept]:.2f}" in results
-    assert f"The checkpoint of step {kept} was kept" in results
-    (result,) = ModelCard.load(Path(trainer.args.output_dir) / "README.md").data.eval_results
-    assert result.metric_value == {"2": 40.0, "4": 30.0}[kept]
-
-
-def test_many_evaluations_are_thinned_to_ten_with_the_best_and_the_last(train):
-    values = [float(step) for step in range(1, 31)]
-    values[16] = 99.0
-    trainer = train(
-        evaluator=metric_by_step(*values),
-        validation_data="dev.jsonl",
-        max_steps=30,
-        eval_strategy="steps",
-        eval_steps=1,
-        metric_for_best_model="spearman",
-        save_strategy="best",
-        save_total_limit=1,
-        save_only_model=True,
-        load_best_model_at_end=True,
-        greater_is_better=True,
-    )
-    results = section(written(trainer), "Results")
-    steps = [int(step) for step in re.findall(r"^\| \**(\d+)", results, re.MULTILINE)]
+def test_many_evaluations_are_thinned_to_ten_with_the_best_and_the_last():
+    evaluations = {step: {"spearman": float(step)} for step in range(1, 31)} | {17: {"spearman": 99.0}}
+    table = results_table(evaluations, 17, 17)
+    steps = [int(step) for step in re.findall(r"^\| \**(\d+)", table, re.MULTILINE)]
     assert len(steps) == 10
     assert steps == sorted(set(steps))
     assert {17, 30} <= set(steps)
-    assert "| **17** (kept) | 99.00" in results
-    assert "10 of 30 evaluations are shown." in results
+    assert "| **17** (kept) | 99.00" in table
+    assert "10 of 30 evaluations are shown." in table
 
 
-def test_no_path_of_the_machine_and_no_token_is_in_the_card(train, minilm, sts_file, tmp_path):
+def test_no_path_of_the_machine_and_no_token_is_in_the_card(write, minilm, tmp_path):
+    sts_file = write_pairs(tmp_path / "private" / "sts-dev.jsonl")
     flags = {
         "--model_name_or_path": minilm,
         "--train_file": f"{tmp_path}/my data/pairs.jsonl",
@@ -332,23 +208,21 @@ def test_no_path_of_the_machine_and_no_token_is_in_the_card(train, minilm, sts_f
         "--output_dir": "../../home/me/run",
         "--accelerator_config": json.dumps({"a": f"{tmp_path}/b.json"}),
         "--hub_model_id": "me/encoder",
+        "--run_name": "with-my-token",
         "--learning_rate": "1e-3",
     }
     words = [word for flag in flags.items() for word in flag]
     script = str(tmp_path / "code" / "run_contrastive.py")
     command = shlex.join(["python", script, f"--validation_file={sts_file}", "--hub-token=hf_secret", *words])
-    card = written(
-        train(
-            base_model=minilm,
-            train_data=f"{tmp_path}/my data/pairs.jsonl",
-            validation_data=str(sts_file),
-            evaluator=development_evaluator(sts_file)[0],
-            command=command,
-            eval_strategy="steps",
-            eval_steps=4,
-        )
-    )
-    for secret in (str(tmp_path), "private", "my data", "home", "hf_secret", "site-packages", str(Path.home())):
+    data = {
+        "base_model": minilm,
+        "train_data": f"{tmp_path}/my data/pairs.jsonl",
+        "validation_data": str(sts_file),
+        "command": command,
+    }
+    card = write(token="my-token", data=data)
+    secrets = ("private", "my data", "home", "hf_secret", "my-token", "site-packages")
+    for secret in (str(tmp_path), str(Path.home()), *secrets):
         assert secret not in card, secret
     run = re.search(r"^```bash\n(.*?)\n^```$", card, re.DOTALL | re.MULTILINE)[1]
     cleaned = flags | {
@@ -357,178 +231,148 @@ def test_no_path_of_the_machine_and_no_token_is_in_the_card(train, minilm, sts_f
         "--hub_token": "...",
         "--output_dir": "run",
         "--accelerator_config": '{"a": "b.json"}',
+        "--run_name": "with-...",
     }
     start = ["python", "run_contrastive.py", "--validation_file=sts-dev.jsonl", "--hub-token=..."]
     assert shlex.split(run) == [*start, *(word for flag in cleaned.items() for word in flag)]
-    data = ModelCard(card).data
-    assert data.base_model is None
-    assert data.datasets is None
+    found = ModelCard(card).data
+    assert found.base_model is None
+    assert found.datasets is None
+    paths = {"train_data": [str(sts_file)], "validation_data": [str(sts_file)]}
+    card = write(task="fill-mask", token="my-token", data={"base_model": minilm, "command": command} | paths)
+    for secret in (str(tmp_path), *secrets):
+        assert secret not in card, secret
 
 
-def test_a_command_without_paths_stays_as_it_is(train):
+def test_a_command_without_paths_stays_as_it_is(write):
     command = "python run_contrastive.py --train_file data/pairs.jsonl --warmup_steps 0.1 --output_dir runs/my-encoder"
-    card = written(train(command=command))
-    assert f"The command:\n\n```bash\n{command}\n```" in card
+    assert f"The command:\n\n```bash\n{command}\n```" in write(data={"command": command})
 
 
-def test_the_card_says_how_a_pooler_differs_from_its_own_defaults(train):
-    card = written(
-        train(
-            model_options={
-                "pooler_residual": "cls",
-                "pooler_normalize_inputs": True,
-                "pooler_output_activation": "gelu",
-            },
-            freeze_encoder=True,
-            pooler_learning_rate=0.01,
-        )
-    )
-    assert cell(card, "pooler residual").startswith("cls of the highest state read")
-    assert cell(card, "pooler inputs") == "each state brought to mean 0 and variance 1"
-    assert cell(card, "pooler output activation") == "`gelu`"
-    assert cell(card, "trained") == "the pooler alone; the encoder stayed as it was"
-    assert cell(card, "learning rate of the pooler") == "0.01"
-    card = written(train())
-    assert not re.search(r"^\| (pooler [rio]|trained|learning rate of)", card, re.MULTILINE)
-
-
-def test_the_card_says_how_long_the_training_took_and_what_the_model_is_for(train, sts_file):
-    trainer = train(evaluator=development_evaluator(sts_file)[0], validation_data=str(sts_file), seed=7)
-    trainer.evaluate()
-    (log,) = (log for log in trainer.state.log_history if "train_runtime" in log)
+def test_the_card_says_how_long_the_training_took(write):
     for seconds, expected in ((12.4, "12 s"), (133, "2 min 13 s"), (7_384, "2 h 3 min")):
-        log["train_runtime"] = seconds
-        card = written(trainer)
-        assert f"The training took {expected} by the clock, evaluation and saving included, on cpu, 1 process." in card
-    assert "All scores are of one run, with seed 7." in section(card, "Results")
-    assert "by the cosine of their embeddings" in section(card, "Intended use")
-    trainer.args.resume_from_checkpoint = "true"
-    assert "The part of the training since it was resumed took 2 h 3 min" in written(trainer)
+        duration = f"The training took {expected}, including evaluation and saving, on cpu, 1 process."
+        assert duration in write(seconds=seconds)
+    assert "The part of the training since it was resumed took 12 s," in write(was_resumed=True)
+    assert "evaluation and saving" not in write(seconds=None)
+
+
+def test_the_card_of_a_classifier_does_not_call_it_an_encoder(write):
+    scores = {"accuracy": 75.0, "rows": 8}
+    data = {"text_columns": ("text",), "command": "python run_classification.py"}
+    card = write(**CLASSIFIER, evaluations={2: scores}, test_scores=scores, data=data)
+    for word in ("contrastive", "cosine", "embeddings", "sentence-transformers"):
+        assert word not in card, word
+    assert {result.task_type for result in ModelCard(card).data.eval_results} == {"text-classification"}
+    assert "the class `yes`" in section(card, "Results")
+    assert "On the test data" in section(card, "Results")
 
 
 # --- pictures ---
 
 
 @pytest.fixture
-def train_with_pictures(train, sts_file):
+def write_with_pictures(write, tmp_path):
     pytest.importorskip("matplotlib")
-
-    def run(**options):
-        evaluator, metrics = development_evaluator(sts_file)
-        return train(
-            **{"evaluator": evaluator, "validation_data": str(sts_file), "eval_strategy": "steps", "eval_steps": 2}
-            | {"metric_for_best_model": next(iter(metrics)), "logging_steps": 1}
-            | options
-        )
-
-    return run
+    path = str(write_pairs(tmp_path / "sts-dev.jsonl"))
+    return lambda data=None, **facts: write(with_pictures=True, data={"validation_data": path} | (data or {}), **facts)
 
 
-def pictures(trainer):
+def pictures(card, folder):
     """The pictures that the card shows, all of them there."""
-    names = re.findall(r"^!\[.*\]\((.*)\)$", written(trainer), re.MULTILINE)
+    names = re.findall(r"^!\[.*\]\((.*)\)$", card, re.MULTILINE)
     for name in names:
-        assert Path(trainer.args.output_dir, name).read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in Path(trainer.args.output_dir).glob("*.png")} == set(names)
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in folder.glob("*.png")} == set(names)
     return names
 
 
-@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers", "hire"])
-def test_the_card_shows_the_curves_and_the_weights_of_the_layers(train_with_pictures, pooler_type):
-    trainer = train_with_pictures(pooler_type=pooler_type)
-    trainer.model.train()
-    assert pictures(trainer) == ["learning_curves.png", "layer_weights.png"]
-    assert trainer.model.training
-    card = written(trainer)
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
+def test_the_card_shows_the_curves_and_the_weights_of_the_layers(
+    write_with_pictures, tiny_model, tmp_path, pooler_type
+):
+    model = tiny_model(pooler_type=pooler_type).train()
+    card = write_with_pictures(model=model, pooler_type=pooler_type)
+    assert pictures(card, tmp_path / "my-encoder") == ["learning_curves.png", "layer_weights.png"]
+    assert model.training
     assert "Training loss and spearman on the development data by step" in section(card, "Results")
-    assert "averaged over 16 texts of the\ndevelopment data" in section(card, "Hidden states")
+    assert "averaged over 14 texts of the\ndevelopment data" in section(card, "Hidden states")
 
 
-def test_a_picture_that_would_show_nothing_is_not_drawn(train_with_pictures):
-    # one evaluation in the training, and one of the same weights after it
-    trainer = train_with_pictures(pooler_type="mean", eval_steps=4)
-    trainer.evaluate()
-    assert pictures(trainer) == []
-    # nothing on this machine whose texts could be looked at
-    assert pictures(train_with_pictures(validation_data="nyu-mll/glue")) == ["learning_curves.png"]
-
-
-def test_pictures_of_a_run_that_is_overwritten_do_not_stay(train_with_pictures):
-    trainer = train_with_pictures(pooler_type="mean", eval_steps=4)
-    Path(trainer.args.output_dir, "layer_weights.png").touch()
-    Path(trainer.args.output_dir, "learning_curves.png").touch()
-    assert pictures(trainer) == []
+def test_pictures_that_would_show_nothing_are_not_drawn_and_older_ones_are_removed(
+    write_with_pictures, tiny_model, tmp_path
+):
+    folder = tmp_path / "my-encoder"
+    folder.mkdir()
+    for name in ("layer_weights.png", "learning_curves.png"):
+        (folder / name).touch()
+    # One evaluation in the training, and one after it.
+    log = [*LOG[:2], LOG[-1], LOG[3]]
+    assert pictures(write_with_pictures(model=tiny_model(pooler_type="mean"), log_history=log), folder) == []
+    # The texts are not on this machine, or the model is not on one process.
+    for options in ({"data": {"validation_data": "nyu-mll/glue"}}, {"is_sharded": True}):
+        assert pictures(write_with_pictures(**options), folder) == ["learning_curves.png"]
 
 
 @pytest.mark.parametrize(
     ("pooler_type", "residual", "words"),
     [
-        ("layer_attention", None, "makes, averaged"),
+        ("layer_attention", None, "returns, averaged"),
         ("layer_attention", "cls", "adds to the first token of the last state, averaged"),
         ("layer_attention", "mean", "adds to the mean of the last state, averaged"),
-        ("weighted_layers", "mean", "makes, averaged"),
+        ("weighted_layers", "mean", "returns, averaged"),
     ],
 )
-def test_the_card_says_what_the_weights_are_weights_in(train_with_pictures, pooler_type, residual, words):
-    trainer = train_with_pictures(pooler_type=pooler_type, model_options={"pooler_residual": residual})
-    assert f"weighs in what the pooler {words}" in section(written(trainer), "Hidden states")
+def test_the_card_says_what_the_weights_are_weights_in(write_with_pictures, monkeypatch, pooler_type, residual, words):
+    monkeypatch.setattr(card_pictures, "plot_layer_weights", lambda *args, **options: None)
+    card = write_with_pictures(log_history=[], pooler_type=pooler_type, pooler_residual=residual)
+    assert f"in the vector that the pooler {words}" in section(card, "Hidden states")
 
 
-def test_a_model_that_is_spread_over_processes_is_not_looked_into(train_with_pictures):
-    trainer = train_with_pictures()
-    trainer.is_fsdp_enabled = True
-    assert pictures(trainer) == ["learning_curves.png"]
+def test_without_matplotlib_the_card_has_no_pictures(write, tmp_path):
+    card = write(data={"validation_data": str(write_pairs(tmp_path / "sts-dev.jsonl"))})
+    assert pictures(card, tmp_path / "my-encoder") == []
+    assert "Hidden states" not in card
 
 
-def test_without_matplotlib_the_card_has_no_pictures(train_with_pictures, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
-    )
-    trainer = train_with_pictures()
-    assert pictures(trainer) == []
-    assert "Hidden states" not in written(trainer)
-
-
-def test_a_picture_that_fails_does_not_cost_the_card(train_with_pictures, monkeypatch, caplog):
+def test_a_picture_that_fails_does_not_cost_the_card(write_with_pictures, tmp_path, monkeypatch, caplog):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(model_card, "plot_layer_weights", fail)
-    assert pictures(train_with_pictures()) == ["learning_curves.png"]
+    monkeypatch.setattr(card_pictures, "plot_layer_weights", fail)
+    assert pictures(write_with_pictures(), tmp_path / "my-encoder") == ["learning_curves.png"]
     assert "the model card is written without a picture: disk full" in caplog.text
 
 
 def test_texts_for_the_weights_are_a_sample_of_the_development_data(tmp_path):
     rows = [{"text": f"text {number}", "label": 0} for number in range(1000)]
     path = write_lines(tmp_path / "dev.jsonl", rows)
-    texts = model_card._texts_of(path, ())
-    assert len(set(texts)) == model_card.LAYER_TEXTS
+    texts = card_pictures.sample_texts(path, ())
+    assert len(set(texts)) == card_pictures.LAYER_TEXTS
     assert set(texts) <= {row["text"] for row in rows}
-    assert model_card._texts_of(path, ("text",)) == texts
+    assert card_pictures.sample_texts(path, ("text",)) == texts
     pair_file = write_lines(tmp_path / "pairs.jsonl", [{"premise": "a", "hypothesis": "b"}] * 2)
-    assert model_card._texts_of(pair_file, ("premise", "hypothesis")) == [("a", "b")]
+    assert card_pictures.sample_texts(pair_file, ("premise", "hypothesis")) == [("a", "b")]
     folder = write_retrieval(tmp_path / "retrieval")
     assert {"where are shares traded", "Dogs were the first animals that people kept."} <= set(
-        model_card._texts_of(folder, ())
+        card_pictures.sample_texts(folder, ())
     )
 
 
-def test_a_card_replaces_an_older_one_and_leaves_nothing_else(train):
-    trainer = train()
-    folder = Path(trainer.args.output_dir)
-    before = set(os.listdir(folder))
+def test_a_card_replaces_an_older_one_and_leaves_nothing_else(write, tmp_path):
+    folder = tmp_path / "my-encoder"
+    folder.mkdir()
     (folder / "README.md").write_text("old", encoding="utf-8")
-    assert written(trainer).startswith("---\n")
-    assert set(os.listdir(folder)) == before | {"README.md"}
+    assert write().startswith("---\n")
+    assert os.listdir(folder) == ["README.md"]
 
 
-def test_cutting_a_card_short_leaves_the_old_one(train, monkeypatch):
-    trainer = train()
-    path = Path(trainer.args.output_dir) / "README.md"
-    path.write_text("old", encoding="utf-8")
+def test_cutting_a_card_short_leaves_the_old_one(write, tmp_path, monkeypatch):
+    folder = tmp_path / "my-encoder"
+    folder.mkdir()
+    (folder / "README.md").write_text("old", encoding="utf-8")
     monkeypatch.setattr(os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        trainer.create_model_card()
-    assert path.read_text(encoding="utf-8") == "old"
-    assert not list(path.parent.glob(".README*"))
+        write()
+    assert (folder / "README.md").read_text(encoding="utf-8") == "old"
+    assert os.listdir(folder) == ["README.md"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +15,10 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ...common.errors import InputError
 from ..base import LayerPoolTrainer
+from ..card_facts import CardFacts, with_pooler
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
-from .labels import METRIC_NAMES
+from .labels import METRIC_NAMES, Labels
 from .sampler import LengthGroupedBatchSampler
 
 
@@ -174,6 +176,27 @@ class ClassificationTrainer(LayerPoolTrainer):
                 callback.early_stopping_patience = self.args.early_stopping_patience
                 stopped |= callback.early_stopping_patience_counter >= callback.early_stopping_patience
         return stopped or super().is_finished()
+
+    def card_facts(self) -> CardFacts:
+        """The facts of this run that a model card is made from."""
+        args, labels = self.args, Labels.from_config(self.model.config.to_dict())
+        output = {"pooled vector": f"{self.model.embedding_dim} wide", "problem type": f"`{labels.problem_type}`"}
+        if labels.problem_type != "regression":
+            output["classes"] = ", ".join(f"`{name}`" for name in labels.names)
+        facts = with_pooler(super().card_facts(), self.model, output)
+        sampling = args.train_sampling_strategy
+        settings = {"rows in a batch": f"{facts.batch_size}, all processes together; sampling: {sampling}"}
+        if args.gradient_accumulation_steps > 1:
+            settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
+        if args.early_stopping_patience is not None:
+            settings["early stopping"] = f"after {args.early_stopping_patience} evaluations without improvement"
+        return replace(
+            facts,
+            task="text-classification",
+            settings=settings | facts.settings,
+            problem_type=labels.problem_type,
+            labels=labels.names,
+        )
 
 
 def _inputs_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

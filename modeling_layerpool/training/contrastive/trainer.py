@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -29,6 +30,7 @@ from ..batching import (
     local_rows,
     text_id,
 )
+from ..card_facts import CardFacts, with_pooler
 from ..distributed import average_gradients, gather_rows, rows_of_all
 from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
@@ -537,6 +539,46 @@ class ContrastiveTrainer(LayerPoolTrainer):
                     what = "objective" if companion is self.objective else "head of masked language modelling"
                     raise InputError(f"{path}: no such file, but the {what} has learned parameters to resume")
                 companion.load_state_dict(load_file(path))
+
+    def card_facts(self) -> CardFacts:
+        """The facts of this run that a model card is made from."""
+        args, model, objective, columns = self.args, self.model, self.objective, self.columns or []
+        output = {"embedding": f"{model.embedding_dim} numbers, compared by cosine"}
+        facts = with_pooler(super().card_facts(), model, output)
+        settings = {"objective": f"{objective.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
+        temperature = getattr(objective, "temperature", None)
+        if isinstance(temperature, torch.Tensor):
+            settings["temperature"] = f"learned: {args.temperature:g} at first, {temperature.item():.4g} in the end"
+        elif temperature is not None:
+            settings["temperature"] = f"{temperature:g}"
+        if len(columns) > 2 and hasattr(objective, "hard_negative_weight"):
+            settings["hard negative weight"] = f"{objective.hard_negative_weight:g}"
+        for option in ("symmetric", "mask_duplicates"):
+            if hasattr(objective, option):
+                settings[option.replace("_", " ")] = "yes" if getattr(objective, option) else "no"
+        settings |= objective.settings()
+        if args.mlm_weight > 0:
+            settings["masked language modelling"] = (
+                f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
+            )
+        # Each further column of a row is one more negative for every anchor of the batch.
+        negatives = facts.batch_size - 1 + max(0, len(columns) - 2) * facts.batch_size
+        compared = f": at most {negatives} negatives for an anchor" if objective.compares_batch else ""
+        settings["rows in a batch"] = f"{facts.batch_size}, all processes together{compared}"
+        if args.shuffling != "random":
+            settings["order of the rows"] = (
+                f"by {args.shuffling} of the first texts, {args.group_size} of them together"
+            )
+        if args.gradient_accumulation_steps > 1:
+            settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
+        settings |= facts.settings
+        if args.freeze_encoder:
+            settings["trained"] = "the pooler only; the encoder was frozen"
+        if args.pooler_learning_rate is not None:
+            settings["learning rate of the pooler"] = f"{args.pooler_learning_rate:g}"
+        citation = getattr(objective, "citation", None)
+        citations = [*([citation.strip()] if citation else []), *facts.citations]
+        return replace(facts, task="sentence-similarity", settings=settings, citations=citations)
 
 
 class _CompanionsCallback(TrainerCallback):

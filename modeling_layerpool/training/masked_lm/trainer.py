@@ -9,6 +9,7 @@ the padding.
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,7 @@ from ...common.errors import InputError
 from ...common.positions import first_position, position_limit
 from ..base import LayerPoolTrainer
 from ..batching import GlobalBatchSampler, StreamedBatches
+from ..card_facts import CardFacts
 from ..distributed import same_on_all
 from ..losses import at_least_float32
 from ..masking import predicted_index
@@ -34,7 +36,7 @@ from .arguments import MaskedLanguageArguments, TokenContrastArguments
 from .attention import attention_inside, check_attention_inside
 from .blocks import BlockCollator, BlockReader, BlockSampler, StreamedBlocks, ValidationSampler
 from .evaluation_sums import EvaluationSums
-from .token_contrast import contrast_tokens, similarity_sums
+from .token_contrast import CITATION, contrast_tokens, similarity_sums
 
 
 # The seed of the masks of validation texts. It does not depend on the run, so that all runs are measured on the same
@@ -337,6 +339,33 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
             metrics = self.evaluator(self.model, self.processing_class)
             self.model.train(was_training)
         return same_on_all(metrics)
+
+    def card_facts(self) -> CardFacts:
+        """The facts of this run that a model card is made from."""
+        args, facts, is_taco = self.args, super().card_facts(), self.args.objective == "taco"
+        settings = {"objective": "masked language modelling"}
+        if is_taco:
+            settings["objective"] += f" + {args.token_contrast_weight:g} x token contrast (TACO)"
+            settings["token contrast"] = (
+                f"temperature {args.token_temperature:g}, window {args.token_window}, {args.token_negatives} "
+                f"negatives, anchors: {args.token_anchors}, subtracted: {args.subtracted_state}"
+            )
+        settings["masked"] = (
+            f"{args.mlm_probability:.0%} of the tokens: 80 % replaced by the mask, 10 % by random tokens, 10 % kept"
+        )
+        attention = "inside each text" if args.attend_within_documents else "over the whole block"
+        settings["blocks"] = f"{args.max_seq_length} tokens, {args.block_packing}, attention {attention}"
+        settings["blocks in a batch"] = f"{facts.batch_size}, all processes together"
+        if args.gradient_accumulation_steps > 1:
+            settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
+        return replace(
+            facts,
+            task="fill-mask",
+            model={"vocabulary": f"{len(self.processing_class):,} tokens", **facts.model},
+            settings=settings,
+            citations=[CITATION] if is_taco else [],
+            mask_token=self.processing_class.mask_token,
+        )
 
 
 # The name from before the two trainers became one.

@@ -1,0 +1,90 @@
+"""The metadata of a card: the YAML that the Hub reads."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..training.card_facts import COUNTS, CardFacts
+from .card_names import is_hub_name, name_of
+
+
+# Metrics that are x 100: the name of the task on the Hub (sentence-transformers' for similarity and retrieval), and a
+# title. All metrics of a classifier belong to its one task.
+PERCENT = {
+    "spearman": ("semantic-similarity", "Spearman"),
+    "pearson": ("semantic-similarity", "Pearson"),
+    "ndcg@10": ("information-retrieval", "nDCG@10"),
+    "mrr@10": ("information-retrieval", "MRR@10"),
+    "map": ("information-retrieval", "MAP"),
+    "recall@100": ("information-retrieval", "Recall@100"),
+    "average_precision": ("binary-classification", "Average precision"),
+    "accuracy": ("text-classification", "Accuracy"),
+    "f1": ("text-classification", "F1"),
+    "micro_f1": ("text-classification", "Micro F1"),
+    "macro_f1": ("text-classification", "Macro F1"),
+    "matthews": ("text-classification", "Matthews correlation"),
+    "masked_accuracy": ("fill-mask", "Accuracy on masked tokens"),
+}
+TASK_NAMES = {
+    "semantic-similarity": "Semantic Similarity",
+    "information-retrieval": "Information Retrieval",
+    "sentence-similarity": "Sentence Similarity",
+    "binary-classification": "Binary Classification",
+    "text-classification": "Text Classification",
+    "fill-mask": "Masked Language Modeling",
+}
+LIBRARIES_AND_TAGS = {
+    # The Hub's widget and its "use this model" code for sentence-similarity come from sentence-transformers;
+    # transformers has no pipeline of that name.
+    "sentence-similarity": (
+        "sentence-transformers",
+        ["sentence-transformers", "transformers", "sentence-similarity", "feature-extraction", "custom_code"],
+    ),
+    "text-classification": ("transformers", ["transformers", "text-classification", "custom_code"]),
+    "fill-mask": ("transformers", ["transformers", "fill-mask"]),
+}
+
+
+def metadata(
+    facts: CardFacts, name: str, base_model: str | None, train_data: Sequence[str], results: Sequence[EvalResult] = ()
+) -> ModelCardData:
+    """The metadata of a card. Models and data that are not on the Hub are left out."""
+    library, tags = LIBRARIES_AND_TAGS[facts.task]
+    return ModelCardData(
+        library_name=library,
+        pipeline_tag=facts.task,
+        tags=list(tags),
+        base_model=base_model if base_model and is_hub_name(base_model) else None,
+        datasets=[data for data in train_data if is_hub_name(data)] or None,
+        model_name=name.rpartition("/")[2],
+        eval_results=list(results) or None,
+    )
+
+
+def eval_results(
+    facts: CardFacts, data: str | None, part: str, hub_parts: Mapping[str, str], scores: Mapping[str, float]
+) -> list[EvalResult]:
+    """The scores on the data of one part, `validation` or `test`."""
+    is_on_hub = data is not None and is_hub_name(data)
+    name = {"validation": "development data", "test": "test data"}[part] if data is None else name_of(data)
+    results = []
+    for metric, value in scores.items():
+        if metric in COUNTS:
+            continue
+        task, title = PERCENT.get(metric, ("sentence-similarity", metric))
+        task = "text-classification" if facts.task == "text-classification" else task
+        results.append(
+            EvalResult(
+                task_type=task,
+                task_name=TASK_NAMES[task],
+                dataset_type=data if is_on_hub else re.sub(r"[^\w.-]+", "-", name),
+                dataset_name=data if is_on_hub else name,
+                dataset_config=hub_parts.get("config") if is_on_hub else None,
+                dataset_split=hub_parts.get(part) if is_on_hub else None,
+                metric_type=metric,
+                metric_name=title,
+                metric_value=float(value),
+            )
+        )
+    return results

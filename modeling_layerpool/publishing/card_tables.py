@@ -1,0 +1,61 @@
+"""The tables and scores of a card, in Markdown."""
+
+from collections.abc import Iterable, Mapping
+
+from tabulate import tabulate
+
+from ..training.card_facts import COUNTS, Evaluations
+from .card_metadata import PERCENT
+
+
+MAX_RESULT_ROWS = 10
+
+
+def facts_table(rows: Mapping[str, str]) -> str:
+    return _markdown([["", "of this model"], *rows.items()])
+
+
+def results_table(evaluations: Evaluations, kept_step: int, best_step: int | None) -> str:
+    """The evaluations by step. Of many, evenly spread ones are shown, with the kept, the best and the last one."""
+    if not evaluations:
+        return ""
+    steps = sorted(evaluations)
+    shown = {step for step in (kept_step, best_step, steps[-1]) if step in evaluations}
+    others = [step for step in steps if step not in shown]
+    free = MAX_RESULT_ROWS - len(shown)
+    shown |= {others[index * len(others) // free] for index in range(free)} if len(others) > free else {*others}
+    names = list(dict.fromkeys(name for step in steps for name in evaluations[step] if name not in COUNTS))
+    rows = [
+        [f"**{step}** (kept)" if step == kept_step else f"{step}"]
+        + [_score(name, evaluations[step].get(name)) for name in names]
+        for step in sorted(shown)
+    ]
+    table = _markdown([["step", *names], *rows])
+    return table if len(shown) == len(steps) else f"{table}\n\n{len(shown)} of {len(steps)} evaluations are shown."
+
+
+def score_table(scores: Mapping[str, float]) -> str:
+    names = [name for name in scores if name not in COUNTS]
+    return _markdown([names, [_score(name, scores[name]) for name in names]]) if names else ""
+
+
+def percent_metrics(measured: Iterable[Mapping[str, float]]) -> str:
+    """The names of those metrics that are x 100."""
+    names = {name for scores in measured for name in scores}
+    return ", ".join(f"`{name}`" for name in PERCENT if name in names)
+
+
+def size(scores: Mapping[str, float]) -> str:
+    """How much was measured, to follow the name of the data."""
+    return "".join(f", {int(scores[name]):,} {name}" for name in COUNTS if name in scores)
+
+
+def _score(name: str, value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:.2f}" if name in PERCENT else f"{value:.4g}"
+
+
+def _markdown(rows: list) -> str:
+    header, *body = [[str(cell).replace("|", r"\|") for cell in row] for row in rows]
+    return tabulate(body, header, tablefmt="github", disable_numparse=True)

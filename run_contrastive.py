@@ -99,16 +99,11 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         measured = f"{data.validation_file}, every {every}"
         if args.load_best_model_at_end:
             measured += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
-    what = f"{args.objective} on the columns {', '.join(trainer.columns)}"
-    if args.objective == "pairwise":
-        low, high = trainer.objective.value_range
-        what += f" and a value from {low:g} to {high:g}, {trainer.objective.loss}"
-        if trainer.objective.second_loss is not None:
-            what += f", then {trainer.objective.second_loss}"
+    objective = trainer.objective.settings(trainer.columns)
     if args.mlm_weight > 0:
-        what += f"; masked language modelling, weight {args.mlm_weight:g}"
+        objective["objective"] += f"; masked language modelling, weight {args.mlm_weight:g}"
     plan = {
-        "objective": what,
+        **objective,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
         "rows a step": f"{batch} on {args.world_size} process(es), {args.gradient_accumulation_steps} accumulated",

@@ -508,18 +508,7 @@ def _objective_settings(trainer: "LayerPoolTrainer") -> dict[str, str]:
     batch = _batch(trainer)
     # Each further column of a row is one more negative for every anchor of the batch.
     negatives = batch - 1 + max(0, len(columns) - 2) * batch
-    settings = {"objective": f"{objective.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
-    temperature = getattr(objective, "temperature", None)
-    if isinstance(temperature, torch.Tensor):
-        settings["temperature"] = f"learned: {args.temperature:g} at first, {temperature.item():.4g} in the end"
-    elif temperature is not None:
-        settings["temperature"] = f"{temperature:g}"
-    if len(columns) > 2 and hasattr(objective, "hard_negative_weight"):
-        settings["hard negative weight"] = f"{objective.hard_negative_weight:g}"
-    for option in ("symmetric", "mask_duplicates"):
-        if hasattr(objective, option):
-            settings[option.replace("_", " ")] = "yes" if getattr(objective, option) else "no"
-    settings |= objective.settings()
+    settings = objective.settings(columns)
     if args.mlm_weight > 0:
         settings["masked language modelling"] = f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
     compared = f": at most {negatives} negatives for an anchor" if objective.compares_batch else ""

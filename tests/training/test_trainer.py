@@ -208,7 +208,8 @@ class ScaledObjective(Objective):
         return {"scale": self.scale.item()}
 
     def forward(self, batch):
-        scores = self.scale * torch.nn.functional.normalize(batch.columns[:, 0], dim=-1) @ batch.columns[:, 1].T
+        first, second = batch.all_embeddings.unbind(dim=1)
+        scores = self.scale * torch.nn.functional.normalize(first, dim=-1) @ second.T
         return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)))
 
 

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ...common.errors import InputError
-from ...common.rows import check_number
 from ..base import LayerPoolTrainer
 from ..batching import (
     EpochDataLoader,
@@ -237,12 +236,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if is_tokenized(dataset):
             return dataset
         value_column = self.objective.value_column(available, name)
-        if value_column is not None and self.objective.value_range is None:
-            self.objective.value_range = _range_of(dataset, value_column, name)
+        value_range = self.objective.prepare(dataset, value_column, name)
         return tokenize_dataset(
-            *(dataset, columns, tokenizer, tokenizer.model_max_length, name),
-            value_column,
-            self.objective.value_range or (0.0, 1.0),
+            dataset, columns, tokenizer, tokenizer.model_max_length, name, value_column, value_range
         )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -399,16 +395,16 @@ class ContrastiveTrainer(LayerPoolTrainer):
         embeddings = embeddings.view(*text_ids.shape, -1)
         # Evaluation runs on one process alone, where gathering would wait for ever.
         sizes = rows_of_all(len(embeddings)) if model.training else [len(embeddings)]
-        columns, column_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
+        all_embeddings, all_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
         first_row = sum(sizes[: self.args.process_index]) if model.training else 0
         values = inputs.get("values")
-        column_values = None if values is None else gather_rows(values, sizes)
+        all_values = None if values is None else gather_rows(values, sizes)
         loss = self.objective(
-            EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row, values, column_values)
+            EmbeddedBatch(embeddings, text_ids, all_embeddings, all_text_ids, first_row, values, all_values)
         )
         if model.training:
             # Processes average their gradients: a process with more rows than another counts for more.
-            loss = loss * (len(embeddings) * self.args.world_size / len(columns))
+            loss = loss * (len(embeddings) * self.args.world_size / len(all_embeddings))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -573,7 +569,7 @@ class _CompanionsCallback(TrainerCallback):
         self.companions = companions
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.objective.progress = state.global_step / state.max_steps
+        self.objective.on_step_begin(state.global_step / state.max_steps)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         average_gradients([parameter for companion in self.companions for parameter in companion.parameters()])
@@ -581,18 +577,6 @@ class _CompanionsCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         for companion in self.companions:
             companion.zero_grad()
-
-
-def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> tuple[float, float]:
-    """The lowest and the highest number of a column."""
-    if isinstance(dataset, IterableDataset):
-        raise InputError(f"{source}: the range of {column!r} cannot be known of a stream; give --score_range")
-    values = [check_number(value, f"{source}, row {row}", column) for row, value in enumerate(dataset[column])]
-    if min(values) == max(values):
-        raise InputError(
-            f"{source}: every {column} is {values[0]:g}, which leaves nothing to learn; see --score_range"
-        )
-    return min(values), max(values)
 
 
 def _check_row_length(

@@ -1,4 +1,4 @@
-"""Where objectives are listed: a new one is a file of its own and a line here."""
+"""The registry of objectives: a new one is a file of its own and a line here."""
 
 from .base import Objective
 from .info_nce import SupervisedObjective, UnsupervisedObjective
@@ -6,5 +6,10 @@ from .pairwise import PairwiseObjective
 
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (UnsupervisedObjective, SupervisedObjective, PairwiseObjective)
+    objective.name: objective
+    for objective in (
+        UnsupervisedObjective,
+        SupervisedObjective,
+        PairwiseObjective,
+    )
 }

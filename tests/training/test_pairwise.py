@@ -11,6 +11,7 @@ from safetensors.torch import load_file as load_weights
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainingArguments
+from modeling_layerpool.training.batching import model_inputs
 from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
 from tests.conftest import ROOT, launch
@@ -41,7 +42,7 @@ def loss_of(trainer):
     """The loss of the first six rows without noise, and what it is made of."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
     model = trainer.model.eval()
-    embeddings = model(**trainer._groups(batch)[0]).pooler_output.view(6, 2, -1)
+    embeddings = model(**model_inputs(batch)).pooler_output.view(6, 2, -1)
     return trainer.compute_loss(model, batch), *embeddings.unbind(1), batch["values"]
 
 

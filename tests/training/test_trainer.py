@@ -263,7 +263,7 @@ def test_gradient_caching_is_exact_with_noise_on(make_trainer, tiny_model, optio
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(12)])
-    assert len(batch["groups"]) > 2
+    assert len(batch["chunks"]) > 2
     cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
 
     def plain_step():

@@ -112,7 +112,7 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
             "that memory does not grow with the batch. Costs a second forward pass. Default: off."
         },
     )
-    # The data is laid out by our collator, which knows better than the model's signature.
+    # The collator reads columns that are not in the signature of the model.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator needs every column."}
     )
@@ -153,7 +153,7 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
 
 @dataclass
 class DataArguments:
-    """Which data to train on, and which to choose the checkpoint by."""
+    """The data to train on, and to choose the checkpoint by."""
 
     RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 

@@ -1,5 +1,6 @@
 """The registry of objectives: a new one is a file of its own and a line here."""
 
+from .angle import AngleObjective
 from .base import Objective
 from .info_nce import SupervisedObjective, UnsupervisedObjective
 from .pairwise import PairwiseObjective
@@ -11,5 +12,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
         UnsupervisedObjective,
         SupervisedObjective,
         PairwiseObjective,
+        AngleObjective,
     )
 }

@@ -39,7 +39,7 @@ from modeling_layerpool.training.classification import (
     restart_classifier,
     tokenize_part,
 )
-from modeling_layerpool.training.contrastive.trainer import set_max_seq_length
+from modeling_layerpool.training.data import set_max_seq_length
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,

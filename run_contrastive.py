@@ -44,7 +44,7 @@ from modeling_layerpool.training.script import (
 
 
 def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments]:
-    """Flags, or the one file that holds them, checked against each other."""
+    """The arguments from flags or from one file, checked against each other."""
     arguments = read_arguments(
         ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__
     )
@@ -63,7 +63,7 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
     if lora.use_lora and not training.do_train:
         raise InputError("--use_lora does nothing without training")
     if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
-        # What transformers pushes earlier is the adapter, which would lie in the same folder as the merged model.
+        # An earlier push would upload the adapter to the same folder as the merged model.
         raise InputError("--use_lora pushes to the Hub at the end only; give --hub_strategy end")
     evaluate_when_saving(training)
     return arguments
@@ -83,22 +83,17 @@ def load_train_dataset(data: DataArguments, args: ContrastiveTrainingArguments, 
 
 
 def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str, str], checkpoint: str | None) -> str:
-    """What the run will do, as a table."""
+    """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     dataset = trainer.train_dataset
     batch = args.per_device_train_batch_size * args.world_size
     further = max(0, len(trainer.columns) - 2)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    what = f"{args.objective} on the columns {', '.join(trainer.columns)}"
-    if args.objective == "pairwise":
-        low, high = trainer.objective.value_range
-        what += f" and a value from {low:g} to {high:g}, {trainer.objective.loss}"
-        if trainer.objective.second_loss is not None:
-            what += f", then {trainer.objective.second_loss}"
+    objective = trainer.objective.settings(trainer.columns)
     if args.mlm_weight > 0:
-        what += f"; masked language modelling, weight {args.mlm_weight:g}"
+        objective["objective"] += f"; masked language modelling, weight {args.mlm_weight:g}"
     plan = {
-        "objective": what,
+        **objective,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
         "negatives an anchor": f"{batch - 1 + further * batch if trainer.objective.compares_batch else 0}",
@@ -117,7 +112,7 @@ def run(
     training_args: ContrastiveTrainingArguments,
     checkpoint: str | None,
 ) -> None:
-    # 2. Data, all of it read and checked before a model is loaded
+    # 2. Data: read and checked before a model is loaded
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
@@ -180,7 +175,7 @@ def run(
     if training_args.do_eval:
         evaluate_and_save(trainer)
 
-    # 7. Model card, and the Hub if asked for
+    # 7. Model card and Hub
     if training_args.do_train:
         publish(trainer)
 

@@ -20,7 +20,7 @@ import torch
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.training import info_nce, losses
+from modeling_layerpool.training import info_nce, loss_kernels
 
 
 def peak_mib() -> float:
@@ -31,7 +31,7 @@ def peak_mib() -> float:
 def loss_growth(batch_size: int, width: int, whole_matrix: bool) -> float:
     """MiB that one loss with its gradient adds, embeddings and their gradients aside."""
     if whole_matrix:
-        losses.BLOCK_LOGITS = batch_size * batch_size
+        loss_kernels.BLOCK_LOGITS = batch_size * batch_size
     torch.manual_seed(0)
     anchors, positives = (torch.randn(batch_size, width, requires_grad=True) for _ in range(2))
     info_nce(anchors[:8], positives[:8], temperature=0.05).backward()

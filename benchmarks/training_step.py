@@ -59,7 +59,7 @@ def ours(pooler_type: str, tokenizer, max_length: int, row_length: int | None = 
 
 
 def ours_cached(tokenizer, max_length: int, texts_at_once: int):
-    """Gradient caching as the trainer does it, in groups of as many tokens as so many texts have on average."""
+    """Gradient caching as the trainer does it, in chunks of as many tokens as so many texts have on average."""
     model = LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type="layer_attention").train()
     arguments = ContrastiveTrainingArguments(
         output_dir=tempfile.mkdtemp(), gradient_cache=1, max_seq_length=max_length, use_cpu=True
@@ -78,8 +78,8 @@ def ours_cached(tokenizer, max_length: int, texts_at_once: int):
         ]
         real = sum(len(text) for row in ids for text in row)
         budget = max(max_length, real * texts_at_once // (len(COLUMNS) * len(rows)))
-        batch = PackingCollator(COLUMNS, tokenizer.pad_token_id, group_tokens=budget)(features)
-        return batch, real, sum(group["input_ids"].numel() for group in batch["groups"])
+        batch = PackingCollator(COLUMNS, tokenizer.pad_token_id, chunk_tokens=budget)(features)
+        return batch, real, sum(group["input_ids"].numel() for group in batch["chunks"])
 
     return model, prepare, lambda batch: trainer.training_step(model, batch), True
 

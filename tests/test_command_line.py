@@ -125,7 +125,7 @@ def test_a_file_and_flags_give_the_same_arguments(read, tmp_path):
             {"objective": "unsupervised", "hard_negative_weight": 1.0},
             "hard_negative_weight does nothing with objective",
         ),
-        ({"pairwise_loss": "mse"}, "pairwise_loss does nothing without objective=pairwise"),
+        ({"pairwise_loss": "mse"}, "pairwise_loss does nothing with objective=supervised"),
         ({"objective": "pairwise", "combined_weight": 0.5}, "combined_weight does nothing without pairwise_loss=comb"),
         (
             {"objective": "pairwise", "pairwise_loss": "mse", "temperature": 0.1},

@@ -89,7 +89,7 @@ def test_it_trains_chooses_by_the_dev_set_and_leaves_a_complete_folder(tiny_fold
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for line in (
-        "supervised on the columns anchor, positive, negative",
+        "supervised, on the columns anchor, positive, negative",
         "training rows         14",
         "negatives an anchor   7",
         "mean over the hidden states 3",
@@ -138,7 +138,7 @@ def test_unsupervised_from_a_plain_bert_and_a_text_file_gets_layer_attention(fil
     options = arguments(str(tmp_path / "bert"), files, objective="unsupervised", train_file=str(text))
     done = run(options)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "unsupervised on the columns text, text" in done.stdout
+    assert "unsupervised, on the columns text" in done.stdout
     assert AutoModel.from_pretrained(files["out"]).config.pooler_type == "layer_attention"
 
 

@@ -3,8 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,11 @@ def check_arguments(arguments: Any) -> None:
             raise InputError(f"{field.name} must be one value")
         if value == [] and field.default is None:
             raise InputError(f"{field.name} must be at least one value")
+        choices = field.metadata.get("choices")
         for item in value if isinstance(value, (list, tuple)) else [value]:
             _check_value(field.name, item, ranges.get(field.name))
+            if choices is not None and isinstance(item, str) and item not in choices:
+                raise InputError(f"{field.name}={shown(item)} is unknown; use one of {', '.join(choices)}")
 
 
 def _check_value(name: str, value: Any, allowed: Range | None) -> None:
@@ -108,7 +111,7 @@ def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
         InputError: the file is broken, or its class refuses a value.
     """
     # Abbreviations are off, since the model card redacts flags by their full names.
-    parser = HfArgumentParser(types, description=description, allow_abbrev=False)
+    parser = _GroupingParser(types, description=description, allow_abbrev=False)
     is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in CONFIG_SUFFIXES
     flags = _flags_of_file(sys.argv[1]) if is_file else sys.argv[1:]
     try:
@@ -119,6 +122,26 @@ def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
         reason = " ".join(str(error).split())
         kind = "" if isinstance(error, ValueError) and reason else f"{type(error).__name__}: "
         raise InputError(f"{kind}{reason}") from error
+
+
+class _GroupingParser(HfArgumentParser):
+    """Shows the fields of an argument class that has a `GROUP`, and of its subclasses, under that title in --help."""
+
+    def __init__(self, types: Sequence[type], **options: Any):
+        # Base classes come first: an inherited field belongs to the group of the class that declares it.
+        bases = [base for argument_class in types for base in reversed(argument_class.__mro__) if is_dataclass(base)]
+        declared = {field.name: base for base in reversed(bases) for field in fields(base)}
+        self.titles = {name: base.GROUP for name, base in declared.items() if "GROUP" in vars(base)}
+        self.groups: dict[str, Any] = {}
+        super().__init__(types, **options)
+
+    def add_argument(self, *flags: str, **options: Any) -> Any:
+        title = self.titles.get(options.get("dest", flags[0].lstrip("-")))
+        if title is None:
+            return super().add_argument(*flags, **options)
+        if title not in self.groups:
+            self.groups[title] = self.add_argument_group(title)
+        return self.groups[title].add_argument(*flags, **options)
 
 
 class _UniqueKeysLoader(yaml.SafeLoader):

@@ -13,6 +13,10 @@ from ..models.modeling_layerpool_packing import pack_sentences
 from .masking import TokenMasking, predicted_index
 
 
+# Batch fields that are not input of the model.
+NOT_MODEL_INPUTS = ("text_ids", "row_numbers", "values", "mlm_input_ids", "mlm_indices", "mlm_labels")
+
+
 def text_id(token_ids: Sequence[int]) -> int:
     """The identity of a text: Python's hash of its tokens, which does not depend on the process."""
     return hash(tuple(token_ids))
@@ -183,37 +187,47 @@ class StreamedBatches(torch.utils.data.IterableDataset):
                 )
 
 
-def cut_into_groups(
+def split_into_chunks(
     packed: dict[str, torch.Tensor], max_tokens: int
 ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor]:
     """
-    Cut a packed batch into groups of rows of at most `max_tokens` tokens, each packed input of its own; what the batch
-    holds beside, of the shape of `input_ids`, is cut with it.
+    Split a packed batch into chunks of rows of at most `max_tokens` tokens, each a packed input of its own. Other
+    tensors of the batch, which have the shape of `input_ids`, are split with it.
 
     Returns:
-        The groups, and `sentence_places (s,)`: the place of each sentence of the batch among those of all groups.
+        The chunks, and `sentence_indices (s,)`: the index of each sentence of the batch among those of all chunks.
     """
     sequence_ids = packed["sequence_ids"]
     count, length = len(packed["sequence_starts"]), sequence_ids.shape[1]
     rows = max(1, max_tokens // length)
-    groups = []
-    places = torch.empty(count, dtype=torch.long)
+    chunks = []
+    indices = torch.empty(count, dtype=torch.long)
     before = 0
     for begin in range(0, len(sequence_ids), rows):
         part = sequence_ids[begin : begin + rows]
         members = part[part >= 0].unique()
-        numbers = torch.full((count + 1,), -1)  # the last place is that of the padding, -1
+        numbers = torch.full((count + 1,), -1)  # the last entry belongs to padding, -1
         numbers[members] = torch.arange(len(members))
-        groups.append(
+        chunks.append(
             {
                 **{name: packed[name][begin : begin + rows] for name in packed if name != "sequence_starts"},
                 "sequence_ids": numbers[part],
                 "sequence_starts": packed["sequence_starts"][members] - begin * length,
             }
         )
-        places[members] = torch.arange(before, before + len(members))
+        indices[members] = torch.arange(before, before + len(members))
         before += len(members)
-    return groups, places
+    return chunks, indices
+
+
+def chunks_of(batch: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
+    """The packed inputs of a batch: its chunks, or the batch itself if it was not split."""
+    return batch.get("chunks") or [batch]
+
+
+def model_inputs(packed: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The fields of a packed input that the model takes."""
+    return {name: value for name, value in packed.items() if name not in NOT_MODEL_INPUTS}
 
 
 class PackingCollator:
@@ -225,14 +239,14 @@ class PackingCollator:
             packed twice.
         pad_token_id: what free places are filled with.
         row_length: tokens in a packed row; by default, for each batch, the length of the least work.
-        group_tokens: cut the batch into groups of rows of at most so many tokens.
+        chunk_tokens: split the batch into chunks of rows of at most so many tokens.
         masking: mask the tokens, too, by the rows of the batch.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
     `row_numbers`, where the rows are from, and `values (b,)` if they have one. Sentence `i * c + j` is column j of row
-    i. With `group_tokens` it holds `groups` and `sentence_places` (see [`cut_into_groups`]) in place of one packed
-    input. With `masking` each packed input also has `mlm_input_ids`, and the tokens that were
-    masked: `mlm_places (m,)`, in the flattened input, and `mlm_labels (m,)`.
+    i. With `chunk_tokens` it holds `chunks` and `sentence_indices` (see [`split_into_chunks`]) instead of one packed
+    input. With `masking` each packed input also has `mlm_input_ids`, and the tokens that were masked: `mlm_indices
+    (m,)`, in the flattened input, and `mlm_labels (m,)`.
     """
 
     def __init__(
@@ -240,14 +254,14 @@ class PackingCollator:
         columns: Sequence[str],
         pad_token_id: int,
         row_length: int | None = None,
-        group_tokens: int | None = None,
+        chunk_tokens: int | None = None,
         masking: TokenMasking | None = None,
     ):
         self.columns = list(columns)
         self.masking = masking
         self.pad_token_id = pad_token_id
         self.row_length = row_length
-        self.group_tokens = group_tokens
+        self.chunk_tokens = chunk_tokens
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
@@ -257,13 +271,13 @@ class PackingCollator:
         if self.masking is not None:
             content = (inputs["sequence_ids"] >= 0) & self.masking.is_content(inputs["input_ids"])
             inputs["mlm_input_ids"], inputs["mlm_labels"] = self.masking(inputs["input_ids"], content, key=rows)
-        if self.group_tokens is not None:
-            groups, places = cut_into_groups(inputs, self.group_tokens)
-            inputs = {"groups": groups, "sentence_places": places}
+        if self.chunk_tokens is not None:
+            chunks, indices = split_into_chunks(inputs, self.chunk_tokens)
+            inputs = {"chunks": chunks, "sentence_indices": indices}
         if self.masking is not None:
-            for packed in inputs.get("groups", [inputs]):
-                packed["mlm_places"] = predicted_index(packed["mlm_labels"])
-                packed["mlm_labels"] = packed["mlm_labels"].flatten()[packed["mlm_places"]]
+            for packed in chunks_of(inputs):
+                packed["mlm_indices"] = predicted_index(packed["mlm_labels"])
+                packed["mlm_labels"] = packed["mlm_labels"].flatten()[packed["mlm_indices"]]
         if "value" in features[0]:
             inputs["values"] = torch.tensor([feature["value"] for feature in features])
         return {

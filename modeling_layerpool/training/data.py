@@ -1,4 +1,4 @@
-"""Datasets of local files and of the Hub."""
+"""Datasets of local files and of the Hub, and the length of a text."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import InputError
 from ..common.rows import read_rows, reading_errors
@@ -58,3 +59,29 @@ def load_hub(name: str, config: str | None, split: str, streaming: bool = False)
     except Exception as error:  # datasets raises many types
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"dataset {name!r} cannot be loaded: {reason}") from error
+
+
+def set_max_seq_length(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None, texts: int = 1
+) -> None:
+    """
+    Set `tokenizer.model_max_length`, at which texts are truncated. The tokenizer is saved with it.
+
+    Args:
+        max_seq_length: number of tokens, special tokens included. Default: the tokenizer's limit, at most the model's.
+        texts: number of texts in one input, 1 or 2.
+
+    Raises:
+        InputError: the model has fewer positions, or no token of a text is left between the special ones.
+    """
+    if max_seq_length is None:
+        max_seq_length = min(tokenizer.model_max_length, model.max_tokens)
+    if max_seq_length > model.max_tokens:
+        raise InputError(f"max_seq_length={max_seq_length} is beyond the {model.max_tokens} positions of the model")
+    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if max_seq_length < special + texts:
+        raise InputError(
+            f"max_seq_length={max_seq_length} leaves no token of {'each' if texts == 2 else 'the'} text next to "
+            f"{special} special ones; use at least {special + texts}"
+        )
+    tokenizer.model_max_length = max_seq_length

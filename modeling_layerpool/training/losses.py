@@ -1,19 +1,14 @@
 """
-Losses: pure functions of embeddings and text identities. No model, no tokenizer, no process group.
+Losses: pure functions of embeddings and text identities, without a model, a tokenizer or a process group.
 
-Notation: `b` rows of this process, `B` columns gathered from all processes (`B = b` on one), `k` negatives a row,
-`h` width, `tau` temperature.
+Notation: `b` rows of this process, `B` columns gathered from all processes (`B = b` with one process), `k` negatives
+per row, `h` width, `tau` temperature.
 """
 
 import torch
 import torch.nn.functional as F
 
-
-# Logits held at once: 2^21 are 8 MiB in float32.
-BLOCK_LOGITS = 2**21
-# Numbers of states gathered at once by the token contrast: 2^20 are 4 MiB in float32, which a CPU's cache holds. An
-# accelerator has as many threads to feed, and takes 256 MiB.
-BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
+from .loss_kernels import Classification, TokenContrastInBlocks
 
 
 def info_nce(
@@ -45,23 +40,22 @@ def info_nce(
         negatives (`torch.Tensor` of shape `(B, h)` or `(B, k, h)`, *optional*):
             Hard negatives, further columns of every row.
         temperature (`float` or scalar `torch.Tensor`):
-            What cosines are divided by; a tensor is learned through.
+            Divides the cosines. A tensor gets a gradient.
         hard_negative_weight (`float`, *optional*, defaults to 0):
-            Added to the logits of a row's own negatives. 0 is SimCSE's, 1 the default of Oh et al.
+            Added to the logits of a row's own negatives. SimCSE uses 0, Oh et al. use 1 by default.
         symmetric (`bool`, *optional*, defaults to `False`):
-            Average with the loss of finding the anchor by its positive, among the anchors.
+            Average with the loss in the other direction, which finds the anchor of each positive.
         targets (`torch.LongTensor` of shape `(b,)`, *optional*):
-            The column of each row's positive. Defaults to the row's own number, which needs `B = b`.
+            The column of each row's positive. Defaults to the row's own index, which needs `B = b`.
         anchor_text_ids (`torch.LongTensor` of shape `(b,)`, *optional*):
-            Identity of each anchor's text.
-        column_text_ids (`torch.LongTensor` of shape `(B + B * k,)`, *optional*):
-            Identity of each column's text, positives first, then the negatives row by row. Columns with the text of
-            the row's anchor or of its positive, other than the target, are no negatives and are left out. Of shape
-            `(B,)`: of the positives alone.
+            Text identity of each anchor.
+        column_text_ids (`torch.LongTensor` of shape `(B + B * k,)` or `(B,)`, *optional*):
+            Text identity of each column: the positives, then the negatives row by row; or the positives alone. Columns
+            with the text of the row's anchor or positive, other than the target, are left out.
         anchor_columns (`torch.Tensor` of shape `(B, h)`, *optional*):
-            `symmetric` with `B > b` only: the anchors of all processes.
+            The anchors of all processes, needed for `symmetric` with `B > b`.
         anchor_column_text_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
-            Identity of the texts of `anchor_columns`.
+            Text identities of `anchor_columns`.
 
     Returns:
         `torch.Tensor`: a scalar, the mean over the b rows.
@@ -95,20 +89,25 @@ def info_nce(
     if hard_negative_weight != 0 and len(negatives) > 0:
         count = negatives.shape[1]
         own_negatives = columns + targets.unsqueeze(1) * count + torch.arange(count, device=targets.device)
-    # Under autocast the products would be made in half precision, and a temperature of 0.05 multiplies their error.
+    # Autocast would multiply in half precision, and a temperature of 0.05 makes the error 20 times larger.
     with torch.autocast(anchors.device.type, enabled=False):
         queries, candidates = _normalize(anchors), _normalize(candidates)
-        loss = _mean_cross_entropy(
-            *(queries, candidates, temperature, targets, row_text_ids, column_text_ids),
-            own_negatives=own_negatives,
+        loss = Classification(
+            queries,
+            candidates,
+            temperature,
+            targets,
+            row_text_ids,
+            column_text_ids,
+            hard_negatives=own_negatives,
             hard_negative_weight=hard_negative_weight,
-        )
+        ).mean_cross_entropy()
         if symmetric:
-            back = _mean_cross_entropy(
-                *(candidates[targets], _normalize(anchor_columns), temperature, targets),
-                *(row_text_ids, anchor_column_text_ids),
+            own_positives, all_anchors = candidates[targets], _normalize(anchor_columns)
+            find_anchors = Classification(
+                own_positives, all_anchors, temperature, targets, row_text_ids, anchor_column_text_ids
             )
-            loss = (loss + back) / 2
+            loss = (loss + find_anchors.mean_cross_entropy()) / 2
     return loss
 
 
@@ -130,10 +129,10 @@ def batch_softmax_contrastive(
     r"""
     Batch-softmax contrastive loss for labelled pairs (Chernyavskiy et al., NAACL 2022, arXiv 2110.15725).
 
-    With `S = norm(Q) norm(A)^T / tau` over M pairs of which `y_i` says whether pair i is positive, the mean of
-    `-1/M sum_i y_i log softmax_row(S)_ii` and `-1/M sum_i y_i log softmax_column(S)_ii`. A pair that is labelled
-    negative has no term of its own, but stays among the negatives of the others; the divisor stays M. Computed in at
-    least float32.
+    With `S = norm(Q) norm(A)^T / tau` over M pairs and a label `y_i` for each, the loss is the mean of
+    `-1/M sum_i y_i log softmax_row(S)_ii` and `-1/M sum_i y_i log softmax_column(S)_ii`. A pair labelled negative has
+    no term of its own but remains a negative of the other pairs; the divisor is always M. Computed in at least
+    float32.
 
     Args:
         queries (`torch.Tensor` of shape `(b, h)`):
@@ -143,32 +142,31 @@ def batch_softmax_contrastive(
         labels (`torch.Tensor` of shape `(b,)`, *optional*):
             1 for a positive pair, 0 for a negative one. Defaults to all 1.
         negatives (`torch.Tensor` of shape `(e, h)` or `(B, k, h)`, *optional*):
-            Further texts, negatives of every query.
+            More texts that are negatives of every query.
         temperature (`float` or scalar `torch.Tensor`):
-            What similarities are divided by; a tensor is learned through. The paper: 0.055 to 0.1 with `"l2"`, 1.2
-            with `"coordinate"`.
+            Divides the similarities. A tensor gets a gradient. The paper uses 0.055 to 0.1 with `"l2"` and 1.2 with
+            `"coordinate"`.
         normalization (`str`, *optional*, defaults to `"l2"`):
-            `"l2"`: each vector to length 1. `"coordinate"`: each coordinate divided by its range, largest minus
-            smallest, over the first texts of the batch, and likewise over the others. `"none"`.
+            `"l2"` scales each vector to length 1. `"coordinate"` divides each coordinate by its range (largest minus
+            smallest value), separately over the first and the second texts of the batch. `"none"` changes nothing.
         direction (`str`, *optional*, defaults to `"both"`):
-            `"rows"`: only the answer is looked for among all; `"columns"`: only the query; or `"both"`.
+            `"rows"` finds the answer of each query, `"columns"` the query of each answer, `"both"` averages the two.
         targets (`torch.LongTensor` of shape `(b,)`, *optional*):
-            The place of each pair's answer among all. Defaults to the pair's own number, which needs `B = b`.
+            The index of each pair's answer. Defaults to the pair's own index, which needs `B = b`.
         query_columns (`torch.Tensor` of shape `(B, h)`, *optional*):
-            With `B > b` only: the first texts of all processes.
+            The first texts of all processes, needed with `B > b`.
         query_text_ids (`torch.LongTensor` of shape `(b,)`, *optional*):
-            Identity of each query's text. A text that is also one of the pair's own is no negative of it.
-        answer_text_ids (`torch.LongTensor` of shape `(B + extra,)`, *optional*):
-            Identity of each answer's text, then of each of the `negatives`. Of shape `(B,)`: of the answers alone.
+            Text identity of each query. Texts equal to one of the pair's own are left out of its negatives.
+        answer_text_ids (`torch.LongTensor` of shape `(B + extra,)` or `(B,)`, *optional*):
+            Text identity of each answer, then of each of the `negatives`; or of the answers alone.
         query_column_text_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
-            Identity of the texts of `query_columns`.
+            Text identities of `query_columns`.
 
     Returns:
         `torch.Tensor`: a scalar.
 
     Raises:
-        ValueError: an option is unknown, `temperature` is not positive, shapes do not fit, or a batch of one pair has
-            nothing to be compared with.
+        ValueError: an option is unknown, `temperature` is not positive, shapes do not fit, or the batch is one pair.
     """
     if normalization not in ("l2", "coordinate", "none"):
         raise ValueError(f"normalization={normalization!r} is unknown; use one of l2, coordinate, none.")
@@ -193,7 +191,7 @@ def batch_softmax_contrastive(
     if answer_text_ids is not None and len(answer_text_ids) not in (columns, columns + len(extra)):
         raise ValueError(f"answer_text_ids names {len(answer_text_ids)} texts, which are not those of the columns.")
     row_text_ids = [ids for ids in (query_text_ids, _take(answer_text_ids, targets)) if ids is not None]
-    losses = []
+    directions = []
     with torch.autocast(queries.device.type, enabled=False):
         all_queries, candidates = query_columns, torch.cat([answers, extra])
         if normalization == "l2":
@@ -205,20 +203,25 @@ def batch_softmax_contrastive(
             queries, all_queries = queries / ranges, all_queries / ranges
             candidates = candidates / _coordinate_ranges(candidates)
         if direction != "columns":
-            losses.append(
-                _mean_cross_entropy(
+            directions.append(
+                Classification(
                     queries, candidates, temperature, targets, row_text_ids, answer_text_ids, weights=labels
                 )
             )
         if direction != "rows":
             own_answers = candidates[targets]
-            losses.append(
-                _mean_cross_entropy(
-                    *(own_answers, all_queries, temperature, targets, row_text_ids, query_column_text_ids),
+            directions.append(
+                Classification(
+                    own_answers,
+                    all_queries,
+                    temperature,
+                    targets,
+                    row_text_ids,
+                    query_column_text_ids,
                     weights=labels,
                 )
             )
-    return sum(losses) / len(losses)
+        return sum(direction.mean_cross_entropy() for direction in directions) / len(directions)
 
 
 def _coordinate_ranges(x: torch.Tensor) -> torch.Tensor:
@@ -255,19 +258,28 @@ def cosent(
     queries: torch.Tensor, answers: torch.Tensor, scores: torch.Tensor, *, temperature: float | torch.Tensor
 ) -> torch.Tensor:
     """
-    CoSENT, a ranking loss over pairs (Su 2022): `log(1 + sum e^{(cos_j - cos_i) / tau})` over all i, j with
-    `score_i > score_j`, so that pairs are ordered by cosine as they are by score.
+    CoSENT, a ranking loss over pairs (Su 2022): [`rank_by_score`] of `cos / tau`.
 
     Args:
-        queries, answers: `(b, h)` each; of all processes, as every pair is compared with every other.
-        scores: `(b,)`; only their order matters. Equal scores are not compared.
-        temperature: what cosines are divided by; 0.05 is usual.
+        queries, answers: `(B, h)` each, from all processes, because every pair is compared with every other.
+        scores: `(B,)`; only their order matters.
+        temperature: divides the cosines; 0.05 is usual.
 
     Returns:
-        `torch.Tensor`: a scalar, 0 where all scores are equal. Computed in at least float32.
+        `torch.Tensor`: a scalar, 0 if all scores are equal. Computed in at least float32.
     """
-    scaled = _cosines(queries, answers) / temperature
-    differences = scaled.unsqueeze(0) - scaled.unsqueeze(1)  # of row i: cos_j - cos_i
+    return rank_by_score(_cosines(queries, answers) / temperature, scores)
+
+
+def rank_by_score(similarities: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """
+    `log(1 + sum e^{s_j - s_i})` over all i, j with `score_i > score_j`: orders pairs by similarity as by score.
+
+    Args:
+        similarities: `(B,)`, one for each pair.
+        scores: `(B,)`; pairs with equal scores are not compared.
+    """
+    differences = similarities.unsqueeze(0) - similarities.unsqueeze(1)  # row i holds s_j - s_i
     is_ordered = scores.unsqueeze(1) > scores.unsqueeze(0)
     exponents = differences.masked_fill(~is_ordered, float("-inf")).flatten()
     return torch.cat([exponents.new_zeros(1), exponents]).logsumexp(dim=0)
@@ -289,25 +301,25 @@ def token_contrast(
     r"""
     Token-level contrastive loss of TACO (Fu et al., ACL 2022, arXiv 2204.04163).
 
-    With `s = cos / tau`, anchor i with its positive j and its negatives N_i costs
+    With `s = cos / tau`, the loss of anchor i with its positive j and its negatives N_i is
     `-log( e^{s(g_i, g_j)} / (e^{s(g_i, g_j)} + sum_{n in N_i} e^{s(g_i, g_n)}) )`. Positives and negatives are
-    constants: the gradient reaches the anchors alone. Computed in at least float32, also under autocast; memory is
-    linear in the states and in the negatives' numbers, whatever the width.
+    constants: only anchors get a gradient. Computed in at least float32, also under autocast. Memory is linear in the
+    number of states and of negatives, and independent of the width.
 
     Args:
         states (`torch.Tensor` of shape `(s, h)`):
-            One vector for each token; TACO's is `g = H_l - H_0`.
+            One vector for each token; TACO uses `g = H_l - H_0`.
         positive_index (`torch.LongTensor` of shape `(p,)`):
-            The state that is the positive of each anchor; -1 leaves the anchor out of the loss.
+            The index of each anchor's positive; -1 leaves the anchor out of the loss.
         negative_index (`torch.LongTensor` of shape `(p, k)`):
-            The states that are its negatives. The same one may stand there twice, and counts twice.
+            The indices of its negatives. An index that occurs twice counts twice.
         anchor_index (`torch.LongTensor` of shape `(p,)`, *optional*):
-            The state that is the anchor. Defaults to every state, which needs `p = s`.
+            The index of each anchor. Defaults to every state, which needs `p = s`.
         temperature (`float`):
-            What cosines are divided by; the paper's is 0.07.
+            Divides the cosines; the paper uses 0.07.
 
     Returns:
-        `torch.Tensor`: a scalar, the mean over the anchors; 0, with a graph, if there is none.
+        `torch.Tensor`: a scalar, the mean over the anchors; 0, with a graph, if there are none.
 
     Raises:
         ValueError: `temperature` is not positive, or shapes do not fit.
@@ -322,132 +334,11 @@ def token_contrast(
         )
     with torch.autocast(states.device.type, enabled=False):
         units = _normalize(states)
-        return _TokenContrastInBlocks.apply(units, anchor_index, positive_index, negative_index, 1 / temperature)
+        return TokenContrastInBlocks.apply(units, anchor_index, positive_index, negative_index, 1 / temperature)
 
 
-class _TokenContrastInBlocks(torch.autograd.Function):
-    """
-    The mean cross-entropy of each anchor's positive among its negatives, all of them gathered from unit vectors.
-
-    As in [`_CrossEntropyInBlocks`] a block of anchors is turned into its loss and at once into its gradient, so that
-    the gathered states, `anchors * (1 + k) * h` numbers, are never there as a whole, and never gathered twice.
-    """
-
-    @staticmethod
-    def forward(ctx, units, anchor_index, positive_index, negative_index, scale):
-        needs_gradient = ctx.needs_input_grad[0]
-        counts = positive_index >= 0
-        weights = counts.to(units.dtype) / counts.sum().clamp(min=1)  # of each anchor in the mean
-        # The positive is candidate 0.
-        candidates = torch.cat([positive_index.clamp(min=0).unsqueeze(1), negative_index], dim=1)
-        total = units.new_zeros(())
-        gradient = units.new_empty(len(candidates), units.shape[1]) if needs_gradient else None
-        block = BLOCK_ELEMENTS["cpu" if units.device.type == "cpu" else "accelerator"]
-        size = max(1, block // (candidates.shape[1] * units.shape[1]))
-        memory = units.new_empty(min(size, len(candidates)) * candidates.shape[1], units.shape[1])
-        for begin in range(0, len(candidates), size):
-            rows = slice(begin, begin + size)
-            anchors = units[rows] if anchor_index is None else units[anchor_index[rows]]
-            # Selected and multiplied in the ways that are fastest on a CPU, by a factor of 5 and more.
-            places = candidates[rows].flatten()
-            gathered = torch.index_select(units, 0, places, out=memory[: len(places)])
-            gathered = gathered.view(len(anchors), -1, units.shape[1])  # (rows, 1 + k, h)
-            logits = torch.bmm(anchors.unsqueeze(1), gathered.transpose(1, 2)).squeeze(1).mul_(scale)
-            log_probabilities = logits.log_softmax(dim=1)
-            total -= log_probabilities[:, 0] @ weights[rows]
-            if needs_gradient:
-                to_logits = log_probabilities.exp_()
-                to_logits[:, 0] -= 1
-                to_logits *= weights[rows].unsqueeze(1) * scale
-                torch.bmm(to_logits.unsqueeze(1), gathered, out=gradient[rows].unsqueeze(1))
-        ctx.states = len(units)
-        ctx.save_for_backward(gradient, anchor_index)
-        return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        to_anchors, anchor_index = ctx.saved_tensors
-        to_anchors = gradient * to_anchors
-        if anchor_index is not None:
-            to_units = to_anchors.new_zeros(ctx.states, to_anchors.shape[1])
-            to_anchors = to_units.index_add_(0, anchor_index, to_anchors)
-        return to_anchors, None, None, None, None
-
-
-def _mean_cross_entropy(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    temperature: float | torch.Tensor,
-    targets: torch.Tensor,
-    row_text_ids: list[torch.Tensor],
-    column_text_ids: torch.Tensor | None,
-    weights: torch.Tensor | None = None,
-    own_negatives: torch.Tensor | None = None,
-    hard_negative_weight: float = 0.0,
-) -> torch.Tensor:
-    """Mean over the queries of the cross-entropy, times `weights (b,)`, of each one's target among all candidates."""
-    scale = torch.as_tensor(1 / temperature, dtype=queries.dtype, device=queries.device)
-
-    def add_weights_and_drop_duplicates(logits: torch.Tensor, rows: slice) -> None:
-        if own_negatives is not None:
-            own = own_negatives[rows]
-            logits.scatter_add_(1, own, logits.new_full(own.shape, hard_negative_weight))
-        if column_text_ids is not None and row_text_ids:
-            # Columns that hold one of the row's own texts, other than the target, are left out.
-            same = torch.zeros_like(logits, dtype=torch.bool)
-            for ids in row_text_ids:
-                same[:, : len(column_text_ids)] |= ids[rows].unsqueeze(1) == column_text_ids
-            logits.masked_fill_(same.scatter_(1, targets[rows].unsqueeze(1), False), float("-inf"))
-
-    weights = queries.new_ones(len(queries)) if weights is None else weights.to(queries.dtype)
-    total = _CrossEntropyInBlocks.apply(queries, candidates, scale, targets, weights, add_weights_and_drop_duplicates)
-    return total / len(queries)
-
-
-class _CrossEntropyInBlocks(torch.autograd.Function):
-    """
-    Weighted sum of the cross-entropies of `scale * queries @ candidates.T`, whose matrix is never whole.
-
-    A block of rows is made, changed in place by `change(logits, rows)`, and turned into its loss and at once into its
-    gradient, `softmax - target`: memory is linear in the batch, and nothing is computed twice.
-    """
-
-    @staticmethod
-    def forward(ctx, queries, candidates, scale, targets, weights, change):
-        needs_gradient = any(ctx.needs_input_grad)
-        total = queries.new_zeros(())
-        to_queries, to_candidates, to_scale = (torch.zeros_like(x) for x in (queries, candidates, scale))
-        size = min(len(queries), max(1, BLOCK_LOGITS // len(candidates)))
-        memory = queries.new_empty(size, len(candidates))
-        for begin in range(0, len(queries), size):
-            rows = slice(begin, begin + size)
-            block, target, weight = queries[rows], targets[rows].unsqueeze(1), weights[rows].unsqueeze(1)
-            logits = torch.mm(block, candidates.T, out=memory[: len(block)]).mul_(scale)
-            change(logits, rows)
-            highest = logits.amax(dim=1, keepdim=True)
-            total -= (weight * (logits.gather(1, target) - highest)).sum()
-            exponentials = logits.sub_(highest).exp_()
-            normalizer = exponentials.sum(dim=1, keepdim=True)
-            total += (weight * normalizer.log()).sum()
-            if needs_gradient:
-                gradient = exponentials.div_(normalizer)
-                gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0)).mul_(weight)
-                to_block = gradient @ candidates
-                to_scale += (to_block * block).sum()
-                to_queries[rows] = to_block * scale
-                to_candidates.addmm_(gradient.T, block * scale)
-        ctx.save_for_backward(to_queries, to_candidates, to_scale)
-        return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return *(gradient * saved for saved in ctx.saved_tensors), None, None, None
-
-
-def _take(ids: torch.Tensor | None, places: torch.Tensor) -> torch.Tensor | None:
-    return None if ids is None else ids[places]
+def _take(ids: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor | None:
+    return None if ids is None else ids[indices]
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

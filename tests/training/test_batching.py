@@ -133,19 +133,19 @@ def test_a_column_named_twice_is_packed_twice():
 
 
 @pytest.mark.parametrize("max_tokens", [1, 32, 64, 10_000])
-def test_groups_hold_the_sentences_of_the_batch(max_tokens):
+def test_chunks_hold_the_sentences_of_the_batch(max_tokens):
     whole = PackingCollator(["anchor", "positive"], 0, row_length=16)(features(range(12)))
-    cut = PackingCollator(["anchor", "positive"], 0, row_length=16, group_tokens=max_tokens)(features(range(12)))
+    cut = PackingCollator(["anchor", "positive"], 0, row_length=16, chunk_tokens=max_tokens)(features(range(12)))
     sentences = [
-        group["input_ids"][group["sequence_ids"] == number].tolist()
-        for group in cut["groups"]
-        for number in range(len(group["sequence_starts"]))
+        chunk["input_ids"][chunk["sequence_ids"] == number].tolist()
+        for chunk in cut["chunks"]
+        for number in range(len(chunk["sequence_starts"]))
     ]
     expected = [whole["input_ids"][whole["sequence_ids"] == number].tolist() for number in range(24)]
-    assert [sentences[place] for place in cut["sentence_places"]] == expected
-    for group in cut["groups"]:
-        assert group["input_ids"].numel() <= max(16, max_tokens)
-        assert find_sequence_starts(group["sequence_ids"]).equal(group["sequence_starts"])
+    assert [sentences[index] for index in cut["sentence_indices"]] == expected
+    for chunk in cut["chunks"]:
+        assert chunk["input_ids"].numel() <= max(16, max_tokens)
+        assert find_sequence_starts(chunk["sequence_ids"]).equal(chunk["sequence_starts"])
     assert cut["text_ids"].equal(whole["text_ids"])
 
 

@@ -82,7 +82,7 @@ def test_computed_in_blocks_it_is_the_same(monkeypatch, symmetric):
     }
     whole = info_nce(a, p, n, temperature=1 / alpha, **options)
     for logits in (1, 50):  # one row a block, and blocks of two with a shorter last one
-        monkeypatch.setattr("modeling_layerpool.training.losses.BLOCK_LOGITS", logits)
+        monkeypatch.setattr("modeling_layerpool.training.loss_kernels.BLOCK_LOGITS", logits)
         same_values_and_gradients(info_nce(a, p, n, temperature=1 / alpha, **options), whole, [a, p, n, alpha])
 
 

@@ -33,7 +33,7 @@ def reference(trainer, batch):
     """The mean cross-entropy of the masked tokens, sentence by sentence, from the formula."""
     head, words = trainer.mlm_head.language_model.cls.predictions, trainer.model.get_input_embeddings().weight
     labels = torch.full_like(batch["input_ids"], -100).flatten()
-    labels[batch["mlm_places"]] = batch["mlm_labels"]
+    labels[batch["mlm_indices"]] = batch["mlm_labels"]
     labels = labels.view_as(batch["input_ids"])
     terms = []
     for sentence in range(int(batch["sequence_ids"].max()) + 1):
@@ -67,15 +67,15 @@ def test_content_alone_is_masked_and_the_objective_sees_none_of_it(make_trainer)
     batch = batch_of(trainer, 200)
     special = torch.tensor(trainer.processing_class.all_special_ids)
     ids, masked = batch["input_ids"].flatten(), batch["mlm_input_ids"].flatten()
-    places = batch["mlm_places"]
-    assert not torch.isin(ids[places], special).any()
-    assert torch.equal(ids[places], batch["mlm_labels"])
+    indices = batch["mlm_indices"]
+    assert not torch.isin(ids[indices], special).any()
+    assert torch.equal(ids[indices], batch["mlm_labels"])
     unmasked = torch.ones_like(ids, dtype=torch.bool)
-    unmasked[places] = False
+    unmasked[indices] = False
     assert torch.equal(ids[unmasked], masked[unmasked])
     content = (~torch.isin(ids, special)).sum().item()
-    assert abs(len(places) - 0.15 * content) < 5 * math.sqrt(0.15 * 0.85 * content)
-    assert (masked == trainer.processing_class.mask_token_id).sum() > 0.7 * len(places)
+    assert abs(len(indices) - 0.15 * content) < 5 * math.sqrt(0.15 * 0.85 * content)
+    assert (masked == trainer.processing_class.mask_token_id).sum() > 0.7 * len(indices)
 
 
 def test_the_two_views_of_a_text_are_masked_differently(make_trainer):
@@ -200,7 +200,7 @@ def test_gradient_caching_gives_the_gradients_of_the_uncut_batch(make_trainer, t
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1
         batch = batch_of(trainer, 12)
-        assert cache is None or len(batch["groups"]) > 2
+        assert cache is None or len(batch["chunks"]) > 2
         trainer.mlm_head.zero_grad()
         loss, gradients = gradients_of(trainer, lambda t=trainer, b=batch: t.training_step(t.model, b))
         gradients |= {name: parameter.grad for name, parameter in trainer.mlm_head.named_parameters()}

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modeling_layerpool.training import losses
+from modeling_layerpool.training import loss_kernels
 from modeling_layerpool.training.losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
 from tests.training.test_losses import same_values_and_gradients
 
@@ -61,7 +61,7 @@ def reference(queries, answers, labels, extra, temperature, how="l2", direction=
 @pytest.mark.parametrize("direction", ["both", "rows", "columns"])
 @pytest.mark.parametrize("extra", [0, 3])
 def test_batch_softmax_equals_the_formula(labels, how, direction, extra, monkeypatch):
-    monkeypatch.setattr(losses, "BLOCK_LOGITS", 12)  # several blocks
+    monkeypatch.setattr(loss_kernels, "BLOCK_LOGITS", 12)  # several blocks
     q, a, n = pairs(extra=extra)
     labels = torch.tensor(labels)
     fast = batch_softmax_contrastive(q, a, labels, n, temperature=0.7, normalization=how, direction=direction)

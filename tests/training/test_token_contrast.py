@@ -20,7 +20,8 @@ from modeling_layerpool.training import (
     sample_token_pairs,
     semantic_similarity,
 )
-from modeling_layerpool.training.losses import BLOCK_ELEMENTS, token_contrast
+from modeling_layerpool.training.loss_kernels import BLOCK_ELEMENTS
+from modeling_layerpool.training.losses import token_contrast
 from tests.conftest import assert_close_to
 from tests.processes import ROOT, launch
 from tests.training.token_batches import VOCABULARY, Collator, blocks, draw_by_rows

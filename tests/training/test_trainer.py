@@ -208,7 +208,8 @@ class ScaledObjective(Objective):
         return {"scale": self.scale.item()}
 
     def forward(self, batch):
-        scores = self.scale * torch.nn.functional.normalize(batch.columns[:, 0], dim=-1) @ batch.columns[:, 1].T
+        first, second = batch.all_embeddings.unbind(dim=1)
+        scores = self.scale * torch.nn.functional.normalize(first, dim=-1) @ second.T
         return torch.nn.functional.cross_entropy(scores, torch.arange(len(scores)))
 
 
@@ -267,7 +268,7 @@ def test_gradient_caching_is_exact_with_noise_on(make_trainer, tiny_model, optio
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(12)])
-    assert len(batch["groups"]) > 2
+    assert len(batch["chunks"]) > 2
     cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
 
     def plain_step():

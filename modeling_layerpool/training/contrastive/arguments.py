@@ -1,6 +1,6 @@
-"""Everything a contrastive run can be told, for Python and the command line alike."""
+"""The arguments of a contrastive run, for Python and the command line."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ...common.command_line import Range, check_arguments, check_used
@@ -8,21 +8,24 @@ from ...common.errors import InputError
 from ..base import RunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
-from .objectives.pairwise import PAIRWISE_LOSSES
+
+
+# A class must come before the classes that it inherits from.
+OBJECTIVE_OPTIONS = sorted(
+    dict.fromkeys(objective.Options for objective in OBJECTIVES.values()), key=lambda options: -len(options.__mro__)
+)
 
 
 @dataclass
-class ContrastiveTrainingArguments(RunArguments):
+class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
     r"""
-    [`RunArguments`] and the options of the objective.
+    [`RunArguments`], the options of all objectives, and the options of contrastive training with any of them.
 
     Gradient accumulation adds up gradients of separate batches: it does not add negatives.
     """
 
     RANGES: ClassVar = {
-        "temperature": Range(above=0),
         **dict.fromkeys(("temperature_learning_rate", "pooler_learning_rate", "mlm_weight"), Range(at_least=0)),
-        **dict.fromkeys(("combined_weight", "second_loss_share"), Range(at_least=0, at_most=1)),
         "mlm_probability": Range(above=0, below=1),
         "group_size": Range(at_least=2),
         **dict.fromkeys(("refresh_steps", "gradient_cache"), Range(at_least=1)),
@@ -34,79 +37,19 @@ class ContrastiveTrainingArguments(RunArguments):
     objective: str = field(
         default="supervised",
         metadata={
-            "help": "Training objective: 'unsupervised' (column text; each text is its own positive under "
-            "another dropout), 'supervised' (columns anchor, positive and optionally negative or "
-            "negative_1..k) or 'pairwise' (columns sentence1, sentence2 and score or label).",
+            "help": "Training objective: "
+            + "; ".join(f"'{name}' ({objective.summary})" for name, objective in OBJECTIVES.items())
+            + ".",
             "choices": sorted(OBJECTIVES),
         },
-    )
-    temperature: float = field(default=0.05, metadata={"help": "Temperature that cosines are divided by; above 0."})
-    learn_temperature: bool = field(
-        default=False, metadata={"help": "Learn 1 / temperature, starting at the inverse of --temperature."}
     )
     temperature_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Learning rate of 1 / temperature, without weight decay. Default: --learning_rate."},
     )
-    hard_negative_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "Weight added to the logits of a row's own negatives: 0 as in SimCSE, 1 as in Oh et al. 2022."
-        },
-    )
-    symmetric: bool = field(
-        default=False, metadata={"help": "Average with the loss in the other direction, from positive to anchor."}
-    )
-    mask_duplicates: bool = field(
-        default=True,
-        metadata={"help": "Mask negatives whose text equals the row's own anchor or positive."},
-    )
     no_duplicates: bool = field(
         default=False,
         metadata={"help": "Put rows that share a text into different batches. Not for a streamed dataset."},
-    )
-    pairwise_loss: str = field(
-        default="bsc",
-        metadata={
-            "help": "Loss of 'pairwise': bsc (batch-softmax contrastive), mse (of the cosine), combined "
-            "(both), bce (binary cross-entropy of the cosine) or cosent (ranking).",
-            "choices": PAIRWISE_LOSSES,
-        },
-    )
-    bsc_normalization: str = field(
-        default="l2",
-        metadata={
-            "help": "Normalization of bsc: l2, coordinate (by the range of each coordinate over the batch; "
-            "needs a temperature of about 1.2) or none.",
-            "choices": ["l2", "coordinate", "none"],
-        },
-    )
-    bsc_direction: str = field(
-        default="both",
-        metadata={
-            "help": "Direction of bsc: rows (find the second text), columns (find the first text) or both.",
-            "choices": ["both", "rows", "columns"],
-        },
-    )
-    combined_weight: float = field(
-        default=0.1, metadata={"help": "Weight of bsc in combined, mu in the paper; the rest is the weight of mse."}
-    )
-    second_loss: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pairwise loss of the last steps, such as mse after bsc. Default: one loss throughout.",
-            "choices": PAIRWISE_LOSSES,
-        },
-    )
-    second_loss_share: float = field(
-        default=0.5, metadata={"help": "Share of the steps, at the end, trained with --second_loss."}
-    )
-    score_range: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Lowest and highest score, which become 0 and 1 in 'pairwise'. Default: those of the "
-            "training data. Labels are 0 and 1."
-        },
     )
     shuffling: str = field(
         default="random",
@@ -169,28 +112,15 @@ class ContrastiveTrainingArguments(RunArguments):
             "that memory does not grow with the batch. Costs a second forward pass. Default: off."
         },
     )
-    # The data is laid out by our collator, which knows better than the model's signature.
+    # The collator reads columns that are not in the signature of the model.
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay off: the collator needs every column."}
     )
 
     def __post_init__(self):
         check_arguments(self)
-        for name, choices in (
-            ("objective", sorted(OBJECTIVES)),
-            ("pairwise_loss", PAIRWISE_LOSSES),
-            ("second_loss", (*PAIRWISE_LOSSES, None)),
-            ("shuffling", SHUFFLINGS),
-            ("neighbour_search", sorted(NEIGHBOUR_SEARCHES)),
-        ):
-            if getattr(self, name) not in choices:
-                known = ", ".join(choice for choice in choices if choice is not None)
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {known}")
         self._check_used()
-        if self.score_range is not None and not (
-            len(self.score_range) == 2 and self.score_range[0] < self.score_range[1]
-        ):
-            raise InputError(f"score_range={self.score_range} must be two numbers, the lower one first")
+        OBJECTIVES[self.objective].check_options(self)
         if self.shuffling != "random" and self.no_duplicates:
             raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
         if self.neighbour_search == "faiss":
@@ -206,22 +136,12 @@ class ContrastiveTrainingArguments(RunArguments):
         super().__post_init__()
 
     def _check_used(self) -> None:
-        """Refuse options that another option takes the effect from."""
-        losses = {self.pairwise_loss, self.second_loss} if self.objective == "pairwise" else set()
-        has_softmax = not losses.isdisjoint({"bsc", "combined"})
+        """Refuse options that have no effect because of another option."""
+        read = {option.name for option in fields(OBJECTIVES[self.objective].Options)}
+        unread = {option.name for options in OBJECTIVE_OPTIONS for option in fields(options)} - read
         embeds = self.shuffling in ("neighbours", "clusters")
         for names, is_read, reason in (
-            (
-                ("pairwise_loss", "second_loss", "second_loss_share", "combined_weight", "score_range"),
-                self.objective == "pairwise",
-                "without objective=pairwise",
-            ),
-            (("symmetric",), self.objective != "pairwise", "with objective=pairwise"),
-            (("hard_negative_weight",), self.objective == "supervised", f"with objective={self.objective}"),
-            (("bsc_normalization", "bsc_direction"), has_softmax, "without pairwise_loss=bsc or combined"),
-            (("combined_weight",), "combined" in losses, "without pairwise_loss=combined"),
-            (("second_loss_share",), self.second_loss is not None, "without second_loss"),
-            (("temperature", "learn_temperature"), losses - {None} != {"mse"}, "with pairwise_loss=mse"),
+            (unread, False, f"with objective={self.objective}"),
             (("temperature_learning_rate",), self.learn_temperature, "without learn_temperature"),
             (("group_size",), self.shuffling != "random", "without shuffling"),
             (("neighbour_search",), self.shuffling == "neighbours", "without shuffling=neighbours"),
@@ -233,7 +153,7 @@ class ContrastiveTrainingArguments(RunArguments):
 
 @dataclass
 class DataArguments:
-    """Which data to train on, and which to choose the checkpoint by."""
+    """The data to train on, and to choose the checkpoint by."""
 
     RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 

@@ -1,14 +1,15 @@
 """
-From files, Hub names and `datasets` objects to tokenised rows.
+Reads local files and tokenises rows.
 
-A tokenised row holds the token ids of its text columns under `<column>_input_ids`, their number under `tokens`, and
-under `row_number` where it is from: the line in a local file, else the index in the dataset; and under `value` the
-number that an objective reads of it, scaled to [0, 1].
+A tokenised row holds the token ids of each text column in `<column>_input_ids` and their total number in `tokens`.
+`row_number` is its line in a local file or its index in the dataset. `value` is the number that an objective reads,
+scaled to [0, 1].
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
@@ -20,12 +21,13 @@ from .objectives.base import Objective
 
 def load_file(path: str, objective: Objective, streaming: bool = False) -> Dataset | IterableDataset:
     """
-    The rows of a local file (see [`~modeling_layerpool.common.rows.read_rows`]): the columns needed, and `row_number`.
+    The rows of a local file (see [`~modeling_layerpool.common.rows.read_rows`]): the columns that the objective needs,
+    and `row_number`.
 
     Args:
-        path: a jsonl, csv, tsv or txt file, also gzipped.
-        objective: names the columns needed of those available.
-        streaming: read the file as it is needed, and check it then.
+        path: a jsonl, csv, tsv or txt file, possibly gzipped.
+        objective: selects the columns.
+        streaming: read and check the file during training.
 
     Raises:
         InputError: the file is missing, empty or broken, or a row lacks a needed text or number; with file and
@@ -64,17 +66,17 @@ def tokenize_dataset(
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Dataset | IterableDataset:
     """
-    Tokenise the text columns of a dataset, once: `datasets` caches the result, or does it on the fly when streaming.
+    Tokenise the text columns of a dataset. `datasets` caches the result, or tokenises a stream as it is read.
 
     Args:
-        dataset: raw rows with the text columns `columns`.
-        max_seq_length: tokens at which a text is cut, special tokens included.
-        source: the name of the data, for errors.
-        value_column: the column of a number to keep, as `value`.
-        value_range: the numbers that become 0 and 1.
+        dataset: rows with the text columns `columns`.
+        max_seq_length: maximum number of tokens of a text, special tokens included.
+        source: name of the data, for errors.
+        value_column: column of numbers, kept as `value`.
+        value_range: numbers that become 0 and 1.
 
     Raises:
-        InputError: a text is missing, empty or of another type, or a number is none or out of range; with its row.
+        InputError: a text is missing, empty or not a string, or a number is missing or out of range. Names the row.
     """
     columns = list(dict.fromkeys(columns))
     low, high = value_range
@@ -112,3 +114,21 @@ def tokenize_dataset(
 
     options = {} if isinstance(dataset, IterableDataset) else {"desc": "Tokenising"}
     return dataset.map(tokenize, batched=True, with_indices=True, remove_columns=dataset.column_names, **options)
+
+
+def check_row_length(
+    row_length: int, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
+) -> None:
+    """Raise an `InputError` if a text does not fit into a packed row. A stream may hold texts of any length."""
+    if dataset is None:
+        return
+    longest = max_seq_length
+    if isinstance(dataset, Dataset):
+        names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
+        batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
+        longest = max(pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+    if longest > row_length:
+        raise InputError(
+            f"row_length={row_length} is shorter than the longest text, {longest} tokens; raise it, or lower "
+            "max_seq_length"
+        )

@@ -1,17 +1,19 @@
 """
-The order in which pairs meet the model (Chernyavskiy et al., NAACL 2022, arXiv 2110.15725): rows whose first texts are
-alike stand in one batch, where each is a hard negative of the others.
+Orders of the rows that put similar first texts into one batch, where each is a hard negative of the others
+(Chernyavskiy et al., NAACL 2022, arXiv 2110.15725).
 
 Notation: `n` rows, `u` distinct first texts, `h` width, `g` texts in a group.
 """
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from transformers.utils import logging
 
@@ -21,14 +23,14 @@ from ..distributed import same_on_all
 
 
 SHUFFLINGS = ("random", "neighbours", "words", "clusters")
-# Similarities held at once: 2^24 are 64 MiB in float32.
+# Similarities computed at once: 2^24 take 64 MiB in float32.
 BLOCK_SIMILARITIES = 2**24
-# Rounds of k-means, after which few rows still move.
+# Rounds of k-means. Few rows still change their cluster after so many.
 CLUSTER_ROUNDS = 10
 
 
 class ExactSearch:
-    """The nearest of the free texts, by all similarities."""
+    """Finds the nearest free texts by computing all similarities."""
 
     def __init__(self, units: torch.Tensor):
         self.units = units
@@ -36,12 +38,12 @@ class ExactSearch:
     def __call__(self, texts: list[int], free: torch.Tensor, count: int) -> torch.Tensor:
         """
         Args:
-            texts: what to find neighbours of.
-            free (`torch.LongTensor` of shape `(f,)`): the texts that may be found.
-            count: how many are wanted, at most f.
+            texts: indices of the texts whose neighbours are searched.
+            free (`torch.LongTensor` of shape `(f,)`): indices of the texts that may be found.
+            count: number of neighbours of each text, at most f.
 
         Returns:
-            Free texts by falling cosine, `(len(texts), count)`, on the CPU; -1 where none was found.
+            Free texts by decreasing cosine, `(len(texts), count)`, on the CPU; -1 where none was found.
         """
         pool = self.units[free.to(self.units.device)]
         return free[(self.units[texts] @ pool.T).topk(count, dim=1).indices.cpu()]
@@ -49,16 +51,16 @@ class ExactSearch:
 
 class FaissSearch:
     """
-    Near ones among the free texts, by an inverted-file index of FAISS: most often the nearest, in a fraction of the
-    time. The texts are cut into about four times the square root of their number of cells, and the nearest `CELLS` are
-    searched.
+    Finds near free texts with an inverted-file index of FAISS: usually the nearest ones, in a fraction of the time.
+
+    The index has about `4 * sqrt(u)` cells, of which the nearest `CELLS` are searched.
 
     Raises:
         InputError: FAISS is not installed.
     """
 
     CELLS = 32
-    # Cells are learned from so many texts each, below which FAISS warns, and in so many rounds: all it takes here.
+    # Texts and rounds for learning a cell. FAISS warns if there are fewer texts.
     TEXTS_FOR_A_CELL = 39
     ROUNDS = 4
 
@@ -101,21 +103,20 @@ def group_by_neighbours(
     search: str = "exact",
 ) -> list[list[int]]:
     """
-    Groups of texts and their nearest neighbours: in a random order, each text that is still free takes the `g - 1`
-    free texts of the highest cosine.
+    Groups of texts and their nearest neighbours: in random order, each text that is still free takes the `g - 1` free
+    texts with the highest cosine.
 
-    The search is in blocks. The paper looks among 200 neighbours of each text, which may all be taken; here a group is
-    always full, but for the last one.
+    The paper searches 200 neighbours of each text, which may all be taken. Here every group but the last one is full.
 
     Args:
         embeddings: `(u, h)`.
         group_size: texts in a group.
-        generator: decides the order.
-        show_progress_bar: whether to show the texts grouped so far.
-        search: `"exact"`, or `"faiss"` for an approximate one that is faster for a large u ([`FaissSearch`]).
+        generator: draws the order.
+        show_progress_bar: whether to show how many texts are grouped.
+        search: `"exact"`, or `"faiss"` for an approximate search that is faster for a large u ([`FaissSearch`]).
 
     Returns:
-        The groups, lists of numbers below u, every number once; the leading text first, then by falling cosine.
+        The groups as lists of indices, each index once: the leading text, then its neighbours by decreasing cosine.
     """
     units = torch.nn.functional.normalize(embeddings.float(), dim=-1)
     find = NEIGHBOUR_SEARCHES[search](units)
@@ -125,8 +126,8 @@ def group_by_neighbours(
     with logging.tqdm(total=len(units), desc="Grouping neighbours", disable=not show_progress_bar) as progress:
         begin = 0
         while begin < len(order):
-            # A block of leaders looks at the texts that are free now; later ones find some of them taken, and so each
-            # gets more candidates than it needs.
+            # The leaders of a block search the same free texts. Earlier leaders take some of them, so each leader gets
+            # more candidates than it needs.
             free = is_free.nonzero().squeeze(-1)
             if len(free) == 0:
                 break
@@ -144,7 +145,7 @@ def group_by_neighbours(
                 candidates = candidates[candidates >= 0]
                 members = candidates[is_free[candidates]][: group_size - 1]
                 if len(members) < group_size - 1 and len(candidates) < len(free):
-                    rest = is_free.nonzero().squeeze(-1)  # all its candidates were taken: look at every free text
+                    rest = is_free.nonzero().squeeze(-1)  # all candidates were taken: search every free text
                     similarities = units[rest.to(units.device)] @ units[leader]
                     members = rest[similarities.topk(min(group_size - 1, len(rest))).indices.cpu()]
                 is_free[members] = False
@@ -155,13 +156,13 @@ def group_by_neighbours(
 
 def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: torch.Generator) -> list[list[int]]:
     """
-    The paper's cheap variant: in a random order, each text that is still free takes free texts that share one random
-    token of its own with it, as many as there are, up to `g - 1`.
+    The paper's cheap variant: in random order, each text that is still free takes up to `g - 1` free texts that share
+    one of its tokens, chosen at random.
 
     Args:
         texts: the token ids of each text.
         group_size: texts in a group.
-        generator: decides the order and the tokens.
+        generator: draws the order and the tokens.
     """
     order = torch.randperm(len(texts), generator=generator).tolist()
     draws = torch.rand(len(texts), generator=generator).tolist()
@@ -169,7 +170,7 @@ def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: t
     for text in order:
         for token in set(texts[text]):
             holders.setdefault(token, []).append(text)
-    # A token of every text, such as [CLS], says nothing.
+    # A token of every text, such as [CLS], does not tell texts apart.
     common = {token for token, those in holders.items() if len(those) == len(texts)}
     is_free = [True] * len(texts)
     groups = []
@@ -181,7 +182,7 @@ def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: t
         tokens = sorted(set(texts[leader]) - common)
         those = holders[tokens[int(draws[leader] * len(tokens))]] if tokens else []
         while those and len(members) < group_size:
-            text = those.pop()  # never looked at again, so that the whole takes linear time
+            text = those.pop()  # removed, so that the total time is linear
             if is_free[text]:
                 is_free[text] = False
                 members.append(text)
@@ -196,7 +197,7 @@ def group_by_clusters(embeddings: torch.Tensor, group_size: int, generator: torc
     Args:
         embeddings: `(u, h)`.
         group_size: texts in a cluster on average.
-        generator: decides the first centres and the order.
+        generator: draws the first centres and the order.
     """
     # scikit-learn adds up what its threads computed in any order. In float32, a resumed run could get other clusters.
     # The trainer reports NaN at its next logging step, where scikit-learn would end the run with a traceback.
@@ -211,24 +212,36 @@ def group_by_clusters(embeddings: torch.Tensor, group_size: int, generator: torc
     return [groups[index] for index in torch.randperm(count, generator=generator).tolist() if groups[index]]
 
 
+# The order of the rows of the current epoch. A checkpoint keeps it, because the weights that decided it change.
+PLAN_FILE = "batch_plan.safetensors"
+
+
+def load_plan(checkpoint: str) -> tuple[list[int], int]:
+    """The `plan` and the `plan_epoch` that a [`NeighbourBatchSampler`] saved in a checkpoint."""
+    path = os.path.join(checkpoint, PLAN_FILE)
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such file, but --shuffling needs the order of the rows to resume")
+    plan = load_file(path)
+    return plan["rows"].tolist(), plan["epoch"].item()
+
+
 class NeighbourBatchSampler(GlobalBatchSampler):
     """
-    Batches of groups of rows whose first texts are alike.
+    Batches of groups of rows with similar first texts.
 
-    The groups of an epoch are laid behind each other, reversed as in the paper, and cut into batches. Rows with the
-    same first text count as one text, and stay together. Every row comes once an epoch.
+    The groups of an epoch are concatenated, reversed as in the paper, and split into batches. Rows with the same first
+    text count as one text and stay together. Every row comes once an epoch.
 
     Args:
         first_texts: the token ids of each row's first text.
-        embed: gives `(u, h)` for a list of u token id lists, with the weights of the moment.
+        embed: returns `(u, h)` for u lists of token ids, with the current weights.
         shuffling: `"neighbours"`, `"words"` (which needs no embeddings) or `"clusters"`.
         group_size: distinct first texts in a group.
-        search: of `"neighbours"`: `"exact"` or `"faiss"`.
-        refresh_steps: make the groups of the rows that are left anew after so many batches; by default once an epoch.
+        search: search of `"neighbours"`: `"exact"` or `"faiss"`.
+        refresh_steps: number of batches after which the remaining rows are grouped again. Default: once an epoch.
         show_progress_bar: whether to show progress.
 
-    `plan` holds the rows of the epoch as far as their order is known; a checkpoint keeps it, since the weights that
-    made it are gone when a run is resumed in the middle of an epoch.
+    `plan` holds the rows of the epoch in order, as far as the order is known.
     """
 
     def __init__(
@@ -255,8 +268,12 @@ class NeighbourBatchSampler(GlobalBatchSampler):
         self.plan_epoch: int | None = None
         self.seconds = 0.0
 
+    def save_plan(self, checkpoint: str) -> None:
+        plan = {"rows": torch.tensor(self.plan), "epoch": torch.tensor(self.plan_epoch)}
+        save_file(plan, os.path.join(checkpoint, PLAN_FILE))
+
     def arrange(self, rows: Sequence[int], draw: int) -> list[int]:
-        """Some rows in an order in which those with similar first texts stand together."""
+        """The rows in an order in which similar first texts are adjacent."""
         begin = time.perf_counter()
         by_text: dict[tuple[int, ...], list[int]] = {}
         for row in rows:
@@ -274,7 +291,7 @@ class NeighbourBatchSampler(GlobalBatchSampler):
             )
         rows_of = list(by_text.values())
         ordered = [row for group in groups for text in group for row in rows_of[text]]
-        # Cosines may differ in their last bit from device to device, and one row in two batches is one lost.
+        # Cosines may differ in their last bit between devices: a row could be in two batches, and another in none.
         ordered = same_on_all(ordered[::-1])
         self.seconds += time.perf_counter() - begin
         return ordered
@@ -283,7 +300,7 @@ class NeighbourBatchSampler(GlobalBatchSampler):
         if self.plan_epoch != self.epoch:
             self.plan, self.plan_epoch = [], self.epoch
         span = self.rows if self.refresh_steps is None else self.refresh_steps * self.batch_size
-        # A seed and an epoch decide all draws of the epoch, whatever was drawn before.
+        # The seed and the epoch determine all draws of the epoch, so that resuming repeats them.
         draw = (self.seed * 1_000_003 + self.epoch) * 1_000_003
         for number in range(len(self)):
             begin = number * self.batch_size

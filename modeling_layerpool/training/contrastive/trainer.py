@@ -1,54 +1,50 @@
-"""The transformers Trainer with a contrastive `compute_loss`; everything else is left to it."""
+"""The transformers Trainer with a contrastive loss on packed batches."""
 
-import copy
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ...common.errors import InputError
-from ...common.rows import check_number
 from ..base import LayerPoolTrainer
 from ..batching import (
     GlobalBatchSampler,
     NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
+    chunks_of,
     local_rows,
+    model_inputs,
     text_id,
 )
 from ..card_facts import CardFacts, with_pooler
-from ..distributed import average_gradients, gather_rows, rows_of_all
+from ..data import set_max_seq_length
+from ..distributed import gather_rows, rows_of_all
 from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
-from ..random_state import RandomState
 from .arguments import ContrastiveTrainingArguments
-from .data import is_tokenized, tokenize_dataset
-from .neighbours import NeighbourBatchSampler
+from .data import check_row_length, is_tokenized, tokenize_dataset
+from .engines import WholeModel, check_engine
+from .extra_modules import ExtraModules, ExtraModulesCallback
+from .gradient_cache import GradientCache
+from .mlm_term import MaskedLanguageTerm
+from .neighbours import NeighbourBatchSampler, load_plan
 from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
+from .parameter_groups import add_parameter_groups, choose_trained_parameters
 
 
-OBJECTIVE_FILE = "objective.safetensors"
-MLM_HEAD_FILE = "mlm_head.safetensors"
-# The order of the rows of the epoch under way, where the model decides it.
-PLAN_FILE = "batch_plan.safetensors"
-# Batch fields that are not input of the model.
-NOT_OF_THE_MODEL = ("text_ids", "row_numbers", "values", "mlm_input_ids", "mlm_places", "mlm_labels")
+# The Trainer requires an evaluation dataset, even if only the evaluator is to run.
+_NO_ROWS = Dataset.from_dict({})
 
 # Called with the model and its tokenizer; returns metrics by name.
 Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
@@ -73,8 +69,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         objective ([`Objective`], *optional*):
             Defaults to the one that `args` names.
         mlm_head ([`MaskedLanguageHead`], *optional*):
-            What `args.mlm_weight` trains; defaults to a new one. Like an objective with parameters it is no part of
-            the model, and is saved next to it.
+            The head that `args.mlm_weight` trains; defaults to a new one. It is saved next to the model, as the
+            parameters of an objective are.
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
         write_model_card (`Callable`, *optional*):
@@ -84,13 +80,13 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     Raises:
         InputError: several devices without `accelerate launch`, a batch of one row, a needed column is missing, a text
-            is empty, `max_seq_length` is beyond the positions of the model, an adapter stands where the pooler cannot
-            read it, or FSDP or DeepSpeed cannot do an option.
+            is empty, `max_seq_length` is beyond the positions of the model, an adapter changes a layer that the
+            pooler does not read, or an option does not work with FSDP or DeepSpeed.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
         CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
     """
 
-    # The loss is a mean over the batch: the Trainer divides it by the accumulation steps.
+    # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
     loss_is_scaled_for_ga = False
     advice = "lower --learning_rate, raise --temperature"
     grouped_by = "pooler_type, pooler_learning_rate, freeze_encoder"
@@ -114,21 +110,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError("per_device_train_batch_size=1 leaves a batch without negatives; use at least 2")
         if has_adapter(model):
             check_adapter(model)
-        if args.freeze_encoder:
-            _freeze_encoder(model)
-        if args.pooler_learning_rate is not None and not list(model.pooler.parameters()):
-            raise InputError(
-                f"pooler_learning_rate does nothing: pooler_type={model.config.pooler_type} has no weights of its own"
-            )
+        choose_trained_parameters(model, args)
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.mlm_head = None
         if args.mlm_weight > 0 and train_dataset is not None:
             self.mlm_head = mlm_head or MaskedLanguageHead.of_encoder(model)
-        self._logged = torch.zeros(2, device=args.device)  # the sum of the masked-LM losses, and batches
-        # Modules trained in addition to the model, by the file that keeps each.
-        self._companions: dict[str, nn.Module] = {OBJECTIVE_FILE: self.objective}
+        self.extra_modules = ExtraModules({"objective": self.objective})
         if self.mlm_head is not None:
-            self._companions[MLM_HEAD_FILE] = self.mlm_head
+            self.extra_modules["mlm_head"] = self.mlm_head
         self.evaluator = evaluator
         self._neighbours: NeighbourBatchSampler | None = None
         self._saved_plan: tuple[list[int], int] | None = None
@@ -139,7 +128,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
         if args.row_length is not None:
             for dataset in (train_dataset, eval_dataset):
-                _check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
+                check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
             batch_size = args.per_device_train_batch_size * args.world_size
             needed = batch_size if args.dataloader_drop_last else max(2, args.world_size)
@@ -153,7 +142,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
             )
         if evaluator is not None and eval_dataset is None:
-            # The Trainer wants a dataset wherever it is to evaluate; `evaluate` below knows better.
             eval_dataset = _NO_ROWS
         super().__init__(
             model,
@@ -165,57 +153,13 @@ class ContrastiveTrainer(LayerPoolTrainer):
             write_model_card=write_model_card,
             **kwargs,
         )
-        self._check_engine()
-        # FSDP leaves no process with all weights, and the model with a class of torch's own. On the main process this
-        # copy takes its place where a whole model is evaluated or saved.
-        needs_copy = self.is_fsdp_enabled and args.process_index == 0
-        self._whole_model = copy.deepcopy(model) if needs_copy else None
-        for companion in self._companions.values():
-            companion.to(args.device)
-        self.add_callback(_CompanionsCallback(self.objective, list(self._companions.values()), self.load_companions))
-
-    def _check_engine(self) -> None:
-        """Refuse what FSDP or DeepSpeed would do wrongly or not at all."""
-        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and has_adapter(self.model):
-            raise InputError(
-                "use_lora does not work under FSDP or DeepSpeed, where adapters were not tried; use DDP, or leave it "
-                "out"
-            )
-        if self.is_deepspeed_enabled and self.args.pooler_learning_rate is not None:
-            raise InputError(
-                "pooler_learning_rate does not work under DeepSpeed, whose own optimizer has one rate for all; use "
-                "DDP, or leave it out"
-            )
-        if self.is_deepspeed_enabled and self.args.gradient_cache is not None:
-            raise InputError(
-                "gradient_cache does not work under DeepSpeed, whose engine has to see every backward pass; leave it "
-                "out, or use DDP"
-            )
-        if self.is_fsdp_enabled and self.args.gradient_cache is not None:
-            # Each forward pass gathers weights, and processes may cut their rows into different numbers of groups.
-            raise InputError(
-                "gradient_cache does not work under FSDP, where all processes must make the same number of forward "
-                "passes; leave it out, or use DDP"
-            )
-        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and self.args.shuffling in ("neighbours", "clusters"):
-            raise InputError(
-                f"shuffling={self.args.shuffling} does not work under FSDP or DeepSpeed, where no process has all "
-                "weights to embed with; use DDP, or shuffling=words"
-            )
-        if (self.is_deepspeed_enabled or self.is_fsdp_enabled) and self._companion_parameters():
-            option = "learn_temperature" if self.mlm_head is None else "mlm_weight"
-            raise InputError(
-                f"{option} does not work under FSDP or DeepSpeed, whose optimizers know the parameters of the "
-                "model only; use DDP, or leave it out"
-            )
-        if self.is_fsdp_enabled:
-            plugin = self.accelerator.state.fsdp_plugin
-            if plugin.fsdp_version != 2:
-                raise InputError(f"FSDP {plugin.fsdp_version} is not supported; set fsdp_version: 2")
-            if "FULL_STATE_DICT" not in str(plugin.state_dict_type):
-                raise InputError(
-                    "under FSDP the model is saved as a whole only with fsdp_state_dict_type: FULL_STATE_DICT; set it"
-                )
+        check_engine(self)
+        self._whole_model = WholeModel(self) if self.is_fsdp_enabled else None
+        self.extra_modules.to(args.device)
+        self.add_callback(ExtraModulesCallback(self.extra_modules))
+        self._mlm_term = None
+        if self.mlm_head is not None:
+            self._mlm_term = MaskedLanguageTerm(self.mlm_head, args.mlm_weight, self.accelerator)
 
     # --- data ---
 
@@ -233,12 +177,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if is_tokenized(dataset):
             return dataset
         value_column = self.objective.value_column(available, name)
-        if value_column is not None and self.objective.value_range is None:
-            self.objective.value_range = _range_of(dataset, value_column, name)
+        value_range = self.objective.prepare(dataset, value_column, name)
         return tokenize_dataset(
-            *(dataset, columns, tokenizer, tokenizer.model_max_length, name),
-            value_column,
-            self.objective.value_range or (0.0, 1.0),
+            dataset, columns, tokenizer, tokenizer.model_max_length, name, value_column, value_range
         )
 
     def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
@@ -248,7 +189,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().stream_batches(batch_size, **options)
 
     def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
-        """Batches in the order of `shuffling`, or without texts that stand twice if `no_duplicates` says so."""
+        """Batches in the order of `shuffling`, or without repeated texts if `no_duplicates` is set."""
         if self.args.shuffling != "random":
             sampler = NeighbourBatchSampler(
                 list(self.train_dataset[f"{self.columns[0]}_input_ids"]),
@@ -272,7 +213,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().make_batch_sampler(batch_size, **options)
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
-        """Embeddings of tokenised texts, each process making its share of them."""
+        """Embeddings of tokenised texts. Each process computes a part of them."""
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
             embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
@@ -287,21 +228,18 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The objective over the embeddings of one packed batch, with the texts of all processes as columns."""
-        embeddings = torch.cat([model(**group).pooler_output for group in self._groups(inputs)])
+        """The loss of the objective, and of masked language modelling if that is trained too."""
+        chunks = chunks_of(inputs)
+        embeddings = torch.cat([model(**model_inputs(chunk)).pooler_output for chunk in chunks])
         loss = self._objective_loss(model, embeddings, inputs)
-        if self.mlm_head is not None and model.training:
-            groups = self._packed(inputs)
-            predicted = self._predicted(groups)
-            mlm_loss = sum(self._mlm_loss(model, group, predicted) for group in groups)
-            self._logged += torch.stack([mlm_loss.detach(), torch.ones_like(mlm_loss)])
-            loss = loss + self.args.mlm_weight * mlm_loss
+        if self._mlm_term is not None and model.training:
+            loss = loss + self._mlm_term.loss(model, chunks)
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The step of transformers; with `gradient_cache`, one whose memory does not grow with the batch."""
+        """The step of transformers, or the cached one with `gradient_cache`."""
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
@@ -315,85 +253,38 @@ class ContrastiveTrainer(LayerPoolTrainer):
             ) from error
 
     def _cached_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """
-        Gradient caching (Gao et al. 2021, arXiv 2101.06983): embed without graph, take the loss and its gradient at
-        the embeddings, then embed each group again under the same random state and send its part of the gradient back.
-        A masked-LM loss adds up over the groups, and needs no caching.
-        """
         model.train()
-        groups, random_states, embedded = self._groups(inputs), [], []
-        with torch.no_grad():
-            for group in groups:
-                random_states.append(RandomState(*group.values()))
-                embedded.append(model(**group).pooler_output)
-        embeddings = torch.cat(embedded).requires_grad_()
+        chunks = chunks_of(inputs)
+        cache = GradientCache(model, self.accelerator, chunks)
+        embeddings = cache.represent()
         loss = self._objective_loss(model, embeddings, inputs) / self.current_gradient_accumulation_steps
-        self.accelerator.backward(loss)
+        cache.cache_gradient(loss)
         loss = loss.detach()
-        if self.mlm_head is not None:
-            packed = self._packed(inputs)
-            predicted, mlm_loss = self._predicted(packed), torch.zeros_like(loss)
-            for group in packed:
-                with self.accelerator.no_sync(model):
-                    part = self._mlm_loss(model, group, predicted) / self.current_gradient_accumulation_steps
-                    self.accelerator.backward(self.args.mlm_weight * part)
-                mlm_loss += part.detach()
-            self._logged += torch.stack([mlm_loss * self.current_gradient_accumulation_steps, torch.ones_like(loss)])
-            loss = loss + self.args.mlm_weight * mlm_loss
-        gradients = embeddings.grad.split([len(part) for part in embedded])
-        for number, (group, state, gradient) in enumerate(zip(groups, random_states, gradients, strict=True)):
-            is_last = number == len(groups) - 1
-            # Processes exchange their gradients once, with the last group.
-            with nullcontext() if is_last else self.accelerator.no_sync(model), state.restored():
-                model(**group).pooler_output.backward(gradient)
+        if self._mlm_term is not None:
+            # The last backward pass of a step synchronises the processes, and has to be one of the cache.
+            loss = loss + self._mlm_term.backward(model, chunks, self.current_gradient_accumulation_steps)
+        cache.backward()
         return loss
-
-    @staticmethod
-    def _packed(inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-        """The packed inputs of a batch: one, or the groups that it was cut into."""
-        return inputs.get("groups") or [inputs]
-
-    @classmethod
-    def _groups(cls, inputs: dict[str, Any]) -> list[dict[str, torch.Tensor]]:
-        """Those, as the model takes them."""
-        return [
-            {name: packed[name] for name in packed if name not in NOT_OF_THE_MODEL} for packed in cls._packed(inputs)
-        ]
-
-    @staticmethod
-    def _predicted(groups: list[dict[str, torch.Tensor]]) -> float:
-        """The masked tokens of all processes, over their number: processes average their gradients."""
-        counts = rows_of_all(sum(len(group["mlm_places"]) for group in groups))
-        return max(1, sum(counts)) / len(counts)
-
-    def _mlm_loss(self, model: torch.nn.Module, group: dict[str, Any], predicted: float) -> torch.Tensor:
-        """The cross-entropy of the masked tokens of one packed input, summed, over `predicted`."""
-        [inputs] = self._groups(group | {"input_ids": group["mlm_input_ids"]})
-        states = model(**inputs).last_hidden_state.flatten(0, 1)[group["mlm_places"]]
-        with self.accelerator.autocast():
-            logits = self.mlm_head(states)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, group["mlm_labels"], reduction="sum") / predicted
 
     def _objective_loss(
         self, model: torch.nn.Module, embeddings: torch.Tensor, inputs: dict[str, Any]
     ) -> torch.Tensor:
         text_ids = inputs["text_ids"]
-        if "sentence_places" in inputs:
-            embeddings = embeddings[inputs["sentence_places"]]
+        if "sentence_indices" in inputs:
+            embeddings = embeddings[inputs["sentence_indices"]]
         embeddings = embeddings.view(*text_ids.shape, -1)
-        # Evaluation runs on one process alone, where gathering would wait for ever.
+        # Only the main process evaluates, where gathering would wait forever.
         sizes = rows_of_all(len(embeddings)) if model.training else [len(embeddings)]
-        columns, column_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
+        all_embeddings, all_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
         first_row = sum(sizes[: self.args.process_index]) if model.training else 0
         values = inputs.get("values")
-        column_values = None if values is None else gather_rows(values, sizes)
+        all_values = None if values is None else gather_rows(values, sizes)
         loss = self.objective(
-            EmbeddedBatch(embeddings, text_ids, columns, column_text_ids, first_row, values, column_values)
+            EmbeddedBatch(embeddings, text_ids, all_embeddings, all_text_ids, first_row, values, all_values)
         )
         if model.training:
-            # Processes average their gradients: a process with more rows than another counts for more.
-            loss = loss * (len(embeddings) * self.args.world_size / len(columns))
+            # Processes average their gradients, so a process with more rows needs a larger weight.
+            loss = loss * (len(embeddings) * self.args.world_size / len(all_embeddings))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -401,12 +292,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             logs["shuffling_percent"] = 100 * self._neighbours.seconds / logs["train_runtime"]
         if "loss" in logs:
             logs |= self.objective.logs()
-        if self._logged[1] > 0 and "loss" in logs:
-            sums = self._logged.clone()
-            if self.args.world_size > 1:
-                dist.all_reduce(sums)
-            logs["mlm_loss"] = (sums[0] / sums[1]).item()
-            self._logged.zero_()
+            if self._mlm_term is not None:
+                logs |= self._mlm_term.logs()
         super().log(logs, start_time)
 
     # --- evaluation ---
@@ -418,14 +305,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Metrics of the evaluator, and the objective's loss on the evaluation rows, computed by the main process.
+        Metrics of the evaluator and the objective's loss on the evaluation rows, computed by the main process.
 
-        The loss is the mean over the rows, each against the other rows of its batch of `per_device_eval_batch_size`;
-        a last batch of one row, which has no negatives, is left out.
+        The loss is the mean over the rows. Each row is compared with its batch of `per_device_eval_batch_size`; a last
+        batch of one row has no negatives and is left out.
         """
         self.check_training()
         metrics: dict[str, float] = {}
-        model = self._gather_model() if self.is_fsdp_enabled else self.model
+        model = self.model if self._whole_model is None else self._whole_model.gather()
         if self.args.process_index == 0:
             dataset = self._tokenize(eval_dataset, self.processing_class, "eval_dataset")
             dataset = self.eval_dataset if dataset is None else dataset
@@ -433,7 +320,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 metrics["loss"] = self._mean_loss(model, dataset)
             if self.evaluator is not None:
                 metrics |= self.evaluator(model, self.processing_class)
-            if self.is_fsdp_enabled:
+            if self._whole_model is not None:
                 model.cpu()
         if self.args.world_size > 1:
             shared = [metrics]
@@ -443,19 +330,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _gather_model(self) -> PreTrainedModel | None:
-        """
-        A whole model with the weights of all processes, which must all call this; on the main process, else None.
-
-        Evaluating the sharded model itself is no way: `encode` runs under `torch.inference_mode`, and the weights that
-        FSDP gathers there cannot be trained on afterwards.
-        """
-        weights = self.accelerator.get_state_dict(self.model)
-        if self._whole_model is None:
-            return None
-        self._whole_model.load_state_dict(weights)
-        return self._whole_model.to(self.args.device)
 
     @torch.no_grad()
     def _mean_loss(self, model: torch.nn.Module, dataset: Dataset) -> float:
@@ -474,89 +348,43 @@ class ContrastiveTrainer(LayerPoolTrainer):
         model.train(was_training)
         return total.item() / rows
 
-    # --- the objective's own parameters, and the card ---
+    # --- what is trained and saved ---
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, with extra groups for what is trained in addition to the model."""
+        """The optimizer of transformers, with our groups of parameters."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if is_new and self.args.pooler_learning_rate is not None:
-            pooler = {id(parameter) for parameter in self.model.pooler.parameters()}
-            for group in list(optimizer.param_groups):
-                own = [parameter for parameter in group["params"] if id(parameter) in pooler]
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in pooler]
-                rate = {"params": own, "weight_decay": group["weight_decay"], "lr": self.args.pooler_learning_rate}
-                optimizer.add_param_group(rate)
-        if is_new and self.mlm_head is not None:
-            decaying = set(self.get_decay_parameter_names(self.mlm_head.language_model))
-            for decays, weight_decay in ((True, self.args.weight_decay), (False, 0.0)):
-                own = [p for name, p in self.mlm_head.own_parameters() if (name in decaying) == decays]
-                optimizer.add_param_group({"params": own, "weight_decay": weight_decay})
-        parameters = list(self.objective.parameters())
-        if is_new and parameters:
-            rate = self.args.temperature_learning_rate
-            rate = self.args.learning_rate if rate is None else rate
-            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
+        if is_new:
+            add_parameter_groups(optimizer, self)
         return optimizer
 
     def complete_checkpoint(self, folder: str) -> None:
         if self._neighbours is not None and self.args.should_save:
-            plan = {"rows": torch.tensor(self._neighbours.plan), "epoch": torch.tensor(self._neighbours.plan_epoch)}
-            save_file(plan, os.path.join(folder, PLAN_FILE))
+            self._neighbours.save_plan(folder)
         super().complete_checkpoint(folder)
 
     def model_to_save(self) -> nn.Module:
-        return self.model if self._whole_model is None else self._whole_model
+        return self.model if self._whole_model is None else self._whole_model.model or self.model
 
     def save_next_to_model(self, folder: str) -> None:
-        for name, companion in self._companions.items():
-            state = companion.state_dict()
-            if state and self.args.should_save:
-                save_file(state, os.path.join(folder, name))
+        if self.args.should_save:
+            self.extra_modules.save(folder)
 
     def after_resuming(self, checkpoint: str) -> None:
-        self.load_companions(checkpoint)
-        path = os.path.join(checkpoint, PLAN_FILE)
+        self.extra_modules.load(checkpoint)
         if self.args.shuffling != "random":
-            if not os.path.isfile(path):
-                raise InputError(f"{path}: no such file, but shuffling={self.args.shuffling} needs its order of rows")
-            plan = load_file(path)
-            self._saved_plan = (plan["rows"].tolist(), plan["epoch"].item())
+            self._saved_plan = load_plan(checkpoint)
 
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         yield from super().trained_parameters()
-        for companion in self._companions.values():
-            yield from companion.named_parameters()
-
-    def _companion_parameters(self) -> list[nn.Parameter]:
-        return [parameter for companion in self._companions.values() for parameter in companion.parameters()]
-
-    def load_companions(self, checkpoint: str) -> None:
-        for name, companion in self._companions.items():
-            path = os.path.join(checkpoint, name)
-            if companion.state_dict():
-                if not os.path.isfile(path):
-                    what = "objective" if companion is self.objective else "head of masked language modelling"
-                    raise InputError(f"{path}: no such file, but the {what} has learned parameters to resume")
-                companion.load_state_dict(load_file(path))
+        yield from self.extra_modules.named_parameters()
 
     def card_facts(self) -> CardFacts:
         """The facts of this run that a model card is made from."""
-        args, model, objective, columns = self.args, self.model, self.objective, self.columns or []
-        output = {"embedding": f"{model.embedding_dim} numbers, compared by cosine"}
-        facts = with_pooler(super().card_facts(), model, output)
-        settings = {"objective": f"{objective.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
-        temperature = getattr(objective, "temperature", None)
-        if isinstance(temperature, torch.Tensor):
-            settings["temperature"] = f"learned: {args.temperature:g} at first, {temperature.item():.4g} in the end"
-        elif temperature is not None:
-            settings["temperature"] = f"{temperature:g}"
-        if len(columns) > 2 and hasattr(objective, "hard_negative_weight"):
-            settings["hard negative weight"] = f"{objective.hard_negative_weight:g}"
-        for option in ("symmetric", "mask_duplicates"):
-            if hasattr(objective, option):
-                settings[option.replace("_", " ")] = "yes" if getattr(objective, option) else "no"
-        settings |= objective.settings()
+        args, objective, columns = self.args, self.objective, self.columns or []
+        output = {"embedding": f"{self.model.embedding_dim} numbers, compared by cosine"}
+        facts = with_pooler(super().card_facts(), self.model, output)
+        settings = objective.settings(columns)
         if args.mlm_weight > 0:
             settings["masked language modelling"] = (
                 f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
@@ -576,99 +404,5 @@ class ContrastiveTrainer(LayerPoolTrainer):
             settings["trained"] = "the pooler only; the encoder was frozen"
         if args.pooler_learning_rate is not None:
             settings["learning rate of the pooler"] = f"{args.pooler_learning_rate:g}"
-        citation = getattr(objective, "citation", None)
-        citations = [*([citation.strip()] if citation else []), *facts.citations]
+        citations = [*([objective.citation] if objective.citation else []), *facts.citations]
         return replace(facts, task="sentence-similarity", settings=settings, citations=citations)
-
-
-class _CompanionsCallback(TrainerCallback):
-    """Handles the parameters trained in addition to the model as the Trainer handles the model's."""
-
-    def __init__(self, objective: Objective, companions: list[nn.Module], load: Callable[[str], None]):
-        self.objective = objective
-        self.companions = companions
-        self.load = load
-
-    def on_train_end(self, args, state, control, **kwargs):
-        # The Trainer has loaded the best model by now.
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.load(state.best_model_checkpoint)
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.objective.progress = state.global_step / state.max_steps
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        average_gradients([parameter for companion in self.companions for parameter in companion.parameters()])
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        for companion in self.companions:
-            companion.zero_grad()
-
-
-def _range_of(dataset: Dataset | IterableDataset, column: str, source: str) -> tuple[float, float]:
-    """The lowest and the highest number of a column."""
-    if isinstance(dataset, IterableDataset):
-        raise InputError(f"{source}: the range of {column!r} cannot be known of a stream; give --score_range")
-    values = [check_number(value, f"{source}, row {row}", column) for row, value in enumerate(dataset[column])]
-    if min(values) == max(values):
-        raise InputError(
-            f"{source}: every {column} is {values[0]:g}, which leaves nothing to learn; see --score_range"
-        )
-    return min(values), max(values)
-
-
-def _check_row_length(
-    row_length: int, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
-) -> None:
-    """Refuse packed rows that a text of the data does not fit into. A stream may hold texts of any length."""
-    if dataset is None:
-        return
-    longest = max_seq_length
-    if isinstance(dataset, Dataset):
-        names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
-        batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
-        longest = max(pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
-    if longest > row_length:
-        raise InputError(
-            f"row_length={row_length} is shorter than the longest text, {longest} tokens; raise it, or lower "
-            "max_seq_length"
-        )
-
-
-_NO_ROWS = Dataset.from_dict({})
-
-
-def _freeze_encoder(model: PreTrainedModel) -> None:
-    if has_adapter(model):
-        raise InputError("freeze_encoder leaves the adapter of use_lora nothing to do; drop one of them")
-    if not list(model.pooler.parameters()):
-        raise InputError(
-            f"freeze_encoder leaves nothing to train: pooler_type={model.config.pooler_type} has no weights of its own"
-        )
-    model.base_model.requires_grad_(False)
-
-
-def set_max_seq_length(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_seq_length: int | None, texts: int = 1
-) -> None:
-    """
-    Make `tokenizer.model_max_length` the length at which this model's texts are cut, and are cut ever after.
-
-    Args:
-        max_seq_length: tokens, special ones included; by default the tokenizer's own limit, at most the model's.
-        texts: how many texts are read together, 1 or 2.
-
-    Raises:
-        InputError: the model has fewer positions, or no token of a text is left between the special ones.
-    """
-    if max_seq_length is None:
-        max_seq_length = min(tokenizer.model_max_length, model.max_tokens)
-    if max_seq_length > model.max_tokens:
-        raise InputError(f"max_seq_length={max_seq_length} is beyond the {model.max_tokens} positions of the model")
-    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
-    if max_seq_length < special + texts:
-        raise InputError(
-            f"max_seq_length={max_seq_length} leaves no token of {'each' if texts == 2 else 'the'} text next to "
-            f"{special} special ones; use at least {special + texts}"
-        )
-    tokenizer.model_max_length = max_seq_length

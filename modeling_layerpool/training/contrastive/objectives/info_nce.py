@@ -2,71 +2,69 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from ....common.errors import InputError
 from ...losses import info_nce
-from .base import EmbeddedBatch, Objective
+from .base import EmbeddedBatch, SoftmaxOptions, TemperatureObjective, yes_or_no
 
 
-class InfoNCEObjective(Objective):
-    """
-    [`info_nce`] over the first text of each row (anchor), the second (positive) and any further ones (negatives).
+@dataclass
+class InfoNCEOptions(SoftmaxOptions):
+    """Options of [`InfoNCEObjective`]."""
 
-    Args:
-        temperature (`float`): what cosines are divided by.
-        learn_temperature (`bool`): learn `1 / temperature`, as a parameter of the objective.
-        hard_negative_weight, symmetric: see [`info_nce`].
-        mask_duplicates (`bool`): leave out columns with one of the row's own texts.
-    """
+    GROUP: ClassVar[str] = "objectives 'supervised' and 'unsupervised'"
 
-    def __init__(
-        self,
-        temperature: float = 0.05,
-        learn_temperature: bool = False,
-        hard_negative_weight: float = 0.0,
-        symmetric: bool = False,
-        mask_duplicates: bool = True,
-    ):
-        super().__init__()
-        if temperature <= 0:
-            raise InputError(f"temperature={temperature} must be positive")
-        self.fixed_temperature = temperature
-        self.hard_negative_weight = hard_negative_weight
-        self.symmetric = symmetric
-        self.mask_duplicates = mask_duplicates
-        if learn_temperature:
-            self.inverse_temperature = nn.Parameter(torch.tensor(1 / temperature))
+    symmetric: bool = field(
+        default=False, metadata={"help": "Average with the loss in the other direction, from positive to anchor."}
+    )
 
-    @classmethod
-    def from_arguments(cls, args) -> "InfoNCEObjective":
-        return cls(
-            args.temperature, args.learn_temperature, args.hard_negative_weight, args.symmetric, args.mask_duplicates
-        )
 
-    @property
-    def temperature(self) -> float | torch.Tensor:
-        return 1 / self.inverse_temperature if hasattr(self, "inverse_temperature") else self.fixed_temperature
+@dataclass
+class SupervisedOptions(InfoNCEOptions):
+    """Options of [`SupervisedObjective`]."""
 
-    def logs(self) -> dict[str, float]:
-        return {"temperature": self.temperature.item()} if torch.is_tensor(self.temperature) else {}
+    GROUP: ClassVar[str] = "objective 'supervised'"
+
+    hard_negative_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight added to the logits of a row's own negatives: 0 as in SimCSE, 1 as in Oh et al. 2022."
+        },
+    )
+
+
+class InfoNCEObjective(TemperatureObjective):
+    """[`info_nce`] of each row's first text (anchor), its second (positive) and the other ones (negatives)."""
+
+    Options = InfoNCEOptions
+    hard_negative_weight = 0.0
+
+    def settings(self, columns: Sequence[str]) -> dict[str, str]:
+        settings = super().settings(columns)
+        if len(columns) > 2:
+            settings["hard negative weight"] = f"{self.hard_negative_weight:g}"
+        settings["symmetric"] = yes_or_no(self.options.symmetric)
+        settings["mask duplicates"] = yes_or_no(self.options.mask_duplicates)
+        return settings
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
-        texts = batch.column_text_ids
+        options, texts = self.options, batch.all_text_ids
         return info_nce(
             batch.embeddings[:, 0],
-            batch.columns[:, 1],
-            batch.columns[:, 2:] if batch.columns.shape[1] > 2 else None,
+            batch.all_embeddings[:, 1],
+            batch.all_embeddings[:, 2:] if batch.all_embeddings.shape[1] > 2 else None,
             temperature=self.temperature,
             hard_negative_weight=self.hard_negative_weight,
-            symmetric=self.symmetric,
+            symmetric=options.symmetric,
             targets=batch.targets,
-            anchor_text_ids=batch.text_ids[:, 0] if self.mask_duplicates else None,
-            column_text_ids=torch.cat([texts[:, 1], texts[:, 2:].flatten()]) if self.mask_duplicates else None,
-            anchor_columns=batch.columns[:, 0],
-            anchor_column_text_ids=texts[:, 0] if self.mask_duplicates else None,
+            anchor_text_ids=batch.text_ids[:, 0] if options.mask_duplicates else None,
+            column_text_ids=torch.cat([texts[:, 1], texts[:, 2:].flatten()]) if options.mask_duplicates else None,
+            anchor_columns=batch.all_embeddings[:, 0],
+            anchor_column_text_ids=texts[:, 0] if options.mask_duplicates else None,
         )
 
 
@@ -74,6 +72,7 @@ class UnsupervisedObjective(InfoNCEObjective):
     """Each text twice: dropout makes the two views, the other texts of the batch are the negatives (SimCSE)."""
 
     name = "unsupervised"
+    summary = "column text; each text is its own positive under another dropout"
     citation = """@inproceedings{gao2021simcse,
   title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
   author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
@@ -83,20 +82,26 @@ class UnsupervisedObjective(InfoNCEObjective):
 
     def select_columns(self, available: Sequence[str], source: str) -> list[str]:
         if "text" not in available:
-            raise InputError(_missing(source, "text", self.name, available))
+            raise self.missing_column("'text'", available, source)
         return ["text", "text"]
 
 
 class SupervisedObjective(InfoNCEObjective):
-    """An anchor and its positive, with the negatives that the row may have and the other rows' texts as negatives."""
+    """An anchor and its positive. The negatives are the row's own ones and the other rows' texts."""
 
     name = "supervised"
+    summary = "columns anchor, positive and optionally negative or negative_1..k"
     citation = UnsupervisedObjective.citation
+    Options = SupervisedOptions
+
+    @property
+    def hard_negative_weight(self) -> float:
+        return self.options.hard_negative_weight
 
     def select_columns(self, available: Sequence[str], source: str) -> list[str]:
         for column in ("anchor", "positive"):
             if column not in available:
-                raise InputError(_missing(source, column, self.name, available))
+                raise self.missing_column(repr(column), available, source)
         unnumbered = next((column for column in available if re.fullmatch(r"negative_0\d*", column)), None)
         if unnumbered is not None:
             raise InputError(f"{source}: the column {unnumbered!r} is not read; number negatives from negative_1 on")
@@ -110,9 +115,3 @@ class SupervisedObjective(InfoNCEObjective):
         if self.hard_negative_weight != 0 and not negatives:
             raise InputError(f"{source}: hard_negative_weight does nothing without a column 'negative'; leave it out")
         return ["anchor", "positive", *negatives]
-
-
-def _missing(source: str, column: str, objective: str, available: Sequence[str]) -> str:
-    return (
-        f"{source}: no column {column!r}, which the {objective} objective needs (columns here: {', '.join(available)})"
-    )

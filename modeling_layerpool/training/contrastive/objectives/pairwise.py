@@ -1,145 +1,129 @@
 """The objective of labelled or scored pairs: batch-softmax contrastive loss, pointwise losses, or both in turn."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
-from ....common.errors import InputError
+from ....common.command_line import Range, check_used
 from ...losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
-from .base import EmbeddedBatch, Objective
+from .base import EmbeddedBatch, SoftmaxOptions, yes_or_no
+from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
 
 
 PAIRWISE_LOSSES = ("bsc", "mse", "combined", "bce", "cosent")
 
 
-class PairwiseObjective(Objective):
-    """
-    Pairs that say how alike they are (Chernyavskiy et al., NAACL 2022): columns `sentence1`, `sentence2`, and `score`
-    or `label`, whose values are scaled to [0, 1].
+@dataclass
+class PairwiseOptions(ScoredPairsOptions, SoftmaxOptions):
+    """Options of [`PairwiseObjective`]."""
 
-    Args:
-        loss (`str`): `"bsc"` ([`batch_softmax_contrastive`], where a value of at least 0.5 is a positive pair),
-            `"mse"` ([`cosine_mse`]), `"combined"` (`combined_weight` of the first, the rest of the second), `"bce"`
-            ([`cosine_bce`]) or `"cosent"` ([`cosent`]).
-        temperature (`float`): what similarities are divided by; `"mse"` has none.
-        learn_temperature (`bool`): learn `1 / temperature`, as a parameter of the objective.
-        normalization, direction (`str`): see [`batch_softmax_contrastive`].
-        combined_weight (`float`): the paper's mu.
-        second_loss (`str`, *optional*): the loss of the last `second_loss_share` of the steps.
-        second_loss_share (`float`): their share of all steps.
-        score_range (`tuple[float, float]`, *optional*): the scores that become 0 and 1; by default the lowest and the
-            highest of the training data. Labels are 0 and 1.
-        mask_duplicates (`bool`): in `"bsc"`, leave out other rows' texts that are also one of the row's own.
+    GROUP: ClassVar[str] = "objective 'pairwise'"
+    RANGES: ClassVar = dict.fromkeys(("combined_weight", "second_loss_share"), Range(at_least=0, at_most=1))
+
+    pairwise_loss: str = field(
+        default="bsc",
+        metadata={
+            "help": "Loss of 'pairwise': bsc (batch-softmax contrastive), mse (of the cosine), combined "
+            "(both), bce (binary cross-entropy of the cosine) or cosent (ranking).",
+            "choices": PAIRWISE_LOSSES,
+        },
+    )
+    bsc_normalization: str = field(
+        default="l2",
+        metadata={
+            "help": "Normalization of bsc: l2, coordinate (by the range of each coordinate over the batch; "
+            "needs a temperature of about 1.2) or none.",
+            "choices": ["l2", "coordinate", "none"],
+        },
+    )
+    bsc_direction: str = field(
+        default="both",
+        metadata={
+            "help": "Direction of bsc: rows (find the second text), columns (find the first text) or both.",
+            "choices": ["both", "rows", "columns"],
+        },
+    )
+    combined_weight: float = field(
+        default=0.1, metadata={"help": "Weight of bsc in combined, mu in the paper; the rest is the weight of mse."}
+    )
+    second_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pairwise loss of the last steps, such as mse after bsc. Default: one loss throughout.",
+            "choices": PAIRWISE_LOSSES,
+        },
+    )
+    second_loss_share: float = field(
+        default=0.5, metadata={"help": "Share of the steps, at the end, trained with --second_loss."}
+    )
+
+
+class PairwiseObjective(ScoredPairsObjective):
+    """
+    Pairs that are scored or labelled by similarity (Chernyavskiy et al., NAACL 2022).
+
+    The losses are `"bsc"` ([`batch_softmax_contrastive`], where a value of at least 0.5 is a positive pair), `"mse"`
+    ([`cosine_mse`]), `"combined"` (`combined_weight` times the first plus the rest times the second), `"bce"`
+    ([`cosine_bce`]) and `"cosent"` ([`cosent`]). `"mse"` has no temperature.
     """
 
     name = "pairwise"
+    summary = "columns sentence1, sentence2 and score or label"
     citation = """@inproceedings{chernyavskiy2022batch,
   title = {Batch-Softmax Contrastive Loss for Pairwise Sentence Scoring Tasks},
   author = {Chernyavskiy, Anton and Ilvovsky, Dmitry and Kalinin, Pavel and Nakov, Preslav},
   booktitle = {NAACL},
   year = {2022}
 }"""
+    Options = PairwiseOptions
 
-    def __init__(
-        self,
-        loss: str = "bsc",
-        temperature: float = 0.05,
-        learn_temperature: bool = False,
-        normalization: str = "l2",
-        direction: str = "both",
-        combined_weight: float = 0.1,
-        second_loss: str | None = None,
-        second_loss_share: float = 0.5,
-        score_range: tuple[float, float] | None = None,
-        mask_duplicates: bool = True,
-    ):
-        super().__init__()
-        if temperature <= 0:
-            raise InputError(f"temperature={temperature} must be positive")
-        losses = {loss, second_loss} - {None}
-        if learn_temperature and losses == {"mse"}:
-            raise InputError("learn_temperature does nothing with pairwise_loss=mse, which has no temperature")
-        self.loss = loss
-        self.fixed_temperature = temperature
-        self.normalization = normalization
-        self.direction = direction
-        self.combined_weight = combined_weight
-        self.second_loss = second_loss
-        self.second_loss_share = second_loss_share
-        self.value_range = score_range
-        self.mask_duplicates = mask_duplicates
-        if learn_temperature:
-            self.inverse_temperature = nn.Parameter(torch.tensor(1 / temperature))
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.losses = {self.options.pairwise_loss, self.options.second_loss} - {None}
+        self.on_step_begin(0.0)
 
     @classmethod
-    def from_arguments(cls, args) -> "PairwiseObjective":
-        return cls(
-            args.pairwise_loss,
-            args.temperature,
-            args.learn_temperature,
-            args.bsc_normalization,
-            args.bsc_direction,
-            args.combined_weight,
-            args.second_loss,
-            args.second_loss_share,
-            None if args.score_range is None else tuple(args.score_range),
-            args.mask_duplicates,
-        )
+    def check_options(cls, options: Any) -> None:
+        super().check_options(options)
+        losses = {options.pairwise_loss, options.second_loss} - {None}
+        for names, is_read, reason in (
+            (
+                ("bsc_normalization", "bsc_direction"),
+                not losses.isdisjoint({"bsc", "combined"}),
+                "without pairwise_loss=bsc or combined",
+            ),
+            (("combined_weight",), "combined" in losses, "without pairwise_loss=combined"),
+            (("second_loss_share",), options.second_loss is not None, "without second_loss"),
+            (("temperature", "learn_temperature"), losses != {"mse"}, "with pairwise_loss=mse"),
+        ):
+            check_used(options, dict.fromkeys(names, is_read), reason)
 
-    @property
-    def temperature(self) -> float | torch.Tensor:
-        return 1 / self.inverse_temperature if hasattr(self, "inverse_temperature") else self.fixed_temperature
-
-    @property
-    def current_loss(self) -> str:
-        """The loss at this point of the training."""
-        is_second = self.second_loss is not None and self.progress >= 1 - self.second_loss_share
-        return self.second_loss if is_second else self.loss
+    def on_step_begin(self, progress: float) -> None:
+        options = self.options
+        is_second = options.second_loss is not None and progress >= 1 - options.second_loss_share
+        self.current_loss = options.second_loss if is_second else options.pairwise_loss
 
     @property
     def compares_batch(self) -> bool:
-        return not {self.loss, self.second_loss}.isdisjoint({"bsc", "combined", "cosent"})
+        return not self.losses.isdisjoint({"bsc", "combined", "cosent"})
 
-    def settings(self) -> dict[str, str]:
-        low, high = self.value_range
-        told = {"pairwise loss": self.loss, "values": f"{low:g} to {high:g}"}
-        if "combined" in (self.loss, self.second_loss):
-            told["combined"] = f"{self.combined_weight:g} bsc + {1 - self.combined_weight:g} mse"
-        if not {"bsc", "combined"}.isdisjoint({self.loss, self.second_loss}):
-            told["batch softmax"] = f"normalisation {self.normalization}, direction {self.direction}"
-        if self.second_loss is not None:
-            told["pairwise loss"] += (
-                f", then {self.second_loss} for the last {100 * self.second_loss_share:g} % of steps"
+    def settings(self, columns: Sequence[str]) -> dict[str, str]:
+        options = self.options
+        settings = super().settings(columns) | {
+            "mask duplicates": yes_or_no(options.mask_duplicates),
+            "pairwise loss": options.pairwise_loss,
+        }
+        if options.second_loss is not None:
+            settings["pairwise loss"] += (
+                f", then {options.second_loss} for the last {100 * options.second_loss_share:g} % of steps"
             )
-        return told
-
-    def select_columns(self, available: Sequence[str], source: str) -> list[str]:
-        for column in ("sentence1", "sentence2"):
-            if column not in available:
-                raise InputError(
-                    f"{source}: no column {column!r}, which the pairwise objective needs (columns here: "
-                    f"{', '.join(available)})"
-                )
-        return ["sentence1", "sentence2"]
-
-    def value_column(self, available: Sequence[str], source: str) -> str:
-        found = next((column for column in ("score", "label") if column in available), None)
-        if found is None:
-            raise InputError(
-                f"{source}: no column 'score' or 'label', which the pairwise objective needs (columns here: "
-                f"{', '.join(available)})"
-            )
-        if found == "label":
-            if self.value_range not in (None, (0.0, 1.0)):
-                raise InputError(
-                    f"{source}: score_range does nothing with the column 'label', whose values are 0 and 1"
-                )
-            self.value_range = (0.0, 1.0)
-        return found
-
-    def logs(self) -> dict[str, float]:
-        return {"temperature": self.temperature.item()} if torch.is_tensor(self.temperature) else {}
+        if "combined" in self.losses:
+            settings["combined"] = f"{options.combined_weight:g} bsc + {1 - options.combined_weight:g} mse"
+        if not self.losses.isdisjoint({"bsc", "combined"}):
+            settings["batch softmax"] = f"normalisation {options.bsc_normalization}, direction {options.bsc_direction}"
+        return settings
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
         first, second = batch.embeddings.unbind(1)
@@ -149,22 +133,23 @@ class PairwiseObjective(Objective):
         if loss == "bce":
             return cosine_bce(first, second, batch.values, temperature=self.temperature)
         if loss == "cosent":
-            # Of all processes' pairs, on each of them: its gradients add up to that of the whole batch.
-            return cosent(*batch.columns.unbind(1), batch.column_values, temperature=self.temperature)
+            # Every process computes the loss of all pairs; the gradients add up to that of the whole batch.
+            return cosent(*batch.all_embeddings.unbind(1), batch.all_values, temperature=self.temperature)
+        options = self.options
         contrastive = batch_softmax_contrastive(
             first,
-            batch.columns[:, 1],
+            batch.all_embeddings[:, 1],
             batch.values >= 0.5,
             temperature=self.temperature,
-            normalization=self.normalization,
-            direction=self.direction,
+            normalization=options.bsc_normalization,
+            direction=options.bsc_direction,
             targets=batch.targets,
-            query_columns=batch.columns[:, 0],
-            query_text_ids=batch.text_ids[:, 0] if self.mask_duplicates else None,
-            answer_text_ids=batch.column_text_ids[:, 1] if self.mask_duplicates else None,
-            query_column_text_ids=batch.column_text_ids[:, 0] if self.mask_duplicates else None,
+            query_columns=batch.all_embeddings[:, 0],
+            query_text_ids=batch.text_ids[:, 0] if options.mask_duplicates else None,
+            answer_text_ids=batch.all_text_ids[:, 1] if options.mask_duplicates else None,
+            query_column_text_ids=batch.all_text_ids[:, 0] if options.mask_duplicates else None,
         )
         if loss == "bsc":
             return contrastive
-        mu = self.combined_weight
+        mu = options.combined_weight
         return mu * contrastive + (1 - mu) * cosine_mse(first, second, batch.values)

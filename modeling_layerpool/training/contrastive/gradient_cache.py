@@ -1,0 +1,76 @@
+"""
+Gradient caching (Gao et al. 2021, arXiv 2101.06983): the exact gradient of a large batch in the memory of one chunk.
+
+The collator splits the batch into chunks. A step represents all chunks without a graph, takes the loss of all
+embeddings, caches its gradient at the embeddings, and then computes one chunk at a time again, with a graph, to send
+its part of the gradient back. Dropout repeats itself, because each chunk is computed twice under one random state.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from ..batching import model_inputs
+
+
+class GradientCache:
+    """
+    The cache of one step.
+
+    Args:
+        model: the model as the Trainer wraps it.
+        accelerator: scales the loss and synchronises the processes.
+        chunks: packed inputs ([`~modeling_layerpool.training.batching.chunks_of`]).
+    """
+
+    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, chunks: list[dict[str, torch.Tensor]]):
+        self.model = model
+        self.accelerator = accelerator
+        self.inputs = [model_inputs(chunk) for chunk in chunks]
+        self.random_states: list[RandomState] = []
+        self.sizes: list[int] = []
+
+    @torch.no_grad()
+    def represent(self) -> torch.Tensor:
+        """The embeddings of all chunks, `(s, h)`, without a graph behind them."""
+        embeddings = []
+        for inputs in self.inputs:
+            self.random_states.append(RandomState(*inputs.values()))
+            embeddings.append(self.model(**inputs).pooler_output)
+        self.sizes = [len(part) for part in embeddings]
+        self.embeddings = torch.cat(embeddings).requires_grad_()
+        return self.embeddings
+
+    def cache_gradient(self, loss: torch.Tensor) -> None:
+        """Compute the gradient of the loss at the embeddings."""
+        self.accelerator.backward(loss)
+
+    def backward(self) -> None:
+        """Embed each chunk again, with a graph, and send its part of the cached gradient back."""
+        gradients = self.embeddings.grad.split(self.sizes)
+        for index, (inputs, state, gradient) in enumerate(
+            zip(self.inputs, self.random_states, gradients, strict=True)
+        ):
+            is_last = index == len(self.inputs) - 1
+            # Processes exchange their gradients once, with the last chunk.
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model), state.restored():
+                self.model(**inputs).pooler_output.backward(gradient)
+
+
+class RandomState:
+    """The random generators of the CPU and of the devices of `tensors`, as they are now."""
+
+    def __init__(self, *tensors: torch.Tensor):
+        self.cpu_state = torch.get_rng_state()
+        self.devices, self.device_states = get_device_states(*tensors)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Draw the same numbers again; afterwards the generators continue as if nothing had been drawn."""
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.cpu_state)
+            set_device_states(self.devices, self.device_states)
+            yield

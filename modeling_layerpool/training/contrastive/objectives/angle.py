@@ -1,0 +1,99 @@
+"""AnglE: ranks scored pairs by an angle in complex space, where the gradient of the cosine would vanish."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from ....common.command_line import Range, check_used
+from ....common.errors import InputError
+from ...losses import cosent, rank_by_score
+from .base import EmbeddedBatch
+from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
+
+
+@dataclass
+class AngleOptions(ScoredPairsOptions):
+    """Options of [`AngleObjective`]."""
+
+    GROUP: ClassVar[str] = "objective 'angle'"
+    RANGES: ClassVar = {
+        **dict.fromkeys(("angle_weight", "cosine_weight"), Range(at_least=0)),
+        "angle_temperature": Range(above=0),
+    }
+
+    angle_weight: float = field(default=1.0, metadata={"help": "Weight of the angle loss."})
+    angle_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature that the similarities of the angle loss are divided by; above 0."}
+    )
+    cosine_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the ranking loss of the cosines (CoSENT), scaled by --temperature."}
+    )
+
+
+class AngleObjective(ScoredPairsObjective):
+    """
+    The angle loss and the cosine loss of AnglE (Li and Li, arXiv 2309.12871), weighted and added.
+
+    Both rank the pairs of a batch by score ([`rank_by_score`]). The paper also adds a loss over in-batch negatives,
+    which is left out here.
+    """
+
+    name = "angle"
+    summary = "columns sentence1, sentence2 and score or label, ranked by the angle between complex vectors"
+    citation = """@misc{li2023angle,
+  title = {{AnglE}-optimized Text Embeddings},
+  author = {Li, Xianming and Li, Jing},
+  year = {2023},
+  eprint = {2309.12871},
+  archivePrefix = {arXiv}
+}"""
+    Options = AngleOptions
+
+    @classmethod
+    def check_options(cls, options: Any) -> None:
+        super().check_options(options)
+        if options.angle_weight == options.cosine_weight == 0:
+            raise InputError("angle_weight and cosine_weight are both 0, which leaves nothing to train")
+        check_used(options, {"angle_temperature": options.angle_weight > 0}, "with angle_weight=0")
+        is_read = dict.fromkeys(("temperature", "learn_temperature"), options.cosine_weight > 0)
+        check_used(options, is_read, "with cosine_weight=0")
+
+    def settings(self, columns: Sequence[str]) -> dict[str, str]:
+        options = self.options
+        return super().settings(columns) | {
+            "angle": f"{options.angle_weight:g} angle (temperature {options.angle_temperature:g}) + "
+            f"{options.cosine_weight:g} cosine"
+        }
+
+    def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
+        # Every process computes the loss of all pairs; the gradients add up to that of the whole batch.
+        first, second = batch.all_embeddings.unbind(1)
+        options, loss = self.options, 0
+        if options.angle_weight > 0:
+            similarities = angle_similarities(first, second) / options.angle_temperature
+            loss = loss + options.angle_weight * rank_by_score(similarities, batch.all_values)
+        if options.cosine_weight > 0:
+            loss = loss + options.cosine_weight * cosent(first, second, batch.all_values, temperature=self.temperature)
+        return loss
+
+
+def angle_similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """
+    The similarity of AnglE for pairs of embeddings, `(B, h)` and `(B, h)`, as in the authors' code.
+
+    The halves of an embedding are the real and the imaginary parts of a complex vector of length 1. The similarity is
+    the absolute value of the summed real and imaginary parts of `x * conj(y)`. An odd width is padded with a zero.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        x, y = (_complex_halves(embeddings) for embeddings in (first, second))
+        product = (x * y.conj()).sum(dim=-1)
+        return (product.real + product.imag).abs()
+
+
+def _complex_halves(embeddings: torch.Tensor) -> torch.Tensor:
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    units = F.normalize(F.pad(embeddings, (0, embeddings.shape[-1] % 2)), dim=-1)
+    return torch.complex(*units.chunk(2, dim=-1))

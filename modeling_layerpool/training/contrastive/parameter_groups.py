@@ -1,0 +1,47 @@
+"""Which parameters are trained, and at which learning rate and weight decay."""
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from ...common.errors import InputError
+from ..lora import has_adapter
+
+
+def choose_trained_parameters(model: PreTrainedModel, args) -> None:
+    """Freeze the encoder with `freeze_encoder`. Raise an `InputError` for options without a parameter to act on."""
+    has_weights = any(True for _ in model.pooler.parameters())
+    if args.freeze_encoder:
+        if has_adapter(model):
+            raise InputError("freeze_encoder leaves the adapter of use_lora nothing to do; drop one of them")
+        if not has_weights:
+            raise InputError(
+                f"freeze_encoder leaves nothing to train: pooler_type={model.config.pooler_type} has no weights of "
+                "its own"
+            )
+        model.base_model.requires_grad_(False)
+    if args.pooler_learning_rate is not None and not has_weights:
+        raise InputError(
+            f"pooler_learning_rate does nothing: pooler_type={model.config.pooler_type} has no weights of its own"
+        )
+
+
+def add_parameter_groups(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
+    """Give the pooler its learning rate, and add the parameters that do not belong to the model."""
+    args = trainer.args
+    if args.pooler_learning_rate is not None:
+        pooler = {id(parameter) for parameter in trainer.model.pooler.parameters()}
+        for group in list(optimizer.param_groups):
+            own = [parameter for parameter in group["params"] if id(parameter) in pooler]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in pooler]
+            optimizer.add_param_group(
+                {"params": own, "weight_decay": group["weight_decay"], "lr": args.pooler_learning_rate}
+            )
+    if trainer.mlm_head is not None:
+        decaying = set(trainer.get_decay_parameter_names(trainer.mlm_head.language_model))
+        for decays, weight_decay in ((True, args.weight_decay), (False, 0.0)):
+            own = [p for name, p in trainer.mlm_head.own_parameters() if (name in decaying) == decays]
+            optimizer.add_param_group({"params": own, "weight_decay": weight_decay})
+    if parameters := list(trainer.objective.parameters()):
+        rate = args.temperature_learning_rate
+        rate = args.learning_rate if rate is None else rate
+        optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})

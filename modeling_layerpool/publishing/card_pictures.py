@@ -64,7 +64,7 @@ def draw_layers(
         return None
     weights, lengths = layer_weights(model, tokenizer, texts, max_tokens_per_batch=4096)
     rows, averages = "length in tokens", average_by_length(weights, lengths)
-    if facts.pooler_type == "weighted_layers":
+    if facts.pooler_weighting == "shared":
         rows, averages = "", {"every text": weights[0]}
     plot_layer_weights(averages, path, rows=rows, states=model.pooler.states)
     return len(texts)

@@ -103,7 +103,7 @@ class EvaluationPlots:
             name: layer_weights(model, encoder.tokenizer, texts, **options) for name, texts in self.texts.items()
         }
         means = {name: weights.mean(axis=0) for name, (weights, _) in by_set.items()}
-        if model.config.pooler_type == "weighted_layers":
+        if model.pooler.weighting == "shared":
             plot_layer_weights({"every text": next(iter(means.values()))}, folder / "layer_weights.png", states=states)
             return
         plot_layer_weights(means, folder / "layer_weights_by_set.png", rows="data set", states=states)

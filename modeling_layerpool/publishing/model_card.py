@@ -218,6 +218,6 @@ def _selection(facts: CardFacts) -> str:
 
 
 def _added_to(facts: CardFacts) -> str | None:
-    """The vector that attention's weights leave out; the weights of `weighted_layers` include it."""
+    """The vector that weights of each text leave out; weights that all texts share include it."""
     names = {"mean": "the mean of the last state", "cls": "the first token of the last state"}
-    return names.get(facts.pooler_residual) if facts.pooler_type == "layer_attention" else None
+    return names.get(facts.pooler_residual) if facts.pooler_weighting == "per_text" else None

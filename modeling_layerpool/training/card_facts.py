@@ -17,22 +17,6 @@ PACKAGES = ("modeling-layerpool", "torch", "transformers", "accelerate", "datase
 COUNTS = ("pairs", "queries", "rows")
 SPEED = re.compile(r"runtime|.*_per_second|model_preparation_time")
 
-LAYER_ATTENTION_CITATION = """@inproceedings{oh2022layerpool,
-  title = {Don't Judge a Language Model by Its Last Layer: Contrastive Learning with Layer-Wise Attention Pooling},
-  author = {Oh, Dongsuk and Kim, Yejin and Lee, Hodong and Huang, H. Howie and Lim, Heuiseok},
-  booktitle = {Proceedings of the 29th International Conference on Computational Linguistics},
-  pages = {4585--4592},
-  year = {2022},
-  url = {https://aclanthology.org/2022.coling-1.405}
-}"""
-HIRE_CITATION = """@article{yang2019deepening,
-  title = {Deepening Hidden Representations from Pre-trained Language Models},
-  author = {Yang, Junjie and Zhao, Hai},
-  journal = {arXiv preprint arXiv:1911.01940},
-  year = {2019}
-}"""
-POOLER_CITATIONS = {"layer_attention": LAYER_ATTENTION_CITATION, "hire": HIRE_CITATION}
-
 Evaluations = dict[int, dict[str, float]]
 
 
@@ -65,7 +49,9 @@ class CardFacts:
         is_best_kept: whether the best checkpoint was loaded after the training.
         citations: BibTeX entries of the methods of the run.
         width: numbers in the vector of a sentence.
-        pooler_type, pooler_residual: as in the configuration of the model.
+        pooler_type: as in the configuration of the model.
+        pooler_weighting: whether the weights of the hidden states are `fixed`, `shared` by all texts or `per_text`.
+        pooler_residual: as in the configuration of the model.
         problem_type, labels: the kind of labels of a classifier and their names; None and () for other models.
         mask_token: the mask token of a masked language model.
     """
@@ -97,6 +83,7 @@ class CardFacts:
     citations: list[str] = field(default_factory=list)
     width: int | None = None
     pooler_type: str | None = None
+    pooler_weighting: str | None = None
     pooler_residual: str | None = None
     problem_type: str | None = None
     labels: Sequence[str] = ()
@@ -130,9 +117,10 @@ def with_pooler(facts: CardFacts, model: PreTrainedModel, output: dict[str, str]
             **facts.model,
         },
         settings=settings,
-        citations=[POOLER_CITATIONS[config.pooler_type]] if config.pooler_type in POOLER_CITATIONS else [],
+        citations=[model.pooler.citation] if model.pooler.citation else [],
         width=model.embedding_dim,
         pooler_type=config.pooler_type,
+        pooler_weighting=model.pooler.weighting,
         pooler_residual=config.pooler_residual,
     )
 

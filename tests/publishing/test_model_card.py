@@ -57,6 +57,7 @@ FACTS = CardFacts(
     citations=["@inproceedings{gao2021simcse}"],
     width=32,
     pooler_type="layer_attention",
+    pooler_weighting="per_text",
 )
 CLASSIFIER = {"task": "text-classification", "problem_type": "single_label_classification", "labels": ("no", "yes")}
 
@@ -292,7 +293,7 @@ def test_the_card_shows_the_curves_and_the_weights_of_the_layers(
     write_with_pictures, tiny_model, tmp_path, pooler_type
 ):
     model = tiny_model(pooler_type=pooler_type).train()
-    card = write_with_pictures(model=model, pooler_type=pooler_type)
+    card = write_with_pictures(model=model, pooler_weighting=model.pooler.weighting)
     assert pictures(card, tmp_path / "my-encoder") == ["learning_curves.png", "layer_weights.png"]
     assert model.training
     assert "Training loss and spearman on the development data by step" in section(card, "Results")

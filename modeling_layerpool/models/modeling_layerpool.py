@@ -231,7 +231,11 @@ class LayerPoolMixin(PackedInputMixin, SavingMixin):
 
 
 class LayerPoolEmbeddingMixin(EncodeMixin, SentenceTransformersFilesMixin):
-    """A model whose output is the sentence embedding. Comes before the encoder's class."""
+    """
+    A model whose output is the sentence embedding. Comes before the encoder's class.
+
+    From a checkpoint without a pooler of the same type, the encoder is kept whole and the pooler is new.
+    """
 
     def __init__(self, config):
         super().__init__(config)

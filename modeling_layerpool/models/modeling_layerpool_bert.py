@@ -24,31 +24,15 @@ class LayerPoolBertModel(LayerPoolEmbeddingMixin, LayerPoolBertPreTrainedModel):
     BERT with a pooler over its hidden states, from any BERT checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolBertModel
-
     >>> model = LayerPoolBertModel.from_pretrained("google-bert/bert-base-uncased", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolBertConfig`].
+    Keyword arguments change options of [`LayerPoolBertConfig`].
     """
 
 
 class LayerPoolBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolBertPreTrainedModel):
-    r"""
-    BERT with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolBertForSequenceClassification
-
-    >>> model = LayerPoolBertForSequenceClassification.from_pretrained(
-    ...     "google-bert/bert-base-uncased", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain BERT checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """BERT with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolBertForSequenceClassification", "LayerPoolBertModel"]

@@ -13,7 +13,12 @@ from transformers.utils.generic import can_return_tuple
 
 
 class LayerPoolClassificationMixin:
-    """A model with a linear classifier on the sentence embedding. Comes before the encoder's class."""
+    """
+    A model with a linear classifier on the sentence embedding. Comes before the encoder's class.
+
+    The classifier of a plain encoder's checkpoint reads another vector: train the classifier before use.
+    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
+    """
 
     # The loss is a mean over the batch: transformers' Trainer has to divide it by the number of accumulated batches.
     accepts_loss_kwargs = False

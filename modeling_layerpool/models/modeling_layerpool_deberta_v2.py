@@ -41,31 +41,15 @@ class LayerPoolDebertaV2Model(LayerPoolEmbeddingMixin, LayerPoolDebertaV2PreTrai
     DeBERTa-v2 with a pooler over its hidden states, from any DeBERTa-v2 checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolDebertaV2Model
-
     >>> model = LayerPoolDebertaV2Model.from_pretrained("microsoft/deberta-v3-base", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolDebertaV2Config`].
+    Keyword arguments change options of [`LayerPoolDebertaV2Config`].
     """
 
 
 class LayerPoolDebertaV2ForSequenceClassification(LayerPoolClassificationMixin, LayerPoolDebertaV2PreTrainedModel):
-    r"""
-    DeBERTa-v2 with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolDebertaV2ForSequenceClassification
-
-    >>> model = LayerPoolDebertaV2ForSequenceClassification.from_pretrained(
-    ...     "microsoft/deberta-v3-base", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain DeBERTa-v2 checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """DeBERTa-v2 with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolDebertaV2ForSequenceClassification", "LayerPoolDebertaV2Model"]

@@ -26,31 +26,15 @@ class LayerPoolDistilBertModel(LayerPoolEmbeddingMixin, LayerPoolDistilBertPreTr
     DistilBERT with a pooler over its hidden states, from any DistilBERT checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolDistilBertModel
-
     >>> model = LayerPoolDistilBertModel.from_pretrained("distilbert/distilbert-base-uncased", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolDistilBertConfig`].
+    Keyword arguments change options of [`LayerPoolDistilBertConfig`].
     """
 
 
 class LayerPoolDistilBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolDistilBertPreTrainedModel):
-    r"""
-    DistilBERT with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolDistilBertForSequenceClassification
-
-    >>> model = LayerPoolDistilBertForSequenceClassification.from_pretrained(
-    ...     "distilbert/distilbert-base-uncased", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain DistilBERT checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """DistilBERT with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolDistilBertForSequenceClassification", "LayerPoolDistilBertModel"]

@@ -26,31 +26,15 @@ class LayerPoolElectraModel(LayerPoolEmbeddingMixin, LayerPoolElectraPreTrainedM
     ELECTRA with a pooler over its hidden states, from any ELECTRA checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolElectraModel
-
     >>> model = LayerPoolElectraModel.from_pretrained("google/electra-small-discriminator", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolElectraConfig`].
+    Keyword arguments change options of [`LayerPoolElectraConfig`].
     """
 
 
 class LayerPoolElectraForSequenceClassification(LayerPoolClassificationMixin, LayerPoolElectraPreTrainedModel):
-    r"""
-    ELECTRA with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolElectraForSequenceClassification
-
-    >>> model = LayerPoolElectraForSequenceClassification.from_pretrained(
-    ...     "google/electra-small-discriminator", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain ELECTRA checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """ELECTRA with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolElectraForSequenceClassification", "LayerPoolElectraModel"]

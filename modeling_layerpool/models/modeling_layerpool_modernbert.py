@@ -29,31 +29,15 @@ class LayerPoolModernBertModel(LayerPoolEmbeddingMixin, LayerPoolModernBertPreTr
     ModernBERT with a pooler over its hidden states, from any ModernBERT checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolModernBertModel
-
     >>> model = LayerPoolModernBertModel.from_pretrained("answerdotai/ModernBERT-base", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolModernBertConfig`].
+    Keyword arguments change options of [`LayerPoolModernBertConfig`].
     """
 
 
 class LayerPoolModernBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolModernBertPreTrainedModel):
-    r"""
-    ModernBERT with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolModernBertForSequenceClassification
-
-    >>> model = LayerPoolModernBertForSequenceClassification.from_pretrained(
-    ...     "answerdotai/ModernBERT-base", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain ModernBERT checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """ModernBERT with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolModernBertForSequenceClassification", "LayerPoolModernBertModel"]

@@ -30,31 +30,15 @@ class LayerPoolMPNetModel(LayerPoolEmbeddingMixin, LayerPoolMPNetPreTrainedModel
     MPNet with a pooler over its hidden states, from any MPNet checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolMPNetModel
-
     >>> model = LayerPoolMPNetModel.from_pretrained("microsoft/mpnet-base", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolMPNetConfig`].
+    Keyword arguments change options of [`LayerPoolMPNetConfig`].
     """
 
 
 class LayerPoolMPNetForSequenceClassification(LayerPoolClassificationMixin, LayerPoolMPNetPreTrainedModel):
-    r"""
-    MPNet with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolMPNetForSequenceClassification
-
-    >>> model = LayerPoolMPNetForSequenceClassification.from_pretrained(
-    ...     "microsoft/mpnet-base", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain MPNet checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """MPNet with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolMPNetForSequenceClassification", "LayerPoolMPNetModel"]

@@ -25,31 +25,15 @@ class LayerPoolRobertaModel(LayerPoolEmbeddingMixin, LayerPoolRobertaPreTrainedM
     RoBERTa with a pooler over its hidden states, from any RoBERTa or XLM-RoBERTa checkpoint:
 
     ```python
-    >>> from modeling_layerpool import LayerPoolRobertaModel
-
     >>> model = LayerPoolRobertaModel.from_pretrained("FacebookAI/roberta-base", pooler_type="mean")
     ```
 
-    A checkpoint without a pooler of that type gets a new one. Keyword arguments change options of
-    [`LayerPoolRobertaConfig`].
+    Keyword arguments change options of [`LayerPoolRobertaConfig`].
     """
 
 
 class LayerPoolRobertaForSequenceClassification(LayerPoolClassificationMixin, LayerPoolRobertaPreTrainedModel):
-    r"""
-    RoBERTa with a pooler and a classifier, for single-label, multi-label and regression tasks:
-
-    ```python
-    >>> from modeling_layerpool import LayerPoolRobertaForSequenceClassification
-
-    >>> model = LayerPoolRobertaForSequenceClassification.from_pretrained(
-    ...     "FacebookAI/roberta-base", num_labels=3
-    ... )
-    ```
-
-    The classifier of a plain RoBERTa checkpoint reads another vector: train the classifier before use.
-    `ignore_mismatched_sizes=True` starts a new one if the number of labels differs.
-    """
+    """RoBERTa with a pooler and a classifier on it, as documented in [`LayerPoolClassificationMixin`]."""
 
 
 __all__ = ["LayerPoolRobertaForSequenceClassification", "LayerPoolRobertaModel"]

@@ -275,6 +275,8 @@ def run(
     # 6. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
+        if training_args.do_train:
+            trainer.save_state()  # so that all evaluations are in one file
 
     # 7. Curves, model card, and the Hub if asked for
     if training_args.plot_curves and trainer.is_world_process_zero():

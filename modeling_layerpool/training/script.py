@@ -177,12 +177,10 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
 
 
 def evaluate_and_save(trainer: LayerPoolTrainer) -> None:
-    """Evaluate; save the metrics and, after training, the state with this evaluation in `args.output_dir`."""
+    """Evaluate, and save the metrics in `args.output_dir`."""
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
-    if trainer.args.do_train:
-        trainer.save_state()
 
 
 def describe_run(

@@ -150,8 +150,7 @@ def parse(command: str, monkeypatch) -> None:
         program()
 
 
-# The commands under docs/results/ are those of runs that were made, as a program printed them.
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and "/results/" not in page])
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_have_flags_that_their_programs_take(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "yaml"):

@@ -68,7 +68,7 @@ def make_scifact(options: argparse.Namespace) -> dict[str, Path]:
     Return SciFact as a ranking task, and write its files if they do not exist.
 
     Dev (a tenth of the training claims) and test are BEIR folders of claims and the abstracts that they cite. The
-    training rows are the pairs of a claim and a cited abstract, and of the claim and an abstract that it does not cite.
+    training rows are the pairs of a claim and a cited abstract, and of the claim and another abstract.
     """
     folder = options.output_dir / "data" / f"scifact-{options.max_train_rows}"
     files = {"train": folder / "train.jsonl", "validation": folder / "dev", "test": folder / "test"}

@@ -1,10 +1,10 @@
 """
-The layer-attention pooler against one that computes keys and values again for each query, as the authors' code does.
+Compare the layer-attention pooler with one that recomputes keys and values for each query, as the authors' code does.
 
     python benchmarks/pooler_forward.py
 
-Same weights, same inputs, one process, the two taking turns. Prints milliseconds and the ratio over the rounds, and
-writes nothing. Figures and their machine: docs/performance.md.
+Same weights, same inputs, one process, alternating. Prints milliseconds and the ratio over the rounds, and writes
+nothing. Figures and their machine: docs/performance.md.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from studies import DATA_SEED, Task, make_files, report, run_script, spread
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
-from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool import load_layerpool
 from modeling_layerpool.training.classification import (
     GLUE,
     ClassificationDataArguments,

@@ -21,7 +21,7 @@ from modeling_layerpool.models.modeling_layerpool_poolers import LayerAttentionP
 
 
 def recompute_for_each_query(pooler: LayerAttentionPooler, reduced: list[torch.Tensor]) -> torch.Tensor:
-    """The same embedding, one query at a time, with the keys and values of all states made anew for each."""
+    """The same embedding, one query at a time, with keys and values of all states recomputed for each."""
     first, mean = torch.stack(reduced, dim=2).unbind(dim=1)  # (b, n, h) each
     mixed = 0
     for i in range(first.shape[1]):

@@ -1,11 +1,11 @@
 """
-What other tools make of our models: the table of docs/compatibility.md, from what the tests measured.
+Make the table of docs/compatibility.md from the differences that the tests recorded with other tools.
 
     HF_HUB_OFFLINE=1 python -m pytest -m "slow or not slow" --junitxml newest.xml
     python benchmarks/compatibility.py lowest.xml newest.xml
 
-Each report is of the whole test suite in one environment. Tests note a tool, its version, what was run and the largest
-difference to the model itself; of several notes on the same thing the largest counts.
+Each report is from the whole test suite in one environment. Tests record a tool, its version, the check and the
+largest difference to the model itself; the table shows the largest difference of each check.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def shown(note: tuple[str, float] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("reports", nargs="+", type=Path, help="of pytest --junitxml, one an environment")
+    parser.add_argument("reports", nargs="+", type=Path, help="reports of pytest --junitxml, one per environment")
     reports = parser.parse_args().reports
     columns = [read_notes(report) for report in reports]
     rows = [

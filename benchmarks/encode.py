@@ -1,9 +1,9 @@
 """
-`encode` here against `SentenceTransformer.encode`: same weights, same texts, float32, one process, taking turns.
+Compare `encode` with `SentenceTransformer.encode`: same weights, same texts, float32, one process, alternating.
 
     python benchmarks/encode.py --file stsb/test.jsonl --column sentence1
 
-Prints seconds, texts a second and the ratio over the rounds. Figures and their machine: docs/performance.md.
+Prints seconds, texts per second and the ratio over the rounds. Figures and their machine: docs/performance.md.
 """
 
 import argparse

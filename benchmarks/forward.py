@@ -1,11 +1,11 @@
 """
-What reading all layers costs: forward passes and training passes by length of the sentences, against the last layer.
+Measure the cost of reading all layers: inference and training passes by sentence length, against the last layer.
 
     python benchmarks/forward.py
 
-The encoder alone (transformers' BertModel), the same encoder with `mean`, and with `layer_attention`;
-all-MiniLM-L6-v2, random tokens, as many sentences of one length as make --tokens, float32, the ways taking turns. Also
-the peak memory of inference, each way in a process of its own. Figures and their machine: docs/performance.md.
+Compares the encoder alone (transformers' BertModel) with the same encoder with `mean` and with `layer_attention`:
+all-MiniLM-L6-v2, random tokens, --tokens tokens in sentences of one length, float32, alternating. The peak memory of
+inference is measured in a process per variant. Figures and their machine: docs/performance.md.
 """
 
 import argparse
@@ -65,9 +65,9 @@ def peak_of_inference(way: str, sentences: int, length: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, 16, 32, 64, 128, 256, 512])
-    parser.add_argument("--tokens", type=int, default=4096, help="in a batch, whatever the length")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens per batch, for every length")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)  # a single measurement of memory: its way
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # a single memory measurement of this variant
     options = parser.parse_args()
     if options.peak:
         print(peak_of_inference(options.peak, 16 * options.tokens // 128, 128))

@@ -1,14 +1,13 @@
 """
-A training step of LoRA against full fine-tuning: peak memory, and time.
+Compare a training step with LoRA to full fine-tuning: peak memory and time.
 
     python benchmarks/lora.py --batch_size 8 --rounds 2
     python benchmarks/lora.py --models minilm --batch_size 64 --rounds 2
 
-Same weights (all-MiniLM-L6-v2, or random ones of the shape of BERT base) and same random tokens, by the trainer:
-forward, loss, backward, AdamW. The memory of each way is measured in a process of its own, as the growth of its
-resident memory over the state before the model is there: weights, gradients, optimizer and activations. For the time
-the ways take turns in one process; it is the processor's time, of all threads, which other programs disturb little.
-Figures and their machine: docs/peft.md.
+Both use the trainer on the same weights (all-MiniLM-L6-v2, or random ones of the shape of BERT base) and the same
+random tokens: forward, loss, backward, AdamW. Memory is measured in a process per variant, as the growth of its
+resident memory from before the model is loaded: weights, gradients, optimizer and activations. Time is the CPU time of
+all threads, which other programs disturb little, alternating in one process. Figures and their machine: docs/peft.md.
 """
 
 import argparse
@@ -112,11 +111,11 @@ def trainable(name: str, way: str, rank: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--models", nargs="+", choices=["minilm", "bert-base"], default=["minilm", "bert-base"])
-    parser.add_argument("--batch_size", type=int, default=16, help="pairs")
-    parser.add_argument("--tokens", type=int, default=32, help="in each text")
+    parser.add_argument("--batch_size", type=int, default=16, help="pairs per batch")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per text")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a single measurement of memory: its model and way
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a single memory measurement of this model and variant
     options = parser.parse_args()
     if options.one:
         print(memory_growth(*options.one.split(","), options))

@@ -1,11 +1,11 @@
 """
-Peak memory: of the contrastive loss by batch size, and of a training step with gradient caching by batch size.
+Measure the peak memory of the contrastive loss, and of a training step with gradient caching, by batch size.
 
     python benchmarks/memory.py loss --batch_sizes 4096 16384
     python benchmarks/memory.py step --train_file nli/train.jsonl.gz --batch_sizes 256 1024 4096
 
-Each size is measured in a process of its own, as the growth of its resident memory over the state in which model,
-optimizer and inputs are there and one small step has been made. Figures and their machine: docs/performance.md.
+Each size is measured in its own process, as the growth of its resident memory after model, optimizer and inputs are
+loaded and one small step has run. Figures and their machine: docs/performance.md.
 """
 
 import argparse
@@ -86,10 +86,10 @@ def main() -> None:
     parser.add_argument("what", choices=["loss", "step"])
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--train_file", help="triplets, for `step`")
-    parser.add_argument("--width", type=int, default=384, help="of the embeddings, for `loss`")
-    parser.add_argument("--cache", type=int, default=8192, help="tokens at once with gradient caching, for `step`")
+    parser.add_argument("--width", type=int, default=384, help="width of the embeddings, for `loss`")
+    parser.add_argument("--cache", type=int, default=8192, help="tokens per chunk with gradient caching, for `step`")
     parser.add_argument("--plain_up_to", type=int, default=256, help="largest batch without caching, for `step`")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # a single measurement: its size and way
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a single measurement of this size and variant
     options = parser.parse_args()
     if options.one:
         size, way = options.one.split(",")

@@ -1,10 +1,10 @@
 """
-Grouping rows by their nearest neighbours, as `--shuffling neighbours` does: seconds and memory by number of rows.
+Measure time and memory of grouping rows by their nearest neighbors, as `--shuffling neighbours` does.
 
     python benchmarks/neighbours.py --rows 10000 100000
 
-Random embeddings around random topics; each size and search in a process of its own. Embedding the rows is not in it.
-Figures and their machine: docs/performance.md.
+Uses random embeddings around random topics, and a process for each size and search. The time excludes embedding the
+rows. Figures and their machine: docs/performance.md.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--group_size", type=int, default=5)
     parser.add_argument("--searches", nargs="+", choices=NEIGHBOUR_SEARCHES, default=list(NEIGHBOUR_SEARCHES))
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a single measurement: its rows
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a single measurement with this number of rows
     options = parser.parse_args()
     if options.one:
         print(*measure(options.one, options.width, options.group_size, options.searches[0]))

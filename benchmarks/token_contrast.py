@@ -1,14 +1,13 @@
 """
-What token contrast costs in addition to masked language modelling: its share of a training step, and its peak memory.
+Measure the cost of token contrast in addition to masked language modeling: time of a training step, and memory.
 
     python benchmarks/token_contrast.py step
     python benchmarks/token_contrast.py memory
 
 `step` trains the same model on the same batches (the paper's small shape: 4 layers of width 512, 8 heads, rows of 256
-tokens) by the model's own loss, under objective `mlm` and under `taco`, in turns, and takes alone the term that `taco`
-adds: drawing the pairs, the loss and its gradient. `memory` compares the term with one that gathers all negatives at
-once, each in a process of its own, as the growth of its resident memory. Figures and their machine:
-docs/performance.md.
+tokens) with the model's own loss, with `mlm` and with `taco`, alternating, and measures the additional term of `taco`
+alone: sampling the pairs, the loss and its gradient. `memory` compares the term with one that gathers all negatives at
+once, each in its own process, as the growth of its resident memory. Figures and their machine: docs/performance.md.
 """
 
 import argparse

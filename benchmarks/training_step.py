@@ -1,15 +1,15 @@
 """
-A training step here, in sentence-transformers, and on one padded batch: forward, loss, backward, AdamW.
+Compare a training step here, in sentence-transformers, and on one padded batch: forward, loss, backward, AdamW.
 
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 64 128 256 512
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --cached
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --row_lengths 64 128 256
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --compile
 
-Same weights (all-MiniLM-L6-v2), same triplets, one process, the ways taking turns. All are given their tokens;
-tokenising is not in the step. `limit` is what a step here would take if none of its tokens were padding and every
-token cost the same. With --cached the ways are gradient caching here and CachedMultipleNegativesRankingLoss there, at
-the same number of texts at once. Figures and their machine: docs/performance.md.
+Same weights (all-MiniLM-L6-v2), same tokenized triplets, one process, alternating. `limit` is the time of a step here
+if no token were padding and every token cost the same. --cached compares gradient caching here with
+CachedMultipleNegativesRankingLoss, at the same number of texts at a time. Figures and their machine:
+docs/performance.md.
 """
 
 import argparse
@@ -124,11 +124,11 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=64)
-    parser.add_argument("--without_padded", action="store_true", help="leave out the slowest way")
+    parser.add_argument("--without_padded", action="store_true", help="skip the padded batch, which is the slowest")
     parser.add_argument("--cached", action="store_true", help="compare gradient caching")
     parser.add_argument("--row_lengths", type=int, nargs="+", help="compare packed rows of these lengths")
     parser.add_argument("--compile", action="store_true", help="compare with torch.compile")
-    parser.add_argument("--texts_at_once", type=int, default=64, help="with --cached")
+    parser.add_argument("--texts_at_once", type=int, default=64, help="texts per chunk with --cached")
     options = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())

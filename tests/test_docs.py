@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and is whole."""
+"""The documentation builds without a warning and is complete."""
 
 import dataclasses
 import importlib
@@ -35,7 +35,7 @@ def site(tmp_path_factory):
 
 
 def anchors(site) -> set[str]:
-    """What the pages of the API reference have a place for."""
+    """The names that the pages of the API reference document."""
     pages = (site / "api").glob("*.html")
     return {anchor for page in pages for anchor in re.findall(r'id="([\w.]+)"', page.read_text(encoding="utf-8"))}
 
@@ -61,7 +61,7 @@ def test_docstrings_become_descriptions_of_arguments_and_fields(site):
     assert "Temperature that cosines are divided by; above 0." in training  # help texts are the fields' descriptions
     assert "Shape <code>(B, h)</code>" in training
     assert "Batch-softmax contrastive loss for labelled pairs" in training
-    for page in (site / "api").glob("*.html"):  # what was not understood would stand there as it is
+    for page in (site / "api").glob("*.html"):  # markup that was not converted stays in the text
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"\*optional\*|(Args|Raises|Returns|Keyword Args):|\[<code>", text), page
 

@@ -1,4 +1,4 @@
-"""What README.md and docs/ show holds: Python runs as it stands, commands have these flags, links lead somewhere."""
+"""The Python code of README.md and docs/ runs, the flags of the commands exist, and the links work."""
 
 import json
 import re
@@ -21,10 +21,10 @@ from .publishing.test_hub import run as run_beside_hub
 
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 NEEDS_A_DOWNLOAD = "<!-- needs a download -->"
-HUB_PAGE = "docs/hub.md"  # publishes; here to a Hub on this machine
+HUB_PAGE = "docs/hub.md"  # publishes to a Hub, in the test to one on this machine
 SLOW_PAGES = ["docs/onnx.md"]
 OTHERS = re.compile(r"(pip|hf|pytest) ")
-# What `...` stands for in a command.
+# Replaces `...` in a command.
 AND_SO_ON = "--model_name_or_path model --train_file train.jsonl --output_dir out"
 
 
@@ -33,18 +33,18 @@ def text_of(page: str) -> str:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """The code of a page, but for what is marked as in need of a download."""
+    """The code blocks of a page, except those that need a download."""
     found = re.finditer(rf"^({NEEDS_A_DOWNLOAD}\n)?```{language}\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE)
     return [match[2] for match in found if match[1] is None]
 
 
 def spans_of(page: str) -> list[str]:
-    """The code in the text of a page."""
+    """The inline code of a page."""
     return re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE))
 
 
 def commands(page: str) -> list[str]:
-    """The commands of a page that start one of our programs, in blocks and in the text."""
+    """The commands of a page that start one of our programs, in code blocks and in the text."""
     lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(span.split()) for span in spans_of(page)]
     ours = re.compile(r"python (-m modeling_layerpool\.|(benchmarks/)?\w+\.py)|accelerate launch .*\.py")
@@ -56,7 +56,7 @@ def pages_with(language: str) -> list[str]:
 
 
 def run(page: str) -> dict:
-    """Run the blocks of a page from top to bottom, and return the variables that they leave."""
+    """Run the code blocks of a page from top to bottom, and return their variables."""
     variables = {"__name__": page}
     for number, block in enumerate(blocks(page, "python"), 1):
         exec(compile(block, f"{page}, Python block {number}", "exec"), variables)
@@ -82,7 +82,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatc
 def test_the_python_of_the_page_on_the_hub_publishes_and_opens(tiny_folder, tmp_path):
     code = "\n".join(blocks(HUB_PAGE, "python"))
     assert "get_model_path()" in code
-    # Another folder in its place, as all weights go there and back.
+    # A tiny folder replaces the real one, because all weights are uploaded and downloaded.
     (tmp_path / "page.py").write_text(code.replace("get_model_path()", repr(tiny_folder)), encoding="utf-8")
     with running_hub() as (hub, address):
         run_beside_hub(["page.py"], address, tmp_path)
@@ -100,7 +100,7 @@ def test_the_readme_gives_the_cosines_that_its_code_prints(tmp_path, monkeypatch
 # --- commands ---
 
 
-# Programs whose flags the pages name.
+# Programs whose flags occur in the pages.
 PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("run_*.py")),
     *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "studies"),
@@ -110,7 +110,7 @@ PROGRAMS = [
 
 
 class Parsed(BaseException):
-    """A program has parsed its arguments, and is to go no further."""
+    """Stops a program after it has parsed its arguments."""
 
 
 def stopping_after(parse):
@@ -122,10 +122,10 @@ def stopping_after(parse):
 
 
 def parse(command: str, monkeypatch) -> None:
-    """Let the program of a command parse and check its arguments. A wrong one ends in a `SystemExit` or an error."""
+    """Let the program of a command parse and check its arguments; a wrong one raises `SystemExit` or an error."""
     words = shlex.split(command.replace("...", AND_SO_ON), comments=True)
     if words[:2] == ["accelerate", "launch"]:
-        script = next(place for place, word in enumerate(words) if word.endswith(".py"))
+        script = next(index for index, word in enumerate(words) if word.endswith(".py"))
         launcher = launch_command_parser().parse_args(words[2:])
         assert launcher.config_file is None or (ROOT / launcher.config_file).is_file()
         words = ["python", *words[script:]]
@@ -150,8 +150,7 @@ def parse(command: str, monkeypatch) -> None:
         program()
 
 
-# The commands under docs/results/ are those of runs that were made, as a program printed them.
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and "/results/" not in page])
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_have_flags_that_their_programs_take(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "yaml"):
@@ -159,7 +158,7 @@ def test_the_commands_of_a_page_have_flags_that_their_programs_take(page, tmp_pa
     for command in commands(page):
         if command.endswith("--help") or ("arguments.yaml" in command and not blocks(page, "yaml")):
             continue
-        print(command)  # which one it was, if it fails
+        print(command)  # shown if the test fails
         with monkeypatch.context() as patch:
             parse(command, patch)
 
@@ -177,7 +176,7 @@ def test_a_wrong_flag_in_a_command_is_found(tmp_path, monkeypatch):
 
 
 def test_every_flag_that_a_page_names_is_one_of_a_program(monkeypatch, capsys):
-    known = set(launch_command_parser()._option_string_actions)  # its help leaves most of them out
+    known = set(launch_command_parser()._option_string_actions)  # its help omits most of them
     for program in PROGRAMS:
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
             parse(f"python {program} --help", patch)
@@ -201,6 +200,12 @@ def test_the_json_and_yaml_of_a_page_can_be_read(page):
                 json.loads(line)
     for block in blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(block), dict)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_blocks_fit_the_width_of_the_site(page):
+    for block in re.findall(r"^```\w*\n(.*?)^```$", text_of(page), re.DOTALL | re.MULTILINE):
+        assert not [line for line in block.splitlines() if len(line) > 88]
 
 
 @pytest.mark.parametrize("page", PAGES)

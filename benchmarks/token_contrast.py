@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from transformers import BertConfig, BertForMaskedLM
 
-from modeling_layerpool.training import TokenContrastArguments, TokenContrastTrainer, sample_token_pairs
+from modeling_layerpool.training import MaskedLanguageTrainer, TokenContrastArguments, sample_token_pairs
 from modeling_layerpool.training.losses import token_contrast
 
 
@@ -78,7 +78,7 @@ def measure_step(rows: int, rounds: int, bf16: bool) -> None:
         args = TokenContrastArguments(
             output_dir=tempfile.mkdtemp(), objective=objective, token_negatives=NEGATIVES, bf16=bf16, disable_tqdm=True
         )
-        trainers[objective] = TokenContrastTrainer(model, args, data_collator=dict)
+        trainers[objective] = MaskedLanguageTrainer(model, args, data_collator=dict)
         trainers[objective].current_gradient_accumulation_steps = 1
         trainers[objective].create_optimizer()
 

@@ -14,7 +14,8 @@ import pytest
 
 from modeling_layerpool import load_layerpool
 
-from .conftest import ROOT, assert_close_to, launch
+from .conftest import assert_close_to
+from .processes import ROOT, launch
 from .test_saving import run_without_the_package
 
 

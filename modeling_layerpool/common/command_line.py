@@ -1,5 +1,6 @@
 """Reads the arguments of a script from the command line or a file, and checks their types and ranges."""
 
+import argparse
 import json
 import math
 import sys
@@ -111,7 +112,8 @@ def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
         InputError: the file is broken, or its class refuses a value.
     """
     # Abbreviations are off, since the model card redacts flags by their full names.
-    parser = _GroupingParser(types, description=description, allow_abbrev=False)
+    formatter = argparse.RawDescriptionHelpFormatter  # so that the command in a description can be pasted
+    parser = _Parser(types, description=description, allow_abbrev=False, formatter_class=formatter)
     is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in CONFIG_SUFFIXES
     flags = _flags_of_file(sys.argv[1]) if is_file else sys.argv[1:]
     try:
@@ -124,8 +126,11 @@ def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
         raise InputError(f"{kind}{reason}") from error
 
 
-class _GroupingParser(HfArgumentParser):
-    """Shows the fields of an argument class that has a `GROUP`, and of its subclasses, under that title in --help."""
+class _Parser(HfArgumentParser):
+    """
+    Shows each default once in --help, and the fields of an argument class that has a `GROUP`, and of its subclasses,
+    under that title.
+    """
 
     def __init__(self, types: Sequence[type], **options: Any):
         # Base classes come first: an inherited field belongs to the group of the class that declares it.
@@ -136,7 +141,13 @@ class _GroupingParser(HfArgumentParser):
         super().__init__(types, **options)
 
     def add_argument(self, *flags: str, **options: Any) -> Any:
-        title = self.titles.get(options.get("dest", flags[0].lstrip("-")))
+        name = options.get("dest", flags[0].lstrip("-"))
+        default, text = options.get("default"), options.get("help") or ""
+        if options.get("action") == "store_false":
+            options["help"] = f"Turn off --{name}."
+        elif default not in (None, argparse.SUPPRESS) and default is not False and "Default:" not in text:
+            options["help"] = f"{text} Default: {getattr(default, 'value', default)}."
+        title = self.titles.get(name)
         if title is None:
             return super().add_argument(*flags, **options)
         if title not in self.groups:

@@ -10,9 +10,10 @@ from .contrastive.objectives.base import EmbeddedBatch, Objective
 from .contrastive.trainer import ContrastiveTrainer
 from .lora import add_lora
 from .losses import info_nce
-from .masked_lm.arguments import TokenContrastArguments
+from .masked_lm.arguments import MaskedLanguageArguments, TokenContrastArguments
 from .masked_lm.token_contrast import sample_token_pairs, semantic_similarity
-from .masked_lm.trainer import TokenContrastTrainer
+from .masked_lm.trainer import MaskedLanguageTrainer
+from .masked_lm.trainer import TokenContrastTrainer as TokenContrastTrainer  # its name before
 
 
 # The modules that were documented before they moved into folders, under their old names.
@@ -28,10 +29,11 @@ __all__ = [
     "ContrastiveTrainer",
     "ContrastiveTrainingArguments",
     "EmbeddedBatch",
+    "MaskedLanguageArguments",
+    "MaskedLanguageTrainer",
     "NonFiniteLossError",
     "Objective",
     "TokenContrastArguments",
-    "TokenContrastTrainer",
     "add_lora",
     "info_nce",
     "sample_token_pairs",

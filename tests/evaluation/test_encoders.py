@@ -139,8 +139,8 @@ def test_each_wrong_folder_has_its_sentence(tmp_path, bert_folder, tiny_folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_hidden_layers": 4}, r"16 tensors are missing or of another shape \(encoder.layer.3"),
-        ({"intermediate_size": 40}, r"9 tensors are missing or of another shape \(encoder.layer.0"),
+        ({"num_hidden_layers": 4}, r"16 tensors are missing or of another shape \(for example encoder.layer.3"),
+        ({"intermediate_size": 40}, r"9 tensors are missing or of another shape \(for example encoder.layer.0"),
         ({"model_type": "unheard"}, "could not be loaded .*model type `unheard`"),
     ],
 )

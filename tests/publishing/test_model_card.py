@@ -316,17 +316,17 @@ def test_pictures_that_would_show_nothing_are_not_drawn_and_older_ones_are_remov
 
 
 @pytest.mark.parametrize(
-    ("pooler_type", "residual", "words"),
+    ("weighting", "residual", "words"),
     [
-        ("layer_attention", None, "returns, averaged"),
-        ("layer_attention", "cls", "adds to the first token of the last state, averaged"),
-        ("layer_attention", "mean", "adds to the mean of the last state, averaged"),
-        ("weighted_layers", "mean", "returns, averaged"),
+        ("per_text", None, "returns, averaged"),
+        ("per_text", "cls", "adds to the first token of the last state, averaged"),
+        ("per_text", "mean", "adds to the mean of the last state, averaged"),
+        ("shared", "mean", "returns, averaged"),
     ],
 )
-def test_the_card_says_what_the_weights_are_weights_in(write_with_pictures, monkeypatch, pooler_type, residual, words):
+def test_the_card_says_what_the_weights_are_weights_in(write_with_pictures, monkeypatch, weighting, residual, words):
     monkeypatch.setattr(card_pictures, "plot_layer_weights", lambda *args, **options: None)
-    card = write_with_pictures(log_history=[], pooler_type=pooler_type, pooler_residual=residual)
+    card = write_with_pictures(log_history=[], pooler_weighting=weighting, pooler_residual=residual)
     assert f"in the vector that the pooler {words}" in section(card, "Hidden states")
 
 

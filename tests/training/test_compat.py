@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, Trainer
 
-from modeling_layerpool.training import ContrastiveTrainer, TokenContrastTrainer, compat
+from modeling_layerpool.training import ContrastiveTrainer, MaskedLanguageTrainer, compat
 from modeling_layerpool.training.base import LayerPoolTrainer
 from modeling_layerpool.training.classification import ClassificationTrainer
 
@@ -80,7 +80,7 @@ def test_the_random_state_is_the_last_file_before_the_state_and_the_removal_of_o
 
 def test_private_methods_are_overridden_in_the_compat_module_only():
     assert {name for name in vars(compat.TrainerHooks) if name in METHODS} == set(METHODS) - {"_get_output_dir"}
-    for trainer in (LayerPoolTrainer, ContrastiveTrainer, ClassificationTrainer, TokenContrastTrainer):
+    for trainer in (LayerPoolTrainer, ContrastiveTrainer, ClassificationTrainer, MaskedLanguageTrainer):
         private = {name for name in vars(trainer) if re.match(r"_[a-z]", name) and hasattr(Trainer, name)}
         assert not private, f"{trainer.__name__} overrides {private}"
 

@@ -15,8 +15,8 @@ from transformers import (
 
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import (
+    MaskedLanguageTrainer,
     TokenContrastArguments,
-    TokenContrastTrainer,
     sample_token_pairs,
     semantic_similarity,
 )
@@ -314,7 +314,7 @@ def make_trainer(tmp_path):
             "token_negatives": 7,
             "seed": 1,
         }
-        return TokenContrastTrainer(
+        return MaskedLanguageTrainer(
             model or make_model(),
             TokenContrastArguments(**(arguments | options)),
             data_collator=Collator(inside),
@@ -605,7 +605,7 @@ def test_two_processes_give_the_gradient_of_the_mean_over_all_tokens_and_anchors
     result = torch.load(tmp_path / "result.pt")
     assert len(result["gradients"]) == 2
     data, model = blocks(7), make_model().double()
-    trainer = TokenContrastTrainer(
+    trainer = MaskedLanguageTrainer(
         model,
         TokenContrastArguments(output_dir=str(tmp_path), use_cpu=True, token_negatives=7),
         data_collator=Collator(),

@@ -5,7 +5,7 @@ import sys
 import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, TrainerCallback
 
-from modeling_layerpool.training import TokenContrastArguments, TokenContrastTrainer
+from modeling_layerpool.training import MaskedLanguageTrainer, TokenContrastArguments
 from tests.training.token_batches import VOCABULARY, Collator, blocks, draw_by_rows
 
 
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     )
     assert arguments.world_size == expected_world_size, arguments.world_size
     recorder = Recorder()
-    trainer = TokenContrastTrainer(
+    trainer = MaskedLanguageTrainer(
         AutoModelForMaskedLM.from_config(config).double(),
         arguments,
         data_collator=Collator(),

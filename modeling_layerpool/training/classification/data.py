@@ -58,8 +58,7 @@ def read_part(
 
     Raises:
         InputError: the data cannot be reached or read, is empty or lacks the columns, or a row lacks a text or a
-        label;
-            with file and line.
+            label; with file and line.
     """
     path = getattr(data, f"{part}_file")
     class_names = None

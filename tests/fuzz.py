@@ -46,8 +46,7 @@ from transformers.trainer_callback import CallbackHandler
 
 import modeling_layerpool.common.command_line
 import modeling_layerpool.publishing.plots
-
-from . import fuzz_inputs as inputs
+from tests import fuzz_inputs as inputs
 
 
 SCRIPTS = tuple(inputs.RUNS)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from modeling_layerpool.evaluation import ShardedEncoder, is_main_process, join_processes
-
-from ..processes import ROOT, accelerate_launch, launch
-from .data import PAIRS, VectorEncoder, write_lines, write_pairs, write_retrieval
+from tests.evaluation.data import PAIRS, VectorEncoder, write_lines, write_pairs, write_retrieval
+from tests.processes import ROOT, accelerate_launch, launch
 
 
 SCRIPT = ROOT / "tests" / "evaluation" / "noting_evaluation.py"

@@ -15,9 +15,8 @@ from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import CachingEncoder, load_encoder
-
-from ..conftest import assert_close_to
-from .data import SENTENCES1, VectorEncoder
+from tests.conftest import assert_close_to
+from tests.evaluation.data import SENTENCES1, VectorEncoder
 
 
 LONG = "one two three four five six seven eight nine ten eleven twelve"

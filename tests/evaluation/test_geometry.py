@@ -18,8 +18,7 @@ from modeling_layerpool.evaluation import (
     top_direction_share,
     uniformity,
 )
-
-from .data import VectorEncoder
+from tests.evaluation.data import VectorEncoder
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,8 +5,7 @@ from transformers import BertConfig, BertModel
 
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import average_by_length, layer_weights, weighs_layers
-
-from ..conftest import SENTENCES
+from tests.conftest import SENTENCES
 
 
 TEXTS = [*SENTENCES, "", *(f"{'word ' * count}end" for count in (30, 3, 12))]

@@ -11,8 +11,7 @@ import run_evaluation
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import Pairs, evaluate_pairs, read_pairs_file
 from modeling_layerpool.evaluation.pairs import best_thresholds, pair_ranking_scores
-
-from .data import VectorEncoder, write_lines
+from tests.evaluation.data import VectorEncoder, write_lines
 
 
 # Few different similarities, so that many are equal.

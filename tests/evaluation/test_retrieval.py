@@ -15,8 +15,7 @@ from modeling_layerpool.evaluation import (
     relevant_pairs,
     search,
 )
-
-from .data import VectorEncoder, real_data, write_lines, write_retrieval
+from tests.evaluation.data import VectorEncoder, real_data, write_lines, write_retrieval
 
 
 HEADER = "query-id\tcorpus-id\tscore"

@@ -26,9 +26,8 @@ from modeling_layerpool.evaluation import (
     mean_cosine,
 )
 from modeling_layerpool.evaluation.encoders import LayerPoolEncoder, SentenceTransformersEncoder
-
-from ..conftest import assert_close_to
-from .data import SENTENCES1, VectorEncoder
+from tests.conftest import assert_close_to
+from tests.evaluation.data import SENTENCES1, VectorEncoder
 
 
 MODULE = "sentence_transformers.models"

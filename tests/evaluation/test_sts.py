@@ -11,8 +11,16 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation import evaluate_sts, load_encoder, load_sts, positive_pairs, read_sts_file
-
-from .data import PAIRS, SCORES, SENTENCES1, SENTENCES2, VectorEncoder, real_data, write_lines, write_pairs
+from tests.evaluation.data import (
+    PAIRS,
+    SCORES,
+    SENTENCES1,
+    SENTENCES2,
+    VectorEncoder,
+    real_data,
+    write_lines,
+    write_pairs,
+)
 
 
 ROW = {"sentence1": "a", "sentence2": "b", "score": 1}

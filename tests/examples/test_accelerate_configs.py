@@ -19,7 +19,7 @@ from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
 from tests.processes import ROOT
-from tests.test_run_contrastive import SCRIPT, arguments, flags, read_json, write_rows
+from tests.scripts.test_run_contrastive import SCRIPT, arguments, flags, read_json, write_rows
 from tests.training.conftest import make_trainer, triplets  # noqa: F401 (a fixture)
 
 

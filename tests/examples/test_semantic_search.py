@@ -10,8 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
-
-from ..processes import ROOT
+from tests.processes import ROOT
 
 
 SCRIPT = ROOT / "examples" / "semantic_search" / "search.py"

@@ -15,9 +15,8 @@ from modeling_layerpool.publishing import card_pictures, write_model_card
 from modeling_layerpool.publishing.card_tables import results_table
 from modeling_layerpool.publishing.model_card import write_language_model_card
 from modeling_layerpool.training.card_facts import CardFacts
-
-from ..conftest import assert_close_to
-from ..evaluation.data import write_lines, write_pairs, write_retrieval
+from tests.conftest import assert_close_to
+from tests.evaluation.data import write_lines, write_pairs, write_retrieval
 
 
 LOG = [

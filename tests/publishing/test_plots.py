@@ -14,8 +14,7 @@ from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.encoders import LayerPoolEncoder
 from modeling_layerpool.publishing import evaluation_plots, plots
 from run_evaluation import EvaluationArguments, run
-
-from ..evaluation.data import PAIRS, write_lines, write_pairs, write_retrieval
+from tests.evaluation.data import PAIRS, write_lines, write_pairs, write_retrieval
 
 
 LOG = [

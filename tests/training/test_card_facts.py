@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import IterableDataset
 
-from .conftest import triplets
+from tests.training.conftest import triplets
 
 
 def metric_by_step(*values):

@@ -30,9 +30,8 @@ from modeling_layerpool.training.fault_tolerance import (
     last_whole_checkpoint,
     save_on_sigterm,
 )
-
-from ..processes import ROOT, Running, launch, start_group
-from .conftest import triplets
+from tests.processes import ROOT, Running, launch, start_group
+from tests.training.conftest import triplets
 
 
 STEPS = 11  # epochs of 4 steps (14 rows in batches of 4, the last one of 2), the third one cut short

@@ -14,7 +14,7 @@ from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from tests.training.conftest import triplets
-from tests.training.test_trainer import Recorder, assert_identical, gradients_of, weights
+from tests.training.contrastive.test_trainer import Recorder, assert_identical, gradients_of, weights
 
 
 NO_NOISE = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "pooler_activation": "relu"}

@@ -33,9 +33,8 @@ from modeling_layerpool.training.masked_lm.models import new_config
 from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
 from modeling_layerpool.training.masked_lm.tokenizer import train_tokenizer
 from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
-
-from ..conftest import assert_close_to
-from .conftest import WORDS
+from tests.conftest import assert_close_to
+from tests.training.conftest import WORDS
 
 
 LENGTH = 16

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM, TrainerCallback
 
 from modeling_layerpool.training import MaskedLanguageTrainer, TokenContrastArguments
-from tests.training.token_batches import VOCABULARY, Collator, blocks, draw_by_rows
+from tests.training.masked_lm.batches import VOCABULARY, Collator, blocks, draw_by_rows
 
 
 GLOBAL_BATCH = 4

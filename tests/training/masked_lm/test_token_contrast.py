@@ -24,7 +24,7 @@ from modeling_layerpool.training.loss_kernels import BLOCK_ELEMENTS
 from modeling_layerpool.training.losses import token_contrast
 from tests.conftest import assert_close_to
 from tests.processes import ROOT, launch
-from tests.training.token_batches import VOCABULARY, Collator, blocks, draw_by_rows
+from tests.training.masked_lm.batches import VOCABULARY, Collator, blocks, draw_by_rows
 
 
 # --- the loss ---
@@ -599,7 +599,7 @@ def test_attention_inside_sequences_is_refused_for_a_model_that_cannot_keep_to_i
 
 @pytest.mark.parametrize("objective", ["mlm", "taco"])
 def test_two_processes_give_the_gradient_of_the_mean_over_all_tokens_and_anchors(tmp_path, objective):
-    script = ROOT / "tests" / "training" / "token_gradients_of_a_run.py"
+    script = ROOT / "tests" / "training" / "masked_lm" / "gradients_of_a_run.py"
     done = launch(script, tmp_path, 2, objective, processes=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     result = torch.load(tmp_path / "result.pt")

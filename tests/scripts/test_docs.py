@@ -13,8 +13,7 @@ import modeling_layerpool.evaluation
 import modeling_layerpool.publishing
 import modeling_layerpool.training
 from modeling_layerpool.models.configuration_layerpool import POOLER_OPTIONS
-
-from .processes import ROOT
+from tests.processes import ROOT
 
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'modeling-layerpool[docs]'")

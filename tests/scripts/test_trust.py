@@ -16,8 +16,7 @@ if sys.platform != "linux":
 from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.masked_lm.texts import load_texts
-
-from . import fuzz_inputs as inputs
+from tests import fuzz_inputs as inputs
 
 
 TRAINING_SCRIPTS = [script for script in inputs.RUNS if script != "run_evaluation.py"]

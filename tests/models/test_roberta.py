@@ -19,8 +19,7 @@ from modeling_layerpool import LayerPoolRobertaConfig, LayerPoolRobertaForSequen
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
-
-from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
+from tests.conftest import POOLER_TYPES, SENTENCES, assert_close_to
 
 
 PADDING = 1

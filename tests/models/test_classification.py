@@ -16,9 +16,8 @@ from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPool
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
-
-from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
-from .test_modeling import bert_layouts
+from tests.conftest import POOLER_TYPES, SENTENCES, assert_close_to
+from tests.models.test_modeling import bert_layouts
 
 
 ENCODERS = ("bert", "roberta")

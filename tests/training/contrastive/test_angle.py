@@ -9,8 +9,8 @@ from sentence_transformers.sentence_transformer.losses import AnglELoss, CoSENTL
 
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainingArguments, EmbeddedBatch
+from tests.training.contrastive.test_pairwise import loss_of, scored
 from tests.training.test_losses import same_values_and_gradients
-from tests.training.test_pairwise import loss_of, scored
 
 
 SCORES = torch.tensor([0.0, 1.0, 0.5, 0.5, 0.25], dtype=torch.float64)

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from modeling_layerpool import load_layerpool
-
-from .conftest import assert_close_to
-from .processes import ROOT, launch
-from .test_saving import run_without_the_package
+from tests.conftest import assert_close_to
+from tests.models.test_saving import run_without_the_package
+from tests.processes import ROOT, launch
 
 
 FOLDER = ROOT / "tests" / "fixtures" / "flat_layout"

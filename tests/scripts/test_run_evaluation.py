@@ -25,9 +25,8 @@ from modeling_layerpool.evaluation import (
     write_results,
 )
 from modeling_layerpool.evaluation.metrics import similarity_scores
-
-from ..processes import ROOT, launch
-from .data import PAIRS, real_data, write_lines, write_pairs, write_retrieval
+from tests.evaluation.data import PAIRS, real_data, write_lines, write_pairs, write_retrieval
+from tests.processes import ROOT, launch
 
 
 @pytest.fixture

@@ -26,9 +26,8 @@ from transformers import (
 from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPoolBertModel, LayerPoolRobertaModel
 from modeling_layerpool.training.masked_lm.texts import tokenize_texts
 from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
-
-from .processes import ROOT, launch
-from .training.conftest import WORDS, triplets
+from tests.processes import ROOT, launch
+from tests.training.conftest import WORDS, triplets
 
 
 SCRIPT = ROOT / "run_mlm.py"

@@ -22,10 +22,9 @@ from transformers import (
 
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool
-
-from .conftest import assert_close_to
-from .processes import ROOT, launch
-from .training.conftest import triplets
+from tests.conftest import assert_close_to
+from tests.processes import ROOT, launch
+from tests.training.conftest import triplets
 
 
 SCRIPT = ROOT / "run_contrastive.py"

@@ -11,8 +11,7 @@ from modeling_layerpool.training import ContrastiveTrainer, NonFiniteLossError, 
 from modeling_layerpool.training.contrastive.objectives.base import Objective
 from modeling_layerpool.training.contrastive.objectives.info_nce import UnsupervisedObjective
 from tests.conftest import assert_close_to, needs_gradient_checkpointing
-
-from .conftest import triplets
+from tests.training.conftest import triplets
 
 
 PACKED = ("input_ids", "sequence_ids", "sequence_starts")

@@ -20,8 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
-
-from .conftest import POOLER_TYPES, SENTENCES, assert_close_to, needs_gradient_checkpointing
+from tests.conftest import POOLER_TYPES, SENTENCES, assert_close_to, needs_gradient_checkpointing
 
 
 def token_ids(tokenizer, sentences=SENTENCES):

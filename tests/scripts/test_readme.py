@@ -14,9 +14,9 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
-from .hub_server import running_hub
-from .processes import ROOT
-from .publishing.test_hub import run as run_beside_hub
+from tests.hub_server import running_hub
+from tests.processes import ROOT
+from tests.publishing.test_hub import run as run_beside_hub
 
 
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]

@@ -22,9 +22,8 @@ from sentence_transformers.util.quantization import quantize_embeddings, semanti
 from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
-
-from .conftest import assert_close_to
-from .test_saving import run_without_the_package
+from tests.conftest import assert_close_to
+from tests.models.test_saving import run_without_the_package
 
 
 # What Python's functions say they do: real sentences, and enough of them to find ranges from.

@@ -8,8 +8,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.models.modeling_layerpool_hire import _read_both_ways
 from modeling_layerpool.models.modeling_layerpool_packing import PackedSentences, PaddedSentences, pack_sentences
-
-from .conftest import SENTENCES, assert_close_to
+from tests.conftest import SENTENCES, assert_close_to
 
 
 def gru_cell(weights, suffix, x, state):

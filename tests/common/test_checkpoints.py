@@ -14,8 +14,7 @@ from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.masked_lm.models import load_masked_language_model
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.model_arguments import ModelArguments
-
-from .conftest import SENTENCES
+from tests.conftest import SENTENCES
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
-from .processes import ROOT, launch
-from .training.conftest import WORDS
+from tests.processes import ROOT, launch
+from tests.training.conftest import WORDS
 
 
 SCRIPT = ROOT / "run_classification.py"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from .conftest import POOLER_TYPES, SENTENCES, assert_close_to
+from tests.conftest import POOLER_TYPES, SENTENCES, assert_close_to
 
 
 RRELU_SLOPE = 11 / 48

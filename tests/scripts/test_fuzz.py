@@ -8,7 +8,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("cases are forks, bounded as Linux can", allow_module_level=True)
 
-from .fuzz import SCRIPTS, check_cases, summarize
+from tests.fuzz import SCRIPTS, check_cases, summarize
 
 
 SEED = 0

@@ -12,8 +12,7 @@ import torch
 from transformers import AutoModel
 
 from modeling_layerpool import LayerPoolBertModel
-
-from .conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to
+from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to
 
 
 def code_files(encoder):

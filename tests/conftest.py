@@ -27,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import modeling_layerpool
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.models.modeling_layerpool_poolers import POOLERS
+from tests.tiny import TINY_BERT, make_tokenizer
 
 
 # A slow machine is no failure; and what CI tries does not change from run to run.
@@ -80,12 +81,18 @@ def minilm() -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_tokenizer(minilm):
+def minilm_tokenizer(minilm):
     return AutoTokenizer.from_pretrained(minilm)
+
+
+@pytest.fixture(scope="session")
+def shared_tokenizer():
+    return make_tokenizer()
 
 
 @pytest.fixture
 def tokenizer(shared_tokenizer):
+    """A small one, for models without real weights."""
     length = shared_tokenizer.model_max_length
     yield shared_tokenizer
     shared_tokenizer.model_max_length = length  # which trainers set
@@ -94,13 +101,7 @@ def tokenizer(shared_tokenizer):
 @pytest.fixture
 def tiny_config():
     """Settings of a BERT small enough to be made afresh in every test."""
-    return {
-        "vocab_size": 30522,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 37,
-    }
+    return dict(TINY_BERT)
 
 
 @pytest.fixture

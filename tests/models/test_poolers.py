@@ -127,16 +127,16 @@ def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokeniz
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
 @pytest.mark.parametrize("residual", ["mean", "cls"])
 @pytest.mark.parametrize("options", [{}, {"pooler_normalize_inputs": True}])
-def test_a_new_residual_pooler_is_the_plain_one_exactly(minilm, tokenizer, pooler_type, residual, options):
+def test_a_new_residual_pooler_is_the_plain_one_exactly(minilm, minilm_tokenizer, pooler_type, residual, options):
     from modeling_layerpool import LayerPoolBertModel
 
     plain = LayerPoolBertModel.from_pretrained(minilm, pooler_type=residual)
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=pooler_type, pooler_residual=residual, **options)
-    expected = plain.encode(list(SENTENCES), tokenizer)
-    assert (model.encode(list(SENTENCES), tokenizer) == expected).all()
+    expected = plain.encode(list(SENTENCES), minilm_tokenizer)
+    assert (model.encode(list(SENTENCES), minilm_tokenizer) == expected).all()
     # ... and learns from the first step on.
     model.train()(
-        **tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+        **minilm_tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     ).pooler_output.square().sum().backward()
     moving = {name for name, weight in model.pooler.named_parameters() if weight.grad.abs().sum() > 0}
     assert moving == (
@@ -153,12 +153,12 @@ def test_a_trained_residual_pooler_comes_back_from_its_folder(tiny_model, tmp_pa
     assert again.config.pooler_residual == "mean"
 
 
-def test_layer_attention_equals_the_formula_on_real_weights(minilm, tokenizer):
+def test_layer_attention_equals_the_formula_on_real_weights(minilm, minilm_tokenizer):
     from modeling_layerpool import LayerPoolBertModel
 
     torch.manual_seed(0)
     model = LayerPoolBertModel.from_pretrained(minilm).eval()
-    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    batch = minilm_tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         output = model(**batch, output_hidden_states=True)
     expected = reference_layer_attention(

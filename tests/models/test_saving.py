@@ -61,13 +61,13 @@ def run_without_the_package(code, *arguments, cwd):
 
 
 @pytest.fixture
-def real_folder(minilm, tokenizer, tmp_path):
+def real_folder(minilm, minilm_tokenizer, tmp_path):
     def save(**options):
         torch.manual_seed(0)
         model = LayerPoolBertModel.from_pretrained(minilm, **options).eval()
         folder = tmp_path / "layerpool-v1.0"  # dots and dashes, as real names have
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        minilm_tokenizer.save_pretrained(folder)
         return model, folder
 
     return save

@@ -46,14 +46,14 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module", params=["mean", "layer_attention"])
-def saved(request, minilm, shared_tokenizer, tmp_path_factory):
+def saved(request, minilm, minilm_tokenizer, tmp_path_factory):
     """A folder with real weights (the pooler of layer attention is new), and its own embeddings of the first TEXTS."""
     torch.manual_seed(0)
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type=request.param)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    shared_tokenizer.save_pretrained(folder)
-    return folder, model.encode(TEXTS[:24], shared_tokenizer)
+    minilm_tokenizer.save_pretrained(folder)
+    return folder, model.encode(TEXTS[:24], minilm_tokenizer)
 
 
 @pytest.mark.parametrize("dim", [256, 60])
@@ -85,10 +85,10 @@ def test_quantised_embeddings_are_those_of_our_own(saved, precision):
 
 
 @pytest.fixture(scope="module")
-def searched(minilm, shared_tokenizer):
+def searched(minilm, minilm_tokenizer):
     """Questions and texts as vectors of length 1, and the places of the ten nearest texts by exact search."""
     model = LayerPoolBertModel.from_pretrained(minilm, pooler_type="mean")
-    questions, texts = (model.encode(each, shared_tokenizer, normalize=True) for each in (QUESTIONS, TEXTS))
+    questions, texts = (model.encode(each, minilm_tokenizer, normalize=True) for each in (QUESTIONS, TEXTS))
     return questions, texts, np.argsort(-questions @ texts.T, axis=1)[:, :10]
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
 from tests.processes import ROOT, launch
+from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS
 
 
@@ -184,9 +185,7 @@ def test_roberta_is_classified_too(run, arguments, files, out, tiny, roberta_tok
 
 def test_a_plain_bert_gets_layer_attention(run, arguments, files, out, tokenizer, tmp_path):
     folder = tmp_path / "bert"
-    BertModel(
-        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
-    ).save_pretrained(folder)
+    BertModel(BertConfig(**TINY_BERT)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     run(arguments | files() | {"model_name_or_path": str(folder)})
     assert AutoConfig.from_pretrained(out).pooler_type == "layer_attention"

@@ -24,6 +24,7 @@ from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool
 from tests.conftest import assert_close_to
 from tests.processes import ROOT, launch
+from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
 
 
@@ -128,9 +129,7 @@ def test_the_checkpoints_configuration_stays_where_no_flag_is_given(tiny_folder,
 
 
 def test_unsupervised_from_a_plain_bert_and_a_text_file_gets_layer_attention(files, tokenizer, tmp_path):
-    BertModel(
-        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
-    ).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(**TINY_BERT)).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     text = tmp_path / "text.txt"
     text.write_text("".join(row["anchor"] + "\n" for row in triplets(14)))
@@ -160,7 +159,7 @@ def test_training_data_are_trained_on_unless_evaluation_alone_is_asked_for(tiny_
 
 
 def test_masked_language_modelling_beside_it_leaves_an_ordinary_folder(files, tokenizer, tmp_path):
-    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
+    config = BertConfig(**TINY_BERT)
     language_model = BertForMaskedLM(config)
     language_model.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
@@ -216,9 +215,7 @@ def broken_folder(tmp_path, kind, tokenizer):
     if kind == "albert":
         AlbertModel(AlbertConfig(hidden_size=32, num_attention_heads=4, intermediate_size=37)).save_pretrained(folder)
     else:
-        BertModel(
-            BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=37)
-        ).save_pretrained(folder)
+        BertModel(BertConfig(**TINY_BERT)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if kind == "without_weights":
         os.remove(folder / "model.safetensors")

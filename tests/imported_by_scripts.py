@@ -1,13 +1,13 @@
-"""What the scripts import: the server that `tests.processes` forks imports it once for all of them."""
+"""What scripts import from other packages: the server of `tests.processes` imports it once for all of its forks."""
 
 import datasets  # noqa: F401
 import evaluate  # noqa: F401
 import peft  # noqa: F401
 import sentence_transformers  # noqa: F401
+import sklearn.cluster  # noqa: F401
+import tabulate  # noqa: F401
+import transformers.hf_argparser
 import transformers.models.auto.modeling_auto
+import transformers.models.bert.modeling_bert
+import transformers.pipelines
 import transformers.trainer  # noqa: F401
-
-import run_classification  # noqa: F401
-import run_contrastive  # noqa: F401
-import run_evaluation  # noqa: F401
-import run_mlm  # noqa: F401

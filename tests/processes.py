@@ -2,7 +2,8 @@
 Scripts in processes of their own, which start in a moment.
 
 A short run in a fresh Python mostly imports torch and transformers. Here each process is a fork of a server that has
-imported them, and has computed nothing: it has no threads, has drawn no random number and has no state of a run.
+imported them, and has computed nothing: it has no threads, has drawn no random number and has no state of a run. Nor
+has it imported this package, so that a process can also be one in which the package is not installed.
 """
 
 import multiprocessing
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -25,7 +27,10 @@ _server.set_forkserver_preload(["tests.imported_by_scripts"])
 
 
 class Running:
-    """A process that runs a script, in a process group of its own, which the workers of its data loaders share."""
+    """
+    A process that runs a script, or `-m` and a module, in a process group of its own, which the workers of its data
+    loaders share.
+    """
 
     def __init__(self, *words, cwd=ROOT, **environment):
         self._folder = tempfile.TemporaryDirectory()
@@ -63,11 +68,16 @@ def _run(words: list[str], cwd: Path, environment: dict[str, str], folder: str) 
     os.chdir(cwd)
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
-    sys.argv = words
-    sys.path.insert(0, os.path.dirname(words[0]))
     code = 0
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, str(cwd))
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, os.path.dirname(words[0]))
+            runpy.run_path(words[0], run_name="__main__")
     except SystemExit as end:
         code = end.code
     # Only here nothing refers to the script's objects any longer, as when an interpreter ends: its workers may end.
@@ -106,18 +116,38 @@ def launch(*words, processes=1, cwd=ROOT) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(done[0].args, code, *printed)
 
 
+def start_accelerate(*words, cwd=ROOT) -> Running:
+    """Start the real `accelerate launch`, whose processes are Pythons of their own."""
+    return Running("-m", "accelerate.commands.launch", *words, cwd=cwd, PYTHONPATH=str(ROOT))
+
+
 def accelerate_launch(*words, processes=2, cwd=ROOT) -> subprocess.CompletedProcess:
     """Run a script through the real `accelerate launch`. `--cpu --num_processes 2` would start one process."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-            *("--main_process_port", "0", "--num_processes", str(processes)),
-            *("--mixed_precision", "no", "--dynamo_backend", "no", *map(str, words)),
-        ],
+    return start_accelerate(
+        *("--multi_gpu", "--num_machines", "1", "--main_process_port", "0", "--num_processes", processes),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", *words),
         cwd=cwd,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    ).finish()
+
+
+# An installed copy of the package must not help.
+HIDE_THE_PACKAGE = """
+import os, sys
+import transformers.dynamic_module_utils
+assert not any(name.partition(".")[0] == "modeling_layerpool" for name in sys.modules)
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "modeling_layerpool":
+            raise ModuleNotFoundError("No module named 'modeling_layerpool'")
+sys.meta_path.insert(0, Hide())
+transformers.dynamic_module_utils.HF_MODULES_CACHE = os.path.abspath("modules")
+"""
+
+
+def run_without_the_package(code, *arguments, cwd) -> subprocess.CompletedProcess:
+    """Run code in a folder, in a process that has not imported the package and cannot."""
+    script = cwd / "without_the_package.py"
+    script.write_text(HIDE_THE_PACKAGE + textwrap.dedent(code), encoding="utf-8")
+    done = launch(script, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done

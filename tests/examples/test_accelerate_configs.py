@@ -1,9 +1,6 @@
 """The files of examples/accelerate/: read by accelerate itself, and launched as far as a CPU allows."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainer
-from tests.processes import ROOT
+from tests.processes import ROOT, Running, start_accelerate
 from tests.scripts.test_run_contrastive import SCRIPT, arguments, flags, read_json, write_rows
 from tests.tiny import TINY_BERT, make_tokenizer
 from tests.training.conftest import make_trainer, triplets  # noqa: F401 (a fixture)
@@ -65,25 +62,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start(config, *command):
-    return subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(FOLDER / f"{config}.yaml")]
-        + [str(word) for word in command],
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def finish(process):
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, out[-2000:] + err[-6000:]
-    return out
+    done = process.finish()
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +93,7 @@ def run(tmp_path_factory):
     (folder / "shard_on_a_cpu.py").write_text(SHARD_ON_A_CPU)
 
     def train(config, processes=2, launchers=((),)):
-        files["out"] = str(folder / config)
+        files["out"] = str(folder / (config or "one"))
         options = arguments(str(folder / "tiny"), files, per_device_train_batch_size=4 // processes) | {
             # Plain gradient descent: what is wrong with a gradient is as wrong with the weights.
             "optim": "sgd",
@@ -126,10 +108,12 @@ def run(tmp_path_factory):
             "eval_on_start": True,
         }
         script = [folder / "shard_on_a_cpu.py", SCRIPT] if config == "fsdp2" else [SCRIPT]
-        outputs = [
-            finish(process)
-            for process in [start(config, *launcher, *script, *flags(options)) for launcher in launchers]
-        ]
+        words = [*script, *flags(options)]
+        file = ("--config_file", FOLDER / f"{config}.yaml")
+        started = (
+            [start_accelerate(*file, *launcher, *words) for launcher in launchers] if config else [Running(*words)]
+        )
+        outputs = [finish(process) for process in started]
         assert f"rows a step           4 on {processes} process(es)" in outputs[0], outputs[0]
         return Path(files["out"])
 
@@ -138,7 +122,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one(run):
-    return run("one_gpu", processes=1)
+    """The folder of a run on one process, without a launcher."""
+    return run(None, processes=1)
 
 
 def assert_same_training(folder, one):
@@ -180,9 +165,17 @@ def test_accelerate_reads_the_file_and_its_launcher_knows_every_key(name):
     assert launched.mixed_precision == "no"  # the run decides
 
 
-@pytest.mark.parametrize(("config", "launcher"), [("cpu_processes", ()), ("many_gpus", ("--num_processes", 2))])
-def test_two_processes_train_and_evaluate_like_one(run, one, config, launcher):
-    assert_same_training(run(config, launchers=[launcher]), one)
+def test_two_processes_train_and_evaluate_like_one(run, one):
+    assert_same_training(run("cpu_processes"), one)
+
+
+def test_processes_on_gpus_are_launched_like_those_on_a_cpu():
+    def launched(name):
+        words = ["--config_file", str(FOLDER / f"{name}.yaml"), "--num_processes", "2", "script.py"]
+        arguments = vars(_validate_launch_command(launch_command_parser().parse_args(words))[0])
+        return {key: value for key, value in arguments.items() if key not in ("config_file", "use_cpu", "gpu_ids")}
+
+    assert launched("many_gpus") == launched("cpu_processes")
 
 
 def test_two_machines_train_and_evaluate_like_one(run, one):

@@ -17,7 +17,7 @@ from modeling_layerpool.common.checkpoints import MODELS, load_layerpool
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from tests.conftest import ENCODERS, OWN_SETTINGS, POOLER_TYPES, SENTENCES, assert_close_to
-from tests.models.test_saving import run_without_the_package
+from tests.processes import run_without_the_package
 
 
 @pytest.fixture(params=ENCODERS)

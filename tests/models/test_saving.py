@@ -1,10 +1,7 @@
 """A saved folder opens everywhere: without the package, after another save, and in sentence-transformers."""
 
 import json
-import os
-import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -13,6 +10,7 @@ from transformers import AutoModel
 
 from modeling_layerpool import LayerPoolBertModel
 from tests.conftest import ENCODERS, POOLER_TYPES, SENTENCES, assert_close_to
+from tests.processes import run_without_the_package
 
 
 def code_files(encoder):
@@ -33,31 +31,6 @@ def code_files(encoder):
 
 
 CODE_FILES = code_files("bert")
-
-# An installed copy must not help.
-HIDE_THE_PACKAGE = """
-import sys
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_layerpool":
-            raise ModuleNotFoundError("No module named 'modeling_layerpool'")
-sys.meta_path.insert(0, Hide())
-"""
-
-
-def run_without_the_package(code, *arguments, cwd):
-    """Run code in a fresh process, in another folder, in which the package cannot be imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", HIDE_THE_PACKAGE + textwrap.dedent(code), *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"HF_MODULES_CACHE": str(cwd / "modules")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 @pytest.fixture

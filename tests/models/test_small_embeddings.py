@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
 from tests.conftest import assert_close_to
-from tests.models.test_saving import run_without_the_package
+from tests.processes import run_without_the_package
 
 
 # What Python's functions say they do: real sentences, and enough of them to find ranges from.

@@ -19,7 +19,7 @@ from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import convert
 from modeling_layerpool.publishing.convert import main
 from tests.conftest import SENTENCES
-from tests.models.test_saving import run_without_the_package
+from tests.processes import run_without_the_package
 
 
 WIDTH = 16

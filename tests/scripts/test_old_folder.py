@@ -14,8 +14,7 @@ import pytest
 
 from modeling_layerpool import load_layerpool
 from tests.conftest import assert_close_to
-from tests.models.test_saving import run_without_the_package
-from tests.processes import ROOT, launch
+from tests.processes import ROOT, launch, run_without_the_package
 
 
 FOLDER = ROOT / "tests" / "fixtures" / "flat_layout"

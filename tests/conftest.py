@@ -1,3 +1,4 @@
+import gc
 import itertools
 import json
 import os
@@ -47,6 +48,12 @@ SENTENCES = (
     "The quick brown fox jumps over the lazy dog, and nobody asks why.",
     "Layers!",
 )
+
+
+def pytest_collection_finish():
+    """Every trainer collects garbage several times, and would take half a second each time to look at all modules."""
+    gc.collect()
+    gc.freeze()
 
 
 def assert_close_to(actual, expected, tolerance=2e-6):

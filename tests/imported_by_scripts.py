@@ -1,5 +1,7 @@
 """What scripts import from other packages: the server of `tests.processes` imports it once for all of its forks."""
 
+import gc
+
 import datasets  # noqa: F401
 import evaluate  # noqa: F401
 import peft  # noqa: F401
@@ -11,3 +13,6 @@ import transformers.models.auto.modeling_auto
 import transformers.models.bert.modeling_bert
 import transformers.pipelines
 import transformers.trainer  # noqa: F401
+
+
+gc.freeze()  # otherwise a fork would copy the pages that its garbage collector touches

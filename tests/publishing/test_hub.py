@@ -59,6 +59,18 @@ OPEN = textwrap.dedent("""
 """)
 
 
+# One process for both, as the address of the Hub is read once.
+PUBLISH = """
+    import runpy, sys
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    from modeling_layerpool import LayerPoolBertModel
+    model = LayerPoolBertModel.from_pretrained("out")
+    model.push_to_hub("tester/pushed", token="hf_test")
+    model.save_pretrained("saved", push_to_hub=True, repo_id="tester/saved", token="hf_test")
+"""
+
+
 def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offline(
     hub, tiny_folder, tmp_path, record_difference
 ):
@@ -68,6 +80,7 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
     out = tmp_path / "out"
     run(
         [
+            *("-c", textwrap.dedent(PUBLISH)),
             *(ROOT / "run_contrastive.py", "--model_name_or_path", tiny_folder, "--train_file", train),
             *("--output_dir", out, "--max_steps", "2", "--per_device_train_batch_size", "4", "--save_strategy", "no"),
             *("--push_to_hub", "--hub_model_id", "tester/layers", "--hub_token", "hf_test", "--use_cpu"),
@@ -75,6 +88,10 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
         address,
         tmp_path,
     )
+    for name in ("tester/pushed", "tester/saved"):  # from Python
+        _, files = server.files(name)
+        assert set(files) >= {"config.json", "model.safetensors", "modeling_layerpool_bert.py"}
+        assert set(files) >= {"modules.json", "sentence_bert_config.json"}
     commit, files = server.files("tester/layers")
     assert set(files) >= {
         "README.md",
@@ -102,18 +119,3 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
     run(arguments, address, cache, with_package=False, offline=True)
     assert_close_to(np.load(tmp_path / "found.npy"), expected)
     assert len(server.requests) == asked
-
-
-def test_a_model_pushed_from_python_is_whole(hub, tiny_folder, tmp_path):
-    server, address = hub
-    code = f"""
-from modeling_layerpool import LayerPoolBertModel
-model = LayerPoolBertModel.from_pretrained({tiny_folder!r})
-model.push_to_hub("tester/pushed", token="hf_test")
-model.save_pretrained("saved", push_to_hub=True, repo_id="tester/saved", token="hf_test")
-"""
-    run(["-c", code], address, tmp_path)
-    for name in ("tester/pushed", "tester/saved"):
-        _, files = server.files(name)
-        assert set(files) >= {"config.json", "model.safetensors", "modeling_layerpool_bert.py"}
-        assert set(files) >= {"modules.json", "sentence_bert_config.json"}

@@ -237,15 +237,15 @@ def test_without_faiss_the_sentence_names_how_to_install_it(search, run, monkeyp
     assert (done.code, done.err) == (2, 'error: searching needs FAISS: pip install "modeling-layerpool[faiss]"\n')
 
 
-def test_passages_hold_every_word_once_and_know_their_lines(search, tokenizer):
+def test_passages_hold_every_word_once_and_know_their_lines(search, minilm_tokenizer):
     long_line = " ".join(f"word{number}" for number in range(60))
     text = f"# One\n\nfirst\n\nsecond\nthird\r\n\n\n# Two\n\n{long_line}\n\nlast"
     limit = 20
-    passages = search.split_passages(text, tokenizer, limit)
+    passages = search.split_passages(text, minilm_tokenizer, limit)
     assert [word for passage in passages for word in passage.text.split()] == text.split()
     assert (passages[0].line, passages[0].text) == (1, "# One\n\nfirst\n\nsecond\nthird\n\n# Two")
     assert [passage.line for passage in passages[1:]] == [11] * (len(passages) - 2) + [13]
     for passage in passages:
-        tokens = tokenizer(passage.text, add_special_tokens=False)["input_ids"]
+        tokens = minilm_tokenizer(passage.text, add_special_tokens=False)["input_ids"]
         assert len(tokens) == passage.tokens <= limit
-    assert search.split_passages("", tokenizer, limit) == []
+    assert search.split_passages("", minilm_tokenizer, limit) == []

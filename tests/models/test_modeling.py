@@ -204,7 +204,7 @@ def test_one_flat_row_with_cumulative_lengths_is_packed_input(tiny_model, tokeni
 
 def test_flash_attention_gets_one_flat_row_with_borders(tiny_model, tokenizer, flash):
     model = tiny_model()
-    packed = pack_sentences(token_ids(tokenizer, SENTENCES * 3), pad_token_id=0, row_length=24)
+    packed = pack_sentences(token_ids(tokenizer, SENTENCES * 3), pad_token_id=0, row_length=32)
     assert packed["input_ids"].shape[0] > 1
     with torch.no_grad():
         expected = model(**packed)

@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow docs clean
+.PHONY: help demo test test-fast test-slow docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train a sentence encoder on this machine's Python documentation, and search it"
 	@echo "make test   lint and run the tests"
+	@echo "make test-fast   run the tests that start no process, in about a minute"
 	@echo "make test-slow   run the tests that take minutes, too"
 	@echo "make docs   build the documentation into site/, and refuse any warning"
 
@@ -18,6 +19,9 @@ test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+test-fast: .venv/installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "not slow and not long" --ignore tests/scripts --ignore tests/examples
 
 test-slow: .venv/installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"

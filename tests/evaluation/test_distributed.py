@@ -32,6 +32,7 @@ def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.long
 def test_two_processes_share_the_texts_and_measure_what_one_does(start, tmp_path):
     labels = [{"sentence1": a, "sentence2": b, "label": int(score > 3)} for a, b, score in PAIRS]
     data = (
@@ -70,6 +71,7 @@ def test_two_processes_share_the_texts_and_measure_what_one_does(start, tmp_path
     assert two.stderr.count("Searching:   0%") == one.stderr.count("Searching:   0%") > 0
 
 
+@pytest.mark.long
 def test_processes_keep_a_text_apart_that_is_a_query_and_a_document(start, tiny_folder, tmp_path):
     settings = {
         "prompts": {"query": "query: ", "document": "passage: ", "alike": "like: "},
@@ -99,6 +101,7 @@ def test_processes_keep_a_text_apart_that_is_a_query_and_a_document(start, tiny_
     assert measured["geometry"] == pytest.approx(expected["geometry"], abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_usage_error_ends_all_processes_with_code_2(start):
     done, folder = start(2, "--sts", "a=missing.jsonl")
     assert done.returncode == 2
@@ -106,6 +109,7 @@ def test_a_usage_error_ends_all_processes_with_code_2(start):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_process_that_fails_takes_the_others_with_it(start, tmp_path):
     done, folder = start(
         2, "--sts", f"inline={write_pairs(tmp_path / 'pairs.jsonl')}", failing_rank=1, launch=accelerate_launch

@@ -195,11 +195,13 @@ def test_scores_equal_those_of_sentence_transformers(minilm, record_difference):
     record_difference("sentence-transformers", "its STS evaluator's correlations, against ours", difference)
 
 
+@pytest.mark.long
 def test_scores_equal_those_of_sentence_transformers_on_real_pairs(minilm):
     pairs = read_sts_file(real_data("stsb/test.jsonl"))
     assert difference_from_sentence_transformers(minilm, tuple(column[::20] for column in pairs)) < 1e-4
 
 
+@pytest.mark.long
 def test_minilm_reaches_its_known_spearman_on_the_sts_benchmark(minilm):
     result = evaluate_sts(load_encoder(minilm), *read_sts_file(real_data("stsb/test.jsonl")))
     assert result["pairs"] == 1379

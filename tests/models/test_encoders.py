@@ -226,6 +226,7 @@ def test_the_script_opens_it_with_its_tokenizer(tiny, encoder, tokenizer_of, tmp
     assert model.encode(list(SENTENCES), tokenizer).shape == (3, 32)
 
 
+@pytest.mark.long
 def test_all_of_them_open_without_the_package_and_in_sentence_transformers(
     tiny, tokenizer_of, tmp_path, record_difference
 ):

@@ -212,6 +212,7 @@ def test_the_grus_start_as_torch_starts_them(minilm):
     assert not torch.equal(after, before)
 
 
+@pytest.mark.long
 def test_compiled_it_gives_the_same(hire_model, tokenizer):
     model = hire_model(pooler_layers=[0, 1])
     compiled = torch.compile(model, backend="aot_eager")

@@ -345,6 +345,7 @@ def test_checkpoints_that_would_enclose_the_reading_of_states_are_refused(tiny_m
         tiny_model().gradient_checkpointing_enable()
 
 
+@pytest.mark.long
 def test_compiled_without_graph_breaks_it_gives_the_same(tiny_model, tokenizer):
     model = tiny_model()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -82,6 +82,7 @@ def test_the_travelling_code_imports_torch_and_transformers_only(real_folder):
                 assert top in {"torch", "transformers"} | sys.stdlib_module_names, (file.name, module)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options", [{"pooler_type": "layer_attention"}, {"pooler_type": "weighted_layers", "pooler_layers": [0, 3]}]
 )
@@ -122,6 +123,7 @@ def test_it_opens_embeds_and_saves_again_without_the_package(real_folder, tmp_pa
     assert {path.name for path in (tmp_path / "layerpool-v1.0-again").glob("*.py")} == CODE_FILES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [*({"pooler_type": name} for name in POOLER_TYPES), {"projection_dim": 48}])
 def test_sentence_transformers_gives_the_same_embeddings(real_folder, options, record_difference):
     from sentence_transformers import SentenceTransformer
@@ -137,6 +139,7 @@ def test_sentence_transformers_gives_the_same_embeddings(real_folder, options, r
     record_difference("sentence-transformers", "`encode` of a saved folder, every pooler", abs(got - expected).max())
 
 
+@pytest.mark.long
 def test_sentence_transformers_opens_it_without_the_package(real_folder, tmp_path):
     from transformers import AutoTokenizer
 
@@ -171,6 +174,7 @@ def test_every_save_names_all_classes_and_carries_its_encoders_code_only(tiny, t
         }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoder", ["bert", "roberta"])
 def test_encoder_and_classifier_folders_open_crosswise_without_the_package(tiny, tokenizer_of, tmp_path, encoder):
     tokenizer = tokenizer_of[encoder]

@@ -131,6 +131,7 @@ def test_search_in_bits_has_the_neighbours_of_exact_search_among_its_first(searc
     assert share_found(best, expected) > 0.9
 
 
+@pytest.mark.long
 def test_matryoshka_training_reaches_the_pooler_and_opens_again_everywhere(tiny_model, tokenizer, tmp_path):
     tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(tmp_path / "start")
     tokenizer.save_pretrained(tmp_path / "start")

@@ -332,6 +332,7 @@ def test_the_tokenizer_goes_along(make_source, output):
     assert tokenizer("A man is playing flute")["input_ids"] == [words.index(word) for word in wanted]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "encoder"), [("layer-attention", "bert"), ("simcse", "roberta")])
 def test_it_opens_without_the_package(make_source, output, tmp_path, kind, encoder):
     source = make_source(kind, encoder)

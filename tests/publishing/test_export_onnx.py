@@ -18,6 +18,9 @@ from tests.conftest import ENCODERS, SENTENCES
 from tests.processes import ROOT
 
 
+pytestmark = pytest.mark.long
+
+
 def run(path, tokenizer, texts):
     inputs = tokenizer(texts, padding=True, truncation=True, return_tensors="np", return_token_type_ids=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -71,6 +71,7 @@ PUBLISH = """
 """
 
 
+@pytest.mark.long
 def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offline(
     hub, tiny_folder, tmp_path, record_difference
 ):

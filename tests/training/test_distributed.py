@@ -26,6 +26,7 @@ def results(tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mlm_weight", [0, 0.5])
 @pytest.mark.parametrize("kind", [2, "2, cached"])
 def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, kind, mlm_weight, record_difference):
@@ -41,11 +42,13 @@ def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, ki
     record_difference("accelerate", "gradient of two processes, against one with the whole batch", difference)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mlm_weight", [0, 0.5])
 def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results, mlm_weight):
     assert results[2, mlm_weight]["losses"] == pytest.approx(results[1, mlm_weight]["losses"], abs=1e-5)
 
 
+@pytest.mark.long
 def test_two_processes_resume_bit_identical(tiny_folder, tmp_path):
     train = tmp_path / "train.jsonl"
     train.write_text("".join(json.dumps(row) + "\n" for row in triplets(11)))

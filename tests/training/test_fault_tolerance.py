@@ -89,6 +89,7 @@ def assert_identical(found, expected):
 # --- real processes ---
 
 
+@pytest.mark.long
 def test_a_run_killed_twice_and_preempted_once_ends_as_the_unbroken_one(command, unbroken, tmp_path):
     out = tmp_path / "out"
     resume = command(out, "--resume_from_checkpoint", "true", "--save_total_limit", "1")
@@ -124,6 +125,7 @@ def test_a_run_killed_twice_and_preempted_once_ends_as_the_unbroken_one(command,
     assert_identical(weights(out), weights(unbroken))
 
 
+@pytest.mark.long
 def test_sigterm_to_one_of_two_processes_saves_and_stops_both(command, tmp_path):
     out = tmp_path / "out"
     words = command(out, "--max_steps", "100000", "--save_steps", "5", "--save_total_limit", "2")
@@ -164,6 +166,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "harm", "defect"),
     [
@@ -187,6 +190,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_it_taken(out, caplog, n
     assert message.startswith(f"{out}/checkpoint-11 is skipped: {defect}")
 
 
+@pytest.mark.long
 def test_without_a_whole_checkpoint_there_is_none_to_resume_from(out, tmp_path):
     for step in (10, 11):
         (out / f"checkpoint-{step}" / "complete.json").write_text("[1]")
@@ -195,6 +199,7 @@ def test_without_a_whole_checkpoint_there_is_none_to_resume_from(out, tmp_path):
     assert find_defect(tmp_path / "nowhere") == "no checkpoint there"
 
 
+@pytest.mark.long
 def test_a_broken_checkpoint_that_is_asked_for_is_refused(command, out, monkeypatch, capsys):
     cut(out / "checkpoint-11" / "optimizer.pt")
     monkeypatch.setattr("sys.argv", command(out, "--resume_from_checkpoint", out / "checkpoint-11"))

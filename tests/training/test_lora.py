@@ -387,6 +387,7 @@ def test_fsdp_and_deepspeed_are_refused(make_trainer, tiny_model, monkeypatch, e
 # --- several processes ---
 
 
+@pytest.mark.long
 def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(tmp_path):
     whole = run_of_one_process(tmp_path / "whole", 1)
     done = launch(__file__, tmp_path / "parts", 2, processes=2)

@@ -203,6 +203,7 @@ def test_the_order_is_that_of_the_models_embeddings_and_its_cost_is_told(make_tr
     assert 0 < trainer.train().metrics["shuffling_percent"] < 100
 
 
+@pytest.mark.long
 def test_two_processes_take_the_same_rows_as_one(tiny_model, tokenizer, tmp_path):
     folder = tmp_path / "start"
     tiny_model(pooler_type="mean", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(folder)

@@ -114,6 +114,7 @@ def test_gradient_caching_does_not_change_the_loss(make_pairwise, tiny_model, lo
         torch.testing.assert_close(found[1][name], weight, atol=1e-7, rtol=1e-6, msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", ["combined", "cosent"])
 def test_two_processes_train_like_one(tiny_model, tokenizer, tmp_path, loss):
     folder = tmp_path / "start"

@@ -304,6 +304,7 @@ def test_gradient_caching_keeps_the_scale_of_float16(make_trainer):
         assert difference <= 0.02 * gradient.norm() + 1e-5, name
 
 
+@pytest.mark.long
 def test_compiled_it_needs_three_graphs_at_most_for_batches_of_all_shapes(make_trainer):
     trainer = make_trainer(rows=40)
     compiled = torch.compile(trainer.model.train(), backend="eager", fullgraph=True)

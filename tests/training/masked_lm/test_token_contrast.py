@@ -597,6 +597,7 @@ def test_attention_inside_sequences_is_refused_for_a_model_that_cannot_keep_to_i
 # --- two processes ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["mlm", "taco"])
 def test_two_processes_give_the_gradient_of_the_mean_over_all_tokens_and_anchors(tmp_path, objective):
     script = ROOT / "tests" / "training" / "masked_lm" / "gradients_of_a_run.py"

@@ -3,7 +3,6 @@ import importlib.util
 import json
 import re
 import zlib
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,19 +98,6 @@ def test_the_best_loss_is_the_lowest_and_a_given_step_is_taken(draw):
         _, figure = draw("plot_learning_curves", log, metric="loss", **options)
         (axes,) = figure.axes  # there is no training loss
         assert [text.get_text() for text in axes.get_legend().get_texts()] == [expected]
-
-
-def test_the_names_in_the_plane_stand_apart(draw):
-    near = {f"model {number}": {"alignment": 0.2 + number / 1e6, "uniformity": -2.0} for number in range(25)}
-    _, figure = draw("plot_alignment_uniformity", near)
-    (axes,) = figure.axes
-    assert texts_of(axes) == [f"model {number}" for number in reversed(range(25))]  # from top to bottom
-    # an annotation's own extent holds its line, too
-    boxes = [super(type(text), text).get_window_extent() for text in axes.texts]
-    for upper, lower in pairwise(boxes):
-        assert lower.y1 <= upper.y0
-    inside = figure.bbox
-    assert all(box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1 for box in boxes)
 
 
 def test_similarities_are_counted_in_five_bins_of_the_gold_score(draw):

@@ -1,4 +1,4 @@
-"""Run by test_token_contrast.py on several processes: saves the gradients and the log of every step of a small run."""
+"""Run by test_trainer.py on several processes: saves the gradients and the log of every step of a small run."""
 
 import sys
 

@@ -91,7 +91,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     objective = trainer.objective.settings(trainer.columns)
     if args.mlm_weight > 0:
-        objective["objective"] += f"; masked language modelling, weight {args.mlm_weight:g}"
+        objective["objective"] += f"; masked language modeling, weight {args.mlm_weight:g}"
     plan = {
         **objective,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",

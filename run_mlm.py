@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Pre-train an encoder with masked language modelling, or with TACO, which adds token-level contrast (--objective taco).
+Pre-train an encoder with masked language modeling, or with TACO, which adds token-level contrast (--objective taco).
 
     python run_mlm.py --model_type bert --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
         --train_file texts.txt.gz --validation_file held-out.txt --probe_file sts-dev.jsonl --output_dir runs/mine
@@ -239,7 +239,7 @@ def run(
         check_special_tokens(tokenizer, model_args.model_name_or_path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model))
     piece_length = training_args.max_seq_length if training_args.block_packing == "pack" else None
-    with training_args.main_process_first(desc="tokenising"):
+    with training_args.main_process_first(desc="tokenizing"):
         train_dataset, eval_dataset = (
             None if texts is None else tokenize_texts(texts, tokenizer, piece_length, source)
             for texts, source in ((train_texts, "training texts"), (validation_texts, "validation texts"))

@@ -60,7 +60,7 @@ def test_docstrings_become_descriptions_of_arguments_and_fields(site):
         assert f'id="modeling_layerpool.training.ContrastiveTrainingArguments.{field}"' in training, field
     assert "Temperature that cosines are divided by; above 0." in training  # help texts are the fields' descriptions
     assert "Shape <code>(B, h)</code>" in training
-    assert "Batch-softmax contrastive loss for labelled pairs" in training
+    assert "Batch-softmax contrastive loss for labeled pairs" in training
     for page in (site / "api").glob("*.html"):  # markup that was not converted stays in the text
         text = page.read_text(encoding="utf-8")
         assert not re.search(r"\*optional\*|(Args|Raises|Returns|Keyword Args):|\[<code>", text), page

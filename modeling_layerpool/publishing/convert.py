@@ -40,7 +40,7 @@ POSITIONS = r"(bert\.|roberta\.)?embeddings\.position_ids"
 LEFT_OUT = {
     POSITIONS: "the position numbers, which the model makes itself",
     r"(bert|roberta)\.pooler\.dense\.(weight|bias)": "the encoder's own pooler, which the method does not read",
-    r"(lm_head|cls)\..+": "the masked language modelling head, used in training only",
+    r"(lm_head|cls)\..+": "the masked language modeling head, used in training only",
 }
 DROPPED = "SimCSE's MLP, by --mlp drop"
 

@@ -114,7 +114,7 @@ class MaskedLanguageHead(nn.Module):
             )
         absent = [key for key in info["missing_keys"] if not key.startswith(f"{language_model.base_model_prefix}.")]
         if absent:
-            logger.warning(f"{checkpoint}: has no head for masked language modelling; it starts anew")
+            logger.warning(f"{checkpoint}: has no head for masked language modeling; a new one is initialized")
         return cls(language_model, encoder)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ def tokenize_part(part: LabelledTexts, labels: Iterable[Any] | None, tokenizer: 
         return {**inputs, "length": [len(ids) for ids in inputs["input_ids"]]}
 
     unneeded = [column for column in ("text", "text_pair") if column in columns]
-    return Dataset.from_dict(columns).map(tokenize, batched=True, remove_columns=unneeded, desc="Tokenising")
+    return Dataset.from_dict(columns).map(tokenize, batched=True, remove_columns=unneeded, desc="Tokenizing")
 
 
 def restart_classifier(model: PreTrainedModel) -> None:
@@ -57,7 +57,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         args ([`ClassificationTrainingArguments`]):
             The options of the run.
         train_dataset, eval_dataset (`datasets.Dataset`, *optional*):
-            Tokenised and labelled rows, from [`tokenize_part`].
+            Tokenized and labeled rows, from [`tokenize_part`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that made them.
         compute_metrics (`Callable`, *optional*):

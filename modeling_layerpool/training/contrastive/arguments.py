@@ -81,7 +81,7 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
     mlm_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a masked language modelling loss added on the same texts; 0.15 in Oh et al. "
+            "help": "Weight of a masked language modeling loss added on the same texts; 0.15 in Oh et al. "
             "2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
         },
     )

@@ -22,7 +22,7 @@ class GradientCache:
 
     Args:
         model: the model as the Trainer wraps it.
-        accelerator: scales the loss and synchronises the processes.
+        accelerator: scales the loss and synchronizes the processes.
         chunks: packed inputs ([`~modeling_layerpool.training.batching.chunks_of`]).
     """
 

@@ -1,4 +1,4 @@
-"""The masked language modelling loss that `mlm_weight` adds to an objective."""
+"""The masked language modeling loss that `mlm_weight` adds to an objective."""
 
 from typing import Any
 

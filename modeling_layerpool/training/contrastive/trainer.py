@@ -60,12 +60,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
         args ([`ContrastiveTrainingArguments`]):
             The options of the run and of its objective.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            Rows with the text columns that the objective names; tokenised here, unless they are already. An evaluation
+            Rows with the text columns that the objective names; tokenized here, unless they are already. An evaluation
             dataset gives `eval_loss`, the mean over its rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer. Its `model_max_length` becomes `args.max_seq_length`, if given.
         data_collator (`Callable`, *optional*):
-            Makes a batch of tokenised rows; defaults to a [`PackingCollator`].
+            Makes a batch of tokenized rows; defaults to a [`PackingCollator`].
         objective ([`Objective`], *optional*):
             Defaults to the one that `args` names.
         mlm_head ([`MaskedLanguageHead`], *optional*):
@@ -123,7 +123,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._saved_plan: tuple[list[int], int] | None = None
         self.columns: list[str] | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
-        with args.main_process_first(desc="tokenising"):
+        with args.main_process_first(desc="tokenizing"):
             train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
         if args.row_length is not None:
@@ -213,7 +213,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().make_batch_sampler(batch_size, **options)
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
-        """Embeddings of tokenised texts. Each process computes a part of them."""
+        """Embeddings of tokenized texts. Each process computes a part of them."""
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
             embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
@@ -228,7 +228,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The loss of the objective, and of masked language modelling if that is trained too."""
+        """The loss of the objective, and of masked language modeling if that is trained too."""
         chunks = chunks_of(inputs)
         embeddings = torch.cat([model(**model_inputs(chunk)).pooler_output for chunk in chunks])
         loss = self._objective_loss(model, embeddings, inputs)
@@ -261,7 +261,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         cache.cache_gradient(loss)
         loss = loss.detach()
         if self._mlm_term is not None:
-            # The last backward pass of a step synchronises the processes, and has to be one of the cache.
+            # The last backward pass of a step synchronizes the processes, and has to be one of the cache.
             loss = loss + self._mlm_term.backward(model, chunks, self.current_gradient_accumulation_steps)
         cache.backward()
         return loss
@@ -386,7 +386,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         facts = with_pooler(super().card_facts(), self.model, output)
         settings = objective.settings(columns)
         if args.mlm_weight > 0:
-            settings["masked language modelling"] = (
+            settings["masked language modeling"] = (
                 f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
             )
         # Each further column of a row is one more negative for every anchor of the batch.

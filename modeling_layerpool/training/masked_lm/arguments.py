@@ -13,7 +13,7 @@ from .tokenizer import DEFAULT_VOCAB_SIZE
 
 OBJECTIVES = ("mlm", "taco")
 OBJECTIVE = {
-    "help": "Training objective: 'mlm' (masked language modelling) or 'taco' (the same plus token-level contrast).",
+    "help": "Training objective: 'mlm' (masked language modeling) or 'taco' (the same plus token-level contrast).",
     "choices": OBJECTIVES,
 }
 TOKEN_ANCHORS = ("all", "masked", "unmasked")
@@ -155,7 +155,7 @@ class TokenContrastArguments(RunArguments):
     objective: str = field(default="taco", metadata=OBJECTIVE)
     token_contrast_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the token-level contrast added to the masked language modelling loss."},
+        metadata={"help": "Weight of the token-level contrast added to the masked language modeling loss."},
     )
     token_temperature: float = field(
         default=0.07, metadata={"help": "Temperature of the token-level contrast; above 0."}

@@ -26,7 +26,7 @@ POOLED_BATCHES = 8
 
 
 class Span(NamedTuple):
-    """Tokens `begin` to `end` of one tokenised text."""
+    """Tokens `begin` to `end` of one tokenized text."""
 
     text: int
     begin: int

@@ -139,7 +139,7 @@ def load_masked_language_model(
         )
     if absent:
         logger.warning(
-            f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
+            f"{name}: has no head for masked language modeling; a new one is initialized ({', '.join(sorted(absent))})"
         )
     tokenizer = load_tokenizer(name, revision)
     _check_encoder(model, name)

@@ -1,5 +1,5 @@
 """
-TACO (Fu et al., ACL 2022, arXiv 2204.04163): masked language modelling plus token-level contrast, for any encoder.
+TACO (Fu et al., ACL 2022, arXiv 2204.04163): masked language modeling plus token-level contrast, for any encoder.
 
 The global semantics of a token, `g = H_l - H_0`, are what its context adds to it. The contrast makes them similar
 among neighbors in a sequence and different from those of other sequences. Notation: `rows` and `length` of a batch, `s

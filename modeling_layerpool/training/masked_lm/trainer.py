@@ -343,7 +343,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
     def card_facts(self) -> CardFacts:
         """The facts of this run that a model card is made from."""
         args, facts, is_taco = self.args, super().card_facts(), self.args.objective == "taco"
-        settings = {"objective": "masked language modelling"}
+        settings = {"objective": "masked language modeling"}
         if is_taco:
             settings["objective"] += f" + {args.token_contrast_weight:g} x token contrast (TACO)"
             settings["token contrast"] = (

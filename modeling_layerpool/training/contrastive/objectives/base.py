@@ -79,7 +79,7 @@ class Objective(nn.Module):
     """
     Base of all objectives.
 
-    Its parameters (a learned temperature) belong to the objective and not to the model. The trainer optimises, saves
+    Its parameters (a learned temperature) belong to the objective and not to the model. The trainer optimizes, saves
     and restores them.
 
     Args:
@@ -130,7 +130,7 @@ class Objective(nn.Module):
         self, dataset: Dataset | IterableDataset, value_column: str | None, source: str
     ) -> tuple[float, float]:
         """
-        Called with each dataset before it is tokenised, the training rows first.
+        Called with each dataset before it is tokenized, the training rows first.
 
         Returns:
             The numbers of `value_column` that become 0 and 1.

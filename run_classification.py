@@ -282,7 +282,7 @@ def run(
         if trainer.is_world_process_zero():
             write_predictions(parts["test"], labels.predictions(output.predictions), training_args.output_dir)
 
-    # 8. Model card, and the Hub if asked for
+    # 8. Model card and Hub
     if training_args.do_train:
         publish(trainer)
 

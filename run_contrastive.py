@@ -20,15 +20,16 @@ from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
-from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments, Objective
+from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.contrastive.arguments import DataArguments
 from modeling_layerpool.training.contrastive.data import load_file
-from modeling_layerpool.training.data import load_hub
+from modeling_layerpool.training.data import read_train_rows
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.model_arguments import LoraArguments, ModelArguments
 from modeling_layerpool.training.script import (
     argument_errors,
+    choose_actions,
     choose_best_by,
     describe_pooler,
     describe_run,
@@ -49,17 +50,7 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
         ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__
     )
     _, lora, data, training = arguments
-    if not training.do_eval or training.eval_strategy != "no":  # transformers takes --eval_strategy for --do_eval
-        training.do_train = training.do_train or data.train_file is not None or data.dataset_name is not None
-    training.do_eval = training.do_eval or data.validation_file is not None
-    if not (training.do_train or training.do_eval):
-        raise InputError("nothing to do: give training data, a --validation_file or both")
-    if training.do_train and (data.train_file is None) == (data.dataset_name is None):
-        raise InputError("give the training data as either --train_file or --dataset_name")
-    if training.do_eval and data.validation_file is None:
-        raise InputError("--do_eval needs a --validation_file")
-    if data.streaming and training.max_steps <= 0:
-        raise InputError("--streaming needs --max_steps, as a stream has no length")
+    choose_actions(training, data, evaluates=data.validation_file is not None, flags="a --validation_file")
     if lora.use_lora and not training.do_train:
         raise InputError("--use_lora does nothing without training")
     if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
@@ -69,25 +60,10 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
     return arguments
 
 
-def load_train_dataset(data: DataArguments, args: ContrastiveTrainingArguments, objective: Objective):
-    with args.main_process_first(desc="reading the training data"):
-        if data.train_file is not None:
-            dataset = load_file(data.train_file, objective, data.streaming)
-        else:
-            dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
-    if data.streaming:
-        return dataset.shuffle(seed=args.seed, buffer_size=data.shuffle_buffer_size)
-    if data.max_train_samples is not None:
-        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
-    return dataset
-
-
 def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str, str], checkpoint: str | None) -> str:
     """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     dataset = trainer.train_dataset
-    batch = args.per_device_train_batch_size * args.world_size
-    further = max(0, len(trainer.columns) - 2)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     objective = trainer.objective.settings(trainer.columns)
     if args.mlm_weight > 0:
@@ -96,7 +72,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         **objective,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
-        "negatives an anchor": f"{batch - 1 + further * batch if trainer.objective.compares_batch else 0}",
+        "negatives an anchor": f"{trainer.most_negatives(args.per_device_train_batch_size * args.world_size)}",
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{trainable:,}",
         **adapter,
@@ -117,7 +93,9 @@ def run(
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
         warn_of_same_files([data_args.train_file], [data_args.validation_file])
-        train_dataset = load_train_dataset(data_args, training_args, objective)
+        train_dataset = read_train_rows(data_args, training_args, partial(load_file, objective=objective))
+        if data_args.streaming:
+            train_dataset = train_dataset.shuffle(training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
         evaluator, metrics = development_evaluator(data_args.validation_file)
         if evaluator is None:

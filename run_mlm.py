@@ -15,9 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -30,18 +28,21 @@ from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
-from modeling_layerpool.training.data import load_hub
-from modeling_layerpool.training.masked_lm.arguments import LanguageDataArguments, LanguageModelArguments
+from modeling_layerpool.training.data import read_train_rows
+from modeling_layerpool.training.distributed import same_on_all
+from modeling_layerpool.training.masked_lm.arguments import (
+    LanguageDataArguments,
+    LanguageModelArguments,
+    MaskedLanguageArguments,
+)
 from modeling_layerpool.training.masked_lm.models import load_masked_language_model, new_config, start_model
 from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
 from modeling_layerpool.training.masked_lm.tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
-from modeling_layerpool.training.masked_lm.trainer import (
-    MaskedLanguageArguments,
-    MaskedLanguageTrainer,
-)
+from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageTrainer
 from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (
     argument_errors,
+    choose_actions,
     choose_best_by,
     describe_run,
     evaluate_and_save,
@@ -80,21 +81,9 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
         LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments, description=__doc__
     )
     model, data, training = arguments
-    if (
-        not training.do_eval or training.eval_strategy != "no"
-    ):  # transformers sets do_eval if an --eval_strategy is given
-        training.do_train = training.do_train or data.has_train_data
-    training.do_eval = training.do_eval or bool(data.evaluation_files)
-    if not (training.do_train or training.do_eval):
-        raise InputError("nothing to do: give texts to train on (--train_file or --dataset_name), or evaluation data")
-    if training.do_train and not data.has_train_data:
-        raise InputError("--do_train needs texts: --train_file or --dataset_name")
-    if training.do_eval and not data.evaluation_files:
-        raise InputError("--do_eval needs a --validation_file or a --probe_file")
+    choose_actions(training, data, bool(data.evaluation_files), flags="a --validation_file or a --probe_file")
     if not training.do_train and model.model_name_or_path is None:
         raise InputError("an untrained new model is not worth evaluating; give --model_name_or_path")
-    if data.streaming and training.max_steps <= 0:
-        raise InputError("--streaming needs --max_steps, as a stream has no length")
     if data.streaming and model.model_type and model.tokenizer_name is None and data.train_file is None:
         raise InputError("a tokenizer is not trained on a stream from the Hub; give --tokenizer_name")
     if training.plot_curves and importlib.util.find_spec("matplotlib") is None:
@@ -108,17 +97,6 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
     if training.do_train and metrics:
         choose_best_by(training, metrics, default=next(iter(metrics)))
     return arguments
-
-
-def read_train_texts(data: LanguageDataArguments, args: MaskedLanguageArguments) -> Dataset | IterableDataset:
-    with args.main_process_first(desc="reading the training texts"):
-        if data.train_file is not None:
-            dataset = load_texts(data.train_file, data.streaming)
-        else:
-            dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
-    if data.max_train_samples is not None:
-        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
-    return dataset
 
 
 def read_probe(path: str) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]:
@@ -152,17 +130,16 @@ def open_tokenizer(
         return (row["text"] for row in texts if row["text"])
 
     vocab_size = model_args.vocab_size or DEFAULT_VOCAB_SIZE
-    trained: list[Any] = [None]
+    trained = None
     if args.process_index == 0:
         try:
-            trained = [train_tokenizer(all_texts, model_args.model_type, vocab_size, not args.disable_tqdm)]
+            trained = train_tokenizer(all_texts, model_args.model_type, vocab_size, not args.disable_tqdm)
         except InputError as error:
-            trained = [error]
-    if args.world_size > 1:
-        dist.broadcast_object_list(trained, src=0)
-    if isinstance(trained[0], InputError):
-        raise trained[0]
-    return trained[0]
+            trained = error
+    trained = same_on_all(trained)
+    if isinstance(trained, InputError):
+        raise trained
+    return trained
 
 
 def describe(trainer: MaskedLanguageTrainer, data: LanguageDataArguments, checkpoint: str | None) -> str:
@@ -218,10 +195,10 @@ def run(
     config = new_config(model_args.model_type, model_args.config_overrides) if is_new else None
 
     # 2. Data, read and checked before a model is loaded
+    train_texts = validation_texts = None
     if training_args.do_train:
         warn_of_same_files(data_args.train_file or [], data_args.evaluation_files)
-    train_texts = read_train_texts(data_args, training_args) if training_args.do_train else None
-    validation_texts = None
+        train_texts = read_train_rows(data_args, training_args, load_texts)
     if data_args.validation_file is not None:
         with training_args.main_process_first(desc="reading the validation texts"):
             validation_texts = load_texts(data_args.validation_file)
@@ -278,7 +255,7 @@ def run(
         if training_args.do_train:
             trainer.save_state()  # so that all evaluations are in one file
 
-    # 7. Curves, model card, and the Hub if asked for
+    # 7. Curves, model card and Hub
     if training_args.plot_curves and trainer.is_world_process_zero():
         plot_curves(trainer.state.log_history, Path(training_args.output_dir) / CURVES_FILE)
     if training_args.do_train:

@@ -140,7 +140,7 @@ def load_layerpool(
 
 
 def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatched_sizes: bool) -> tuple[str, ...]:
-    """The prefixes of the tensors that start anew in a checkpoint of this package."""
+    """The prefixes of the tensors of a checkpoint of this package that are initialized again."""
     trained = config.get("pooler_type", LayerPoolConfigMixin.pooler_type)
     is_new_pooler = overrides.get("pooler_type", trained) != trained
     is_new_classifier = ignore_mismatched_sizes or not has_classifier(config)
@@ -148,7 +148,7 @@ def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatc
 
 
 def _check_whole(name: str, info: dict[str, Any], new_heads: tuple[str, ...], has_new_width: bool) -> None:
-    """Raise an `InputError` if a tensor that does not start anew is missing or has another shape."""
+    """Raise an `InputError` if a tensor without one of the prefixes `new_heads` is missing or has another shape."""
     absent = sorted(key for key in info["missing_keys"] if not key.startswith(new_heads))
     if has_new_width:
         # A pooler of the encoder's own width has no projection yet. A projection of another shape is refused below.

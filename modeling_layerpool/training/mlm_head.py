@@ -29,8 +29,7 @@ def head_only_at(model: PreTrainedModel, index: torch.Tensor) -> Iterator[None]:
         model: a model from `AutoModelForMaskedLM` whose head reads the first output of its `base_model`. Other models
             are left unchanged and return the logits of all tokens.
         index (`torch.LongTensor` of shape `(m,)`): indices into the flattened batch `(rows * length,)`. The logits
-        have
-            the shape `(1, m, v)`.
+            have the shape `(1, m, v)`.
     """
     if model.base_model is model:
         yield

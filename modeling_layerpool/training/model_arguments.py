@@ -117,8 +117,8 @@ class LoraArguments:
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Linear layers of the encoder to adapt, by the end of their names, such as query value. "
-            "Default: all."
+            "help": "Names of the encoder's linear layers to adapt, or the ends of their names, such as query value. "
+            "Default: all linear layers."
         },
     )
 

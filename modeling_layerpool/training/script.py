@@ -20,6 +20,7 @@ from ..common.checkpoint_files import read_json_object
 from ..common.errors import InputError, usage_errors
 from ..common.folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
+from .data_arguments import TrainDataArguments
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 from .run_arguments import RunArguments
@@ -44,6 +45,31 @@ def set_up_logging(args: TrainingArguments) -> None:
     datasets.utils.logging.set_verbosity(level)
     if args.disable_tqdm or args.process_index > 0:
         datasets.disable_progress_bars()
+
+
+def choose_actions(args: RunArguments, data: TrainDataArguments, evaluates: bool, flags: str) -> None:
+    """
+    Train and evaluate if there are data for it, unless `--do_train` or `--do_eval` alone is given.
+
+    Args:
+        evaluates: whether there are data to evaluate on.
+        flags: the flags that give such data, for errors.
+
+    Raises:
+        InputError: data are missing for an action, there is nothing to do, or a stream has no number of steps.
+    """
+    # transformers sets do_eval if an --eval_strategy is given.
+    if not args.do_eval or args.eval_strategy != "no":
+        args.do_train = args.do_train or data.has_train_data
+    args.do_eval = args.do_eval or evaluates
+    if not (args.do_train or args.do_eval):
+        raise InputError(f"nothing to do: give training data (--train_file or --dataset_name), {flags} or both")
+    if args.do_train and not data.has_train_data:
+        raise InputError("give the training data as either --train_file or --dataset_name")
+    if args.do_eval and not evaluates:
+        raise InputError(f"--do_eval needs {flags}")
+    if data.streaming and args.max_steps <= 0:
+        raise InputError("--streaming needs --max_steps, as a stream has no length")
 
 
 def evaluate_when_saving(args: RunArguments, keep_best: bool = True) -> None:
@@ -224,7 +250,7 @@ def describe_pooler(model: PreTrainedModel) -> str:
 
 
 def publish(trainer: LayerPoolTrainer) -> None:
-    """Write the model card, and push to the Hub if asked for."""
+    """Write the model card and, with `push_to_hub`, upload the folder to the Hub."""
     if not trainer.args.push_to_hub:
         trainer.create_model_card()
         return
@@ -245,7 +271,7 @@ def argument_errors() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:
-        raise InputError(f"{' '.join(str(error).split())}") from error
+        raise InputError(" ".join(str(error).split())) from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrai
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ...common.errors import InputError
-from ..base import LayerPoolTrainer
+from ..base import LayerPoolTrainer, check_rows
 from ..card_facts import CardFacts, with_pooler
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
@@ -90,9 +90,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         if args.label_smoothing_factor != 0 and model.config.problem_type != "single_label_classification":
             raise InputError("--label_smoothing_factor needs one class per row; leave it out")
         if train_dataset is not None:
-            needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
-            if len(train_dataset) < needed:
-                raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
+            check_rows(train_dataset, args.least_rows)
         if eval_dataset is not None:
             eval_dataset = _inputs_of(eval_dataset.select(_longest_first(eval_dataset)), processing_class)
         # Tensor cores are fastest with multiples of 8, but padding must not exceed the positions of the model.

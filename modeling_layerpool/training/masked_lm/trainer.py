@@ -25,7 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from ...common.checkpoint_files import check_vocabulary
 from ...common.errors import InputError
 from ...common.positions import first_position, position_limit
-from ..base import LayerPoolTrainer
+from ..base import Evaluator, LayerPoolTrainer
 from ..batching import GlobalBatchSampler, StreamedBatches
 from ..card_facts import CardFacts
 from ..distributed import same_on_all
@@ -90,7 +90,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
             make a batch; `max_seq_length` is beyond the positions of the model; the tokenizer has no mask token, or
             more tokens than the model; or the model cannot keep attention inside sequences.
         NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay whole.
+        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
     """
 
     # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
@@ -122,7 +122,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]] | None = None,
-        evaluator: Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]] | None = None,
+        evaluator: Evaluator | None = None,
         **kwargs: Any,
     ):
         layers, index = model.config.num_hidden_layers, args.subtracted_index
@@ -149,12 +149,11 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
             **kwargs,
         )
         if self.packs_texts and isinstance(train_dataset, Dataset):
-            needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
-            blocks = self.make_batch_sampler(needed).rows
-            if blocks < needed:
+            blocks = self.make_batch_sampler(args.least_rows).rows
+            if blocks < args.least_rows:
                 raise InputError(
                     f"the training texts make {blocks} block(s) of {args.max_seq_length} tokens, and "
-                    f"{needed} are needed"
+                    f"{args.least_rows} are needed"
                 )
 
     # --- data ---
@@ -168,19 +167,11 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
     def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset | BlockReader:
         return BlockReader(self.train_dataset, sampler.rows) if self.packs_texts else self.train_dataset
 
-    def stream_batches(self, batch_size: int, rank: int, world_size: int) -> StreamedBlocks | StreamedBatches:
-        args = self.args
+    def stream_batches(self, batch_size: int, **options: Any) -> StreamedBlocks | StreamedBatches:
         if not self.packs_texts:
-            return super().stream_batches(batch_size, rank, world_size)
-        return StreamedBlocks(
-            self.train_dataset,
-            args.max_seq_length,
-            args.block_packing,
-            batch_size,
-            rank,
-            world_size,
-            args.sampling_seed,
-        )
+            return super().stream_batches(batch_size, **options)
+        length, packing, seed = self.args.max_seq_length, self.args.block_packing, self.args.sampling_seed
+        return StreamedBlocks(self.train_dataset, length, packing, batch_size, seed=seed, **options)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """The validation blocks of this process, in the order of the texts, masked with a seed of their own."""
@@ -298,7 +289,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """The step of transformers, which computes all logits even where only the loss is asked for."""
+        """The step of transformers, without the logits if only the loss is needed."""
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = send_to_device(_with_predicted_index(inputs), self.args.device)

@@ -42,7 +42,7 @@ class AngleObjective(ScoredPairsObjective):
     """
 
     name = "angle"
-    summary = "columns sentence1, sentence2 and score or label, ranked by the angle between complex vectors"
+    summary = "reads sentence1, sentence2 and score or label, and ranks the pairs by the angle between complex vectors"
     citation = """@misc{li2023angle,
   title = {{AnglE}-optimized Text Embeddings},
   author = {Li, Xianming and Li, Jing},

@@ -70,7 +70,7 @@ class PairwiseObjective(ScoredPairsObjective):
     """
 
     name = "pairwise"
-    summary = "columns sentence1, sentence2 and score or label"
+    summary = "reads sentence1, sentence2 and score or label; --pairwise_loss chooses the loss"
     citation = """@inproceedings{chernyavskiy2022batch,
   title = {Batch-Softmax Contrastive Loss for Pairwise Sentence Scoring Tasks},
   author = {Chernyavskiy, Anton and Ilvovsky, Dmitry and Kalinin, Pavel and Nakov, Preslav},

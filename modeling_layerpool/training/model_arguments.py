@@ -134,10 +134,10 @@ class LoraArguments:
 
     def options(self) -> dict:
         """The arguments of `add_lora` that were given; those that were not keep its defaults."""
-        fields = {
+        options = {
             "r": self.lora_r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "target_modules": self.lora_target_modules,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        return {name: value for name, value in options.items() if value is not None}

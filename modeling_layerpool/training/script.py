@@ -17,7 +17,7 @@ from tabulate import tabulate
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..common.checkpoint_files import read_json_object
-from ..common.errors import InputError, usage_errors
+from ..common.errors import InputError, one_line, usage_errors
 from ..common.folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
 from .data_arguments import TrainDataArguments
@@ -142,8 +142,9 @@ def _check_hub(args: RunArguments) -> None:
     except HFValidationError as error:
         raise InputError(f"--hub_model_id: {error}") from error
     except Exception as error:  # huggingface_hub raises many types for a missing network, account or token
-        reason = " ".join(str(error).split())
-        raise InputError(f"--push_to_hub: the Hub cannot be reached or rejects the token ({reason})") from error
+        raise InputError(
+            f"--push_to_hub: the Hub cannot be reached or rejects the token ({one_line(error)})"
+        ) from error
 
 
 def _find_checkpoint(args: RunArguments) -> str | None:
@@ -257,9 +258,8 @@ def publish(trainer: LayerPoolTrainer) -> None:
     try:
         trainer.push_to_hub()
     except Exception as error:  # see _check_hub
-        reason = " ".join(str(error).split())
         raise PushError(
-            f"the model is saved in {trainer.args.output_dir}, but could not be pushed to the Hub ({reason})"
+            f"the model is saved in {trainer.args.output_dir}, but could not be pushed to the Hub ({one_line(error)})"
         ) from error
 
 
@@ -271,7 +271,7 @@ def argument_errors() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(one_line(error)) from error
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Labels: from rows to the targets of the loss, and from predictions back to class names."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...common.errors import InputError
-from ...common.rows import check_number, check_unicode, shown
+from ...common.rows import check_number, check_unicode, enumerated, shown
 from .data import LabelledTexts
 
 
@@ -111,7 +111,7 @@ class Labels:
             if unknown is not None:
                 raise InputError(
                     f"{part.where(index)}: the column {part.label_column!r} is {unknown!r}, which is not among the "
-                    f"classes of {whose} ({_enumerate(self.names)}); correct the row, or {fix}"
+                    f"classes of {whose} ({enumerated(self.names, MOST_CLASSES_NAMED)}); correct the row, or {fix}"
                 )
             numbers = [number_of[name] for name in said]
             encoded.append([float(number in numbers) for number in range(len(self.names))] if several else numbers[0])
@@ -183,8 +183,3 @@ def _names_of(part: LabelledTexts, index: int, several: bool) -> list[str]:
             )
         names.append(check_unicode(str(value).strip(), part.where(index), part.label_column))
     return names
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MOST_CLASSES_NAMED])
-    return shown if len(names) <= MOST_CLASSES_NAMED else f"{shown} and {len(names) - MOST_CLASSES_NAMED} more"

@@ -62,16 +62,12 @@ class ClassificationTrainer(LayerPoolTrainer):
             The tokenizer that made them.
         compute_metrics (`Callable`, *optional*):
             Computes metrics from logits and labels, as in transformers.
-        write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
-    Other arguments are the Trainer's.
+    Other arguments, and the errors of a training, are those of
+    [`~modeling_layerpool.training.base.LayerPoolTrainer`].
 
     Raises:
-        InputError: one process sees several devices, there are fewer rows than processes, or label smoothing is set
-            for anything but one class per row.
-        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
+        InputError: there are fewer rows than processes, or label smoothing is set for anything but one class per row.
     """
 
     METRICS: ClassVar = {name: name != "loss" for names in METRIC_NAMES.values() for name in names}
@@ -176,7 +172,6 @@ class ClassificationTrainer(LayerPoolTrainer):
         return stopped or super().is_finished()
 
     def card_facts(self) -> CardFacts:
-        """The facts of this run that a model card is made from."""
         args, labels = self.args, Labels.from_config(self.model.config.to_dict())
         output = {"pooled vector": f"{self.model.embedding_dim} wide", "problem type": f"`{labels.problem_type}`"}
         if labels.problem_type != "regression":

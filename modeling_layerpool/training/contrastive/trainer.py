@@ -69,17 +69,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             parameters of an objective are.
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
-        write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
-    Other arguments are the Trainer's.
+    Other arguments, and the errors of a training, are those of
+    [`~modeling_layerpool.training.base.LayerPoolTrainer`].
 
     Raises:
-        InputError: several devices without `accelerate launch`, a batch of one row, a needed column is missing, a text
-            is empty, `max_seq_length` is beyond the positions of the model, an adapter changes a layer that the
-            pooler does not read, or an option does not work with FSDP or DeepSpeed.
-        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
+        InputError: a batch has one row, a needed column is missing, a text is empty, `max_seq_length` is beyond the
+            positions of the model, an adapter changes a layer that the pooler does not read, or an option does not
+            work with FSDP or DeepSpeed.
     """
 
     # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
@@ -99,7 +96,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
         objective: Objective | None = None,
         mlm_head: MaskedLanguageHead | None = None,
         evaluator: Evaluator | None = None,
-        write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
         **kwargs: Any,
     ):
         if args.per_device_train_batch_size * args.world_size < 2:
@@ -143,7 +139,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            write_model_card=write_model_card,
             **kwargs,
         )
         check_engine(self)
@@ -368,7 +363,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return batch_size - 1 + further * batch_size if self.objective.compares_batch else 0
 
     def card_facts(self) -> CardFacts:
-        """The facts of this run that a model card is made from."""
         args, objective = self.args, self.objective
         output = {"embedding": f"{self.model.embedding_dim} numbers, compared by cosine"}
         facts = with_pooler(super().card_facts(), self.model, output)

@@ -75,22 +75,20 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation, on the main process. Its metrics are logged as
             `eval_<name>`.
-        write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
-    Other arguments are the Trainer's. Both terms of the loss are means over the batch of all processes: over its
-    predicted tokens and over its anchors. They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the
-    last log. An evaluation measures them over all of its data, and `eval_perplexity`, the exponential of
+    Other arguments, and the errors of a training, are those of
+    [`~modeling_layerpool.training.base.LayerPoolTrainer`].
+
+    Both terms of the loss are means over the batch of all processes: over its predicted tokens and over its anchors.
+    They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the last log. An evaluation measures them over all of its data, and `eval_perplexity`, the exponential of
     `eval_mlm_loss`, and `eval_masked_accuracy`, in percent. Each process draws negatives from its own batch, in
     training with torch's default generator. An evaluation seeds the generators and restores them, so that it masks and
     draws the same each time.
 
     Raises:
-        InputError: one process sees several devices; the model does not have the subtracted state; the texts do not
-            make a batch; `max_seq_length` is beyond the positions of the model; the tokenizer has no mask token, or
-            more tokens than the model; or the model cannot keep attention inside sequences.
-        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
+        InputError: the model does not have the subtracted state; the texts do not make a batch; `max_seq_length` is
+            beyond the positions of the model; the tokenizer has no mask token, or more tokens than the model; or the
+            model cannot keep attention inside sequences.
     """
 
     # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
@@ -332,7 +330,6 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         return same_on_all(metrics)
 
     def card_facts(self) -> CardFacts:
-        """The facts of this run that a model card is made from."""
         args, facts, is_taco = self.args, super().card_facts(), self.args.objective == "taco"
         settings = {"objective": "masked language modeling"}
         if is_taco:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, ClassVar
 
-from ..common.command_line import Range, check_arguments
-from ..common.errors import InputError
+from ..common.command_line import Range, check_arguments, check_used
 from ..models.configuration_layerpool import POOLER_OPTIONS, LayerPoolConfigMixin
 from .lora import require_peft
 
@@ -124,13 +123,10 @@ class LoraArguments:
 
     def __post_init__(self):
         check_arguments(self)
-        given = self.options()
-        if not self.use_lora:
-            if given:
-                name = next(iter(given)).removeprefix("lora_")
-                raise InputError(f"lora_{name} does nothing without use_lora")
-            return
-        require_peft()
+        lora_options = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        check_used(self, dict.fromkeys(lora_options, self.use_lora), "without use_lora")
+        if self.use_lora:
+            require_peft()
 
     def options(self) -> dict:
         """The arguments of `add_lora` that were given; those that were not keep its defaults."""

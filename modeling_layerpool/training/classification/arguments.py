@@ -153,12 +153,3 @@ class ClassificationTrainingArguments(RunArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Keep the count of --early_stopping_patience when a run is resumed."}
     )
-
-    def __post_init__(self):
-        known = ("group_by_length", "random", "sequential")
-        if self.train_sampling_strategy not in known:
-            raise InputError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} does not work here; use one of "
-                f"{', '.join(known)}"
-            )
-        super().__post_init__()

@@ -166,9 +166,6 @@ class TokenContrastArguments(PackedRunArguments):
 
     def __post_init__(self):
         check_arguments(self)
-        for name, choices in (("objective", OBJECTIVES), ("token_anchors", TOKEN_ANCHORS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
         if self.objective == "mlm" and not self.measure_similarity:
             of_contrast = [name for name in type(self).__dataclass_fields__ if name.startswith("token_")]
             check_used(self, dict.fromkeys((*of_contrast, "subtracted_state"), False), "under objective mlm")
@@ -220,9 +217,3 @@ class MaskedLanguageArguments(TokenContrastArguments):
     plot_curves: bool = field(
         default=False, metadata={"help": "Write curves.png at the end; needs matplotlib (the extra 'plots')."}
     )
-
-    def __post_init__(self):
-        check_arguments(self)
-        if self.block_packing not in BLOCK_PACKINGS:
-            raise InputError(f"block_packing={self.block_packing!r} is unknown; use {' or '.join(BLOCK_PACKINGS)}")
-        super().__post_init__()

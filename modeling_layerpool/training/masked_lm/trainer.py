@@ -165,7 +165,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
     def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset | BlockReader:
         return BlockReader(self.train_dataset, sampler.rows) if self.packs_texts else self.train_dataset
 
-    def stream_batches(self, batch_size: int, **options: Any) -> StreamedBlocks | StreamedBatches:
+    def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
         if not self.packs_texts:
             return super().stream_batches(batch_size, **options)
         length, packing, seed = self.args.max_seq_length, self.args.block_packing, self.args.sampling_seed

@@ -16,17 +16,30 @@ from .arguments import TEXT_COLUMNS, ClassificationDataArguments
 
 @dataclass
 class LabelledTexts:
-    """One part of the data: train, validation or test."""
+    """
+    One part of the data: train, validation or test.
 
-    source: str  # the file, or dataset and split, for errors
-    row_word: str  # the unit of `row_numbers`: "line" of a file, or "row"
+    Args:
+        source: the file, or dataset and split, for errors.
+        row_word: what `row_numbers` counts: `"line"` of a file, or `"row"`.
+        row_numbers: the line or row that each row comes from.
+        text_columns: the one or two columns of the texts.
+        texts: for each column, the texts of all rows.
+        label_column: the column of the labels, or None if there is none.
+        labels: the label of each row as read, or None if no row has one.
+        is_csv: whether all values are texts, because a csv file has no numbers.
+        class_names: the names of the classes in the order of their IDs, if the dataset defines them.
+    """
+
+    source: str
+    row_word: str
     row_numbers: list[int]
-    text_columns: tuple[str, ...]  # one or two
-    texts: tuple[list[str], ...]  # for each column, the texts of all rows
+    text_columns: tuple[str, ...]
+    texts: tuple[list[str], ...]
     label_column: str | None
-    labels: list[Any] | None  # as read; None if no row has one
-    is_csv: bool = False  # all values are then texts, because a csv file has no numbers
-    class_names: tuple[str, ...] | None = None  # in the order of their IDs, if the dataset defines them
+    labels: list[Any] | None
+    is_csv: bool = False
+    class_names: tuple[str, ...] | None = None
 
     def where(self, index: int) -> str:
         return f"{self.source}, {self.row_word} {self.row_numbers[index]}"

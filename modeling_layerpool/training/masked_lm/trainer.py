@@ -80,10 +80,10 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
     [`~modeling_layerpool.training.base.LayerPoolTrainer`].
 
     Both terms of the loss are means over the batch of all processes: over its predicted tokens and over its anchors.
-    They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the last log. An evaluation measures them over all of its data, and `eval_perplexity`, the exponential of
-    `eval_mlm_loss`, and `eval_masked_accuracy`, in percent. Each process draws negatives from its own batch, in
-    training with torch's default generator. An evaluation seeds the generators and restores them, so that it masks and
-    draws the same each time.
+    They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the last log. An evaluation measures them
+    over all of its data, and `eval_perplexity`, the exponential of `eval_mlm_loss`, and `eval_masked_accuracy`, in
+    percent. Each process draws negatives from its own batch, in training with torch's default generator. An evaluation
+    seeds the generators and restores them, so that it masks and draws the same each time.
 
     Raises:
         InputError: the model does not have the subtracted state; the texts do not make a batch; `max_seq_length` is

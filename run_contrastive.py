@@ -13,8 +13,6 @@ import shlex
 import sys
 from functools import partial
 
-from transformers import set_seed
-
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
@@ -35,10 +33,8 @@ from modeling_layerpool.training.script import (
     describe_run,
     evaluate_and_save,
     evaluate_when_saving,
-    one_sentence_errors,
-    output_of,
     publish,
-    set_up_logging,
+    run_script,
     train_and_save,
     warn_of_same_files,
 )
@@ -88,7 +84,7 @@ def run(
     training_args: ContrastiveTrainingArguments,
     checkpoint: str | None,
 ) -> None:
-    # 2. Data: read and checked before a model is loaded
+    # 1. Data: read and checked before a model is loaded
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
@@ -102,7 +98,7 @@ def run(
             eval_dataset, metrics = load_file(data_args.validation_file, objective), ContrastiveTrainer.METRICS
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
 
-    # 3. Model
+    # 2. Model
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         **model_args.loading_options(training_args.do_train),
@@ -122,7 +118,7 @@ def run(
             allow_pickle=model_args.allow_pickle,
         )
 
-    # 4. Trainer
+    # 3. Trainer
     with argument_errors():
         trainer = ContrastiveTrainer(
             model,
@@ -143,30 +139,20 @@ def run(
             ),
         )
 
-    # 5. Training
+    # 4. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, adapter, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
-    # 6. Evaluation
+    # 5. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
 
-    # 7. Model card and Hub
+    # 6. Model card and Hub
     if training_args.do_train:
         publish(trainer)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, lora_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    with output_of(training_args) as checkpoint:
-        set_seed(training_args.seed)
-        run(model_args, lora_args, data_args, training_args, checkpoint)
-
-
 if __name__ == "__main__":
-    with one_sentence_errors():
-        main()
+    run_script(parse_arguments, run)

@@ -9,7 +9,6 @@ or continue from a checkpoint with `--model_name_or_path`. `python run_mlm.py ar
 names from a file. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
 """
 
-import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_layerpool.common.checkpoint_files import load_tokenizer
 from modeling_layerpool.common.command_line import read_arguments
@@ -28,6 +27,7 @@ from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
+from modeling_layerpool.publishing.plots import require_matplotlib
 from modeling_layerpool.training.data import read_train_rows
 from modeling_layerpool.training.distributed import same_on_all
 from modeling_layerpool.training.masked_lm.arguments import (
@@ -47,10 +47,8 @@ from modeling_layerpool.training.script import (
     describe_run,
     evaluate_and_save,
     evaluate_when_saving,
-    one_sentence_errors,
-    output_of,
     publish,
-    set_up_logging,
+    run_script,
     train_and_save,
     warn_of_same_files,
 )
@@ -86,8 +84,8 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
         raise InputError("an untrained new model is not worth evaluating; give --model_name_or_path")
     if data.streaming and model.model_type and model.tokenizer_name is None and data.train_file is None:
         raise InputError("a tokenizer is not trained on a stream from the Hub; give --tokenizer_name")
-    if training.plot_curves and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot_curves needs matplotlib: pip install 'modeling-layerpool[plots]'")
+    if training.plot_curves:
+        require_matplotlib()
     evaluate_when_saving(training, keep_best=False)
     metrics: dict[str, bool] = {}
     if data.validation_file is not None:
@@ -194,7 +192,7 @@ def run(
     is_new = model_args.model_type is not None
     config = new_config(model_args.model_type, model_args.config_overrides) if is_new else None
 
-    # 2. Data, read and checked before a model is loaded
+    # 1. Data, read and checked before a model is loaded
     train_texts = validation_texts = None
     if training_args.do_train:
         warn_of_same_files(data_args.train_file or [], data_args.evaluation_files)
@@ -204,7 +202,7 @@ def run(
             validation_texts = load_texts(data_args.validation_file)
     probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
 
-    # 3. Tokenizer and model
+    # 2. Tokenizer and model
     loading = model_args.loading_options(training_args.do_train)
     if is_new:
         tokenizer = open_tokenizer(model_args, training_args, train_texts, checkpoint)
@@ -224,7 +222,7 @@ def run(
     if data_args.streaming:
         train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
 
-    # 4. Trainer
+    # 3. Trainer
     with argument_errors():
         trainer = MaskedLanguageTrainer(
             model,
@@ -243,34 +241,24 @@ def run(
             ),
         )
 
-    # 5. Training
+    # 4. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
-    # 6. Evaluation
+    # 5. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
         if training_args.do_train:
             trainer.save_state()  # so that all evaluations are in one file
 
-    # 7. Curves, model card and Hub
+    # 6. Curves, model card and Hub
     if training_args.plot_curves and trainer.is_world_process_zero():
         plot_curves(trainer.state.log_history, Path(training_args.output_dir) / CURVES_FILE)
     if training_args.do_train:
         publish(trainer)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    with output_of(training_args) as checkpoint:
-        set_seed(training_args.seed)
-        run(model_args, data_args, training_args, checkpoint)
-
-
 if __name__ == "__main__":
-    with one_sentence_errors():
-        main()
+    run_script(parse_arguments, run)

@@ -1,6 +1,5 @@
 """Opens checkpoints of this package and of plain encoders for training."""
 
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,10 +31,9 @@ from .checkpoint_files import (
     check_padding,
     check_sizes,
     check_vocabulary,
-    check_weights,
     has_classifier,
     load_tokenizer,
-    loading_errors,
+    open_checkpoint,
     read_config,
 )
 from .errors import InputError
@@ -114,20 +112,15 @@ def load_layerpool(
         )
     check_sizes(model_name_or_path, config, classes.config)
     config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
-    if Path(model_name_or_path).is_dir():
-        check_weights(Path(model_name_or_path), allow_pickle=allow_pickle)
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with loading_errors(model_name_or_path):
-        model, info = getattr(classes, task.replace("-", "_")).from_pretrained(
-            model_name_or_path,
-            revision=revision,
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            dtype=dtype,
-            **attention,
-            **config_overrides,
-        )
+    model, info = open_checkpoint(
+        getattr(classes, task.replace("-", "_")),
+        model_name_or_path,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        attn_implementation=attn_implementation,
+        dtype=dtype,
+        **config_overrides,
+    )
     new_heads = HEADS
     if model_type == classes.config.model_type:
         new_heads = _new_heads(config, config_overrides, ignore_mismatched_sizes)

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -35,6 +35,26 @@ logger = logging.getLogger(__name__)
 
 class PushError(RuntimeError):
     """The model is trained and saved, but could not be pushed to the Hub."""
+
+
+def run_script(parse_arguments: Callable[[], tuple], run: Callable[..., None]) -> None:
+    """
+    Call `run` with the parsed arguments, the last of which are [`RunArguments`], and the checkpoint to resume from.
+
+    Ends the process with one sentence: exit code 2 for input that the user can correct, 1 for a run that failed.
+    """
+    with usage_errors():
+        try:
+            arguments = parse_arguments()
+            training_args = arguments[-1]
+            set_up_logging(training_args)
+            with output_of(training_args) as checkpoint:
+                transformers.set_seed(training_args.seed)
+                run(*arguments, checkpoint)
+        except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
+            sys.exit(f"error: {error}")
+        except BlockingIOError as error:
+            sys.exit(f"error: the machine cannot start more processes ({error}); lower --dataloader_num_workers")
 
 
 def set_up_logging(args: TrainingArguments) -> None:
@@ -272,15 +292,3 @@ def argument_errors() -> Iterator[None]:
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:
         raise InputError(one_line(error)) from error
-
-
-@contextmanager
-def one_sentence_errors():
-    """End the script with one sentence: exit code 2 for input that the user can correct, 1 for a run that failed."""
-    with usage_errors():
-        try:
-            yield
-        except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
-            sys.exit(f"error: {error}")
-        except BlockingIOError as error:
-            sys.exit(f"error: the machine cannot start more processes ({error}); lower --dataloader_num_workers")

@@ -125,7 +125,7 @@ def load_layerpool(
     if model_type == classes.config.model_type:
         new_heads = _new_heads(config, config_overrides, ignore_mismatched_sizes)
     width = config.get("projection_dim")
-    _check_whole(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
+    _check_tensors(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
     tokenizer = load_tokenizer(model_name_or_path, revision)
     check_vocabulary(model, tokenizer, model_name_or_path)
     check_padding(model_name_or_path, tokenizer)
@@ -140,7 +140,7 @@ def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatc
     return ("pooler.",) * is_new_pooler + ("classifier.",) * is_new_classifier
 
 
-def _check_whole(name: str, info: dict[str, Any], new_heads: tuple[str, ...], has_new_width: bool) -> None:
+def _check_tensors(name: str, info: dict[str, Any], new_heads: tuple[str, ...], has_new_width: bool) -> None:
     """Raise an `InputError` if a tensor without one of the prefixes `new_heads` is missing or has another shape."""
     absent = sorted(key for key in info["missing_keys"] if not key.startswith(new_heads))
     if has_new_width:

@@ -236,8 +236,8 @@ def sort_tensors(
     prefixes = [f"{encoder.base_model_prefix}.", *([""] if kind == "simcse" else [])]
     prefix = next((prefix for prefix in prefixes if prefix + WORDS in tensors), None)
     if prefix is None:
-        wanted = " or ".join(prefix + WORDS for prefix in prefixes)
-        raise InputError(f"{path}: has no encoder of the type that config.json names ({wanted})")
+        expected = " or ".join(prefix + WORDS for prefix in prefixes)
+        raise InputError(f"{path}: has no encoder of the type that config.json names ({expected})")
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     width = encoder.config.hidden_size
     mlp = "mlp.dense." if prefix else "pooler.dense."

@@ -137,8 +137,8 @@ def group_by_neighbours(
                 if is_free[order[begin]]:
                     leaders.append(order[begin])
                 begin += 1
-            wanted = min(len(free), 8 * group_size + 1)
-            for leader, candidates in zip(leaders, find(leaders, free, wanted), strict=True):
+            count = min(len(free), 8 * group_size + 1)
+            for leader, candidates in zip(leaders, find(leaders, free, count), strict=True):
                 if not is_free[leader]:
                     continue
                 is_free[leader] = False
@@ -171,7 +171,7 @@ def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: t
         for token in set(texts[text]):
             holders.setdefault(token, []).append(text)
     # A token of every text, such as [CLS], does not tell texts apart.
-    common = {token for token, those in holders.items() if len(those) == len(texts)}
+    common = {token for token, sharing in holders.items() if len(sharing) == len(texts)}
     is_free = [True] * len(texts)
     groups = []
     for leader in order:
@@ -180,9 +180,9 @@ def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: t
         is_free[leader] = False
         members = [leader]
         tokens = sorted(set(texts[leader]) - common)
-        those = holders[tokens[int(draws[leader] * len(tokens))]] if tokens else []
-        while those and len(members) < group_size:
-            text = those.pop()  # removed, so that the total time is linear
+        sharing = holders[tokens[int(draws[leader] * len(tokens))]] if tokens else []
+        while sharing and len(members) < group_size:
+            text = sharing.pop()  # removed, so that the total time is linear
             if is_free[text]:
                 is_free[text] = False
                 members.append(text)

@@ -43,7 +43,7 @@ from .token_contrast import CITATION, contrast_tokens, similarity_sums
 # masks.
 VALIDATION_SEED = 0
 # Batch fields that are not input of the model.
-NOT_OF_THE_MODEL = ("labels", "predicted_index", "sequence_ids", "content", "row_numbers")
+NOT_MODEL_INPUTS = ("labels", "predicted_index", "sequence_ids", "content", "row_numbers")
 
 
 class MaskedLanguageTrainer(LayerPoolTrainer):
@@ -244,7 +244,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         return super().training_step(model, _with_predicted_index(inputs), *args)
 
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        inputs = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
+        inputs = {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
         if "position_ids" in inputs:
             needs_mask = "attention_mask" not in inputs
             if self._first_position is None:

@@ -183,7 +183,7 @@ def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
 
 
 def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkpoint: str | None) -> str:
-    """A table of what the run will do."""
+    """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     train, lengths = parts["train"], trainer.train_dataset["length"]
     target = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)

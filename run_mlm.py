@@ -141,7 +141,7 @@ def open_tokenizer(
 
 
 def describe(trainer: MaskedLanguageTrainer, data: LanguageDataArguments, checkpoint: str | None) -> str:
-    """A table of what the run will do."""
+    """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     texts = "streamed"
     if not data.streaming:

@@ -208,10 +208,9 @@ class LayerPoolTrainer(TrainerHooks):
         return optimizer
 
     def _check_groups(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        sizes = [
-            [len(group["params"]) for group in groups] for groups in (optimizer.param_groups, state["param_groups"])
-        ]
-        if sizes[0] != sizes[1]:
+        all_groups = (optimizer.param_groups, state["param_groups"])
+        own, saved = ([len(group["params"]) for group in groups] for groups in all_groups)
+        if own != saved:
             raise InputError(
                 "the checkpoint cannot be resumed: its optimizer has other groups of parameters; resume with the "
                 f"{self.grouped_by} and optimizer that it was saved with"

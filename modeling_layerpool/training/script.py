@@ -234,11 +234,11 @@ def describe_run(
     trainer: LayerPoolTrainer, settings: Mapping[str, str], evaluation_data: str, checkpoint: str | None
 ) -> str:
     """
-    A table of what the run will do.
+    The plan of a run as a table.
 
     Args:
         settings: rows of the table that belong to the kind of training.
-        evaluation_data: what it evaluates on, if it does.
+        evaluation_data: the names of the evaluation data, if there are any.
         checkpoint: the checkpoint that it resumes from, if any.
     """
     args = trainer.args

@@ -130,9 +130,7 @@ class Labels:
             return [{"prediction": float(number)} for number in decided]
         scores = torch.from_numpy(np.asarray(logits, dtype=np.float64))
         if self.problem_type == "multi_label_classification":
-            named = [
-                [name for name, is_predicted in zip(self.names, row, strict=True) if is_predicted] for row in decided
-            ]
+            named = [[self.names[number] for number in row.nonzero()[0]] for row in decided]
             scores = scores.sigmoid()
         else:
             named = [self.names[number] for number in decided]

@@ -127,7 +127,9 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         if index is not None and index not in range(-layers - 1, layers + 1):
             raise InputError(f"subtracted_state={index}, but the model has the hidden states 0 to {layers}")
         if index in (-1, layers):
-            raise InputError(f"subtracted_state={index} is the last hidden state, of which nothing would be left")
+            raise InputError(
+                f"subtracted_state={index} is the last hidden state itself; subtracting it leaves nothing"
+            )
         self.packs_texts = data_collator is None
         if self.packs_texts:
             _check_texts_fit(model, processing_class, args)

@@ -21,7 +21,7 @@ class ScoredPairsOptions(TemperatureOptions):
         default=None,
         metadata={
             "help": "Lowest and highest score, which are mapped to 0 and 1. Default: those of the training data. "
-            "Has no use with a column label, whose values are 0 and 1 already."
+            "Not for a column label, which holds 0 and 1."
         },
     )
 

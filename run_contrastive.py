@@ -134,6 +134,7 @@ def run(
                 base_model=model_args.model_name_or_path,
                 train_data=data_args.train_file or data_args.dataset_name,
                 validation_data=data_args.validation_file if training_args.do_eval else None,
+                hub_parts=data_args.hub_parts,
                 adapter=adapter,
                 command=shlex.join(["python", *sys.argv]),
             ),

@@ -51,3 +51,11 @@ class TrainDataArguments(HubDataArguments):
     @property
     def has_train_data(self) -> bool:
         return self.train_file is not None or self.dataset_name is not None
+
+    @property
+    def hub_parts(self) -> dict[str, str]:
+        """Configuration, if any, and training split of a dataset on the Hub, as `config` and `train`."""
+        if self.dataset_name is None:
+            return {}
+        config = self.dataset_config_name
+        return ({} if config is None else {"config": config}) | {"train": self.dataset_split}

@@ -99,14 +99,6 @@ class LanguageDataArguments(TrainDataArguments):
         """All files to evaluate on."""
         return [*(self.validation_file or []), *([self.probe_file] if self.probe_file else [])]
 
-    @property
-    def hub_parts(self) -> dict[str, str]:
-        """Configuration, if any, and training split of a dataset on the Hub, as `config` and `train`."""
-        if self.dataset_name is None:
-            return {}
-        config = self.dataset_config_name
-        return ({} if config is None else {"config": config}) | {"train": self.dataset_split}
-
 
 @dataclass
 class TokenContrastArguments(PackedRunArguments):

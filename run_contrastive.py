@@ -91,7 +91,7 @@ def run(
         warn_of_same_files([data_args.train_file], [data_args.validation_file])
         train_dataset = read_train_rows(data_args, training_args, partial(load_file, objective=objective))
         if data_args.streaming:
-            train_dataset = train_dataset.shuffle(training_args.seed, buffer_size=data_args.shuffle_buffer_size)
+            train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
         evaluator, metrics = development_evaluator(data_args.validation_file)
         if evaluator is None:

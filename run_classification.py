@@ -17,7 +17,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from transformers import EvalPrediction, set_seed
+from transformers import EvalPrediction
 
 from modeling_layerpool.common.checkpoint_files import has_classifier, read_config
 from modeling_layerpool.common.checkpoints import load_layerpool
@@ -47,10 +47,8 @@ from modeling_layerpool.training.script import (
     describe_run,
     evaluate_and_save,
     evaluate_when_saving,
-    one_sentence_errors,
-    output_of,
     publish,
-    set_up_logging,
+    run_script,
     train_and_save,
     warn_of_same_files,
 )
@@ -185,7 +183,7 @@ def compute_metrics(output: EvalPrediction, labels: Labels) -> dict[str, float]:
 
 
 def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkpoint: str | None) -> str:
-    """A table of what the run will do."""
+    """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     train, lengths = parts["train"], trainer.train_dataset["length"]
     target = "a number" if labels.problem_type == "regression" else ", ".join(labels.names)
@@ -221,13 +219,13 @@ def run(
     training_args: ClassificationTrainingArguments,
     checkpoint: str | None,
 ) -> None:
-    # 2. Data, read and checked before a model is loaded
+    # 1. Data, read and checked before a model is loaded
     if training_args.do_train:
         warn_of_same_files([data_args.train_file], [data_args.validation_file, data_args.test_file])
     labels, is_saved, parts, encoded = load_data(model_args, data_args, training_args)
     choose_metric(labels, data_args, training_args)
 
-    # 3. Model and tokenized rows
+    # 2. Model and tokenized rows
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         task="sequence-classification",
@@ -242,7 +240,7 @@ def run(
     set_max_seq_length(model, tokenizer, training_args.max_seq_length, texts_of_a_row)
     datasets = {key: tokenize_part(part, encoded[key], tokenizer) for key, part in parts.items()}
 
-    # 4. Trainer
+    # 3. Trainer
     with argument_errors():
         trainer = ClassificationTrainer(
             model,
@@ -263,17 +261,17 @@ def run(
             ),
         )
 
-    # 5. Training
+    # 4. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, labels, parts, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
-    # 6. Evaluation
+    # 5. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
 
-    # 7. Prediction
+    # 6. Prediction
     if training_args.do_predict:
         output = trainer.predict(datasets["test"])
         trainer.log(output.metrics)  # the card reads the log history
@@ -282,20 +280,10 @@ def run(
         if trainer.is_world_process_zero():
             write_predictions(parts["test"], labels.predictions(output.predictions), training_args.output_dir)
 
-    # 8. Model card, and the Hub if asked for
+    # 7. Model card and Hub
     if training_args.do_train:
         publish(trainer)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    with output_of(training_args) as checkpoint:
-        set_seed(training_args.seed)
-        run(model_args, data_args, training_args, checkpoint)
-
-
 if __name__ == "__main__":
-    with one_sentence_errors():
-        main()
+    run_script(parse_arguments, run)

@@ -13,31 +13,28 @@ import shlex
 import sys
 from functools import partial
 
-from transformers import set_seed
-
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.publishing import write_model_card
-from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments, Objective
+from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.contrastive.arguments import DataArguments
 from modeling_layerpool.training.contrastive.data import load_file
-from modeling_layerpool.training.data import load_hub
+from modeling_layerpool.training.data import read_train_rows
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.model_arguments import LoraArguments, ModelArguments
 from modeling_layerpool.training.script import (
     argument_errors,
+    choose_actions,
     choose_best_by,
     describe_pooler,
     describe_run,
     evaluate_and_save,
     evaluate_when_saving,
-    one_sentence_errors,
-    output_of,
     publish,
-    set_up_logging,
+    run_script,
     train_and_save,
     warn_of_same_files,
 )
@@ -49,17 +46,7 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
         ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__
     )
     _, lora, data, training = arguments
-    if not training.do_eval or training.eval_strategy != "no":  # transformers takes --eval_strategy for --do_eval
-        training.do_train = training.do_train or data.train_file is not None or data.dataset_name is not None
-    training.do_eval = training.do_eval or data.validation_file is not None
-    if not (training.do_train or training.do_eval):
-        raise InputError("nothing to do: give training data, a --validation_file or both")
-    if training.do_train and (data.train_file is None) == (data.dataset_name is None):
-        raise InputError("give the training data as either --train_file or --dataset_name")
-    if training.do_eval and data.validation_file is None:
-        raise InputError("--do_eval needs a --validation_file")
-    if data.streaming and training.max_steps <= 0:
-        raise InputError("--streaming needs --max_steps, as a stream has no length")
+    choose_actions(training, data, evaluates=data.validation_file is not None, flags="a --validation_file")
     if lora.use_lora and not training.do_train:
         raise InputError("--use_lora does nothing without training")
     if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
@@ -69,34 +56,19 @@ def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, Con
     return arguments
 
 
-def load_train_dataset(data: DataArguments, args: ContrastiveTrainingArguments, objective: Objective):
-    with args.main_process_first(desc="reading the training data"):
-        if data.train_file is not None:
-            dataset = load_file(data.train_file, objective, data.streaming)
-        else:
-            dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
-    if data.streaming:
-        return dataset.shuffle(seed=args.seed, buffer_size=data.shuffle_buffer_size)
-    if data.max_train_samples is not None:
-        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
-    return dataset
-
-
 def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str, str], checkpoint: str | None) -> str:
     """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     dataset = trainer.train_dataset
-    batch = args.per_device_train_batch_size * args.world_size
-    further = max(0, len(trainer.columns) - 2)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     objective = trainer.objective.settings(trainer.columns)
     if args.mlm_weight > 0:
-        objective["objective"] += f"; masked language modelling, weight {args.mlm_weight:g}"
+        objective["objective"] += f"; masked language modeling, weight {args.mlm_weight:g}"
     plan = {
         **objective,
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
-        "negatives an anchor": f"{batch - 1 + further * batch if trainer.objective.compares_batch else 0}",
+        "negatives an anchor": f"{trainer.most_negatives(args.per_device_train_batch_size * args.world_size)}",
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{trainable:,}",
         **adapter,
@@ -112,19 +84,21 @@ def run(
     training_args: ContrastiveTrainingArguments,
     checkpoint: str | None,
 ) -> None:
-    # 2. Data: read and checked before a model is loaded
+    # 1. Data: read and checked before a model is loaded
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
         warn_of_same_files([data_args.train_file], [data_args.validation_file])
-        train_dataset = load_train_dataset(data_args, training_args, objective)
+        train_dataset = read_train_rows(data_args, training_args, partial(load_file, objective=objective))
+        if data_args.streaming:
+            train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
         evaluator, metrics = development_evaluator(data_args.validation_file)
         if evaluator is None:
             eval_dataset, metrics = load_file(data_args.validation_file, objective), ContrastiveTrainer.METRICS
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
 
-    # 3. Model
+    # 2. Model
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         **model_args.loading_options(training_args.do_train),
@@ -144,7 +118,7 @@ def run(
             allow_pickle=model_args.allow_pickle,
         )
 
-    # 4. Trainer
+    # 3. Trainer
     with argument_errors():
         trainer = ContrastiveTrainer(
             model,
@@ -160,35 +134,26 @@ def run(
                 base_model=model_args.model_name_or_path,
                 train_data=data_args.train_file or data_args.dataset_name,
                 validation_data=data_args.validation_file if training_args.do_eval else None,
+                hub_parts=data_args.hub_parts,
                 adapter=adapter,
                 command=shlex.join(["python", *sys.argv]),
             ),
         )
 
-    # 5. Training
+    # 4. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, adapter, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
-    # 6. Evaluation
+    # 5. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
 
-    # 7. Model card and Hub
+    # 6. Model card and Hub
     if training_args.do_train:
         publish(trainer)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, lora_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    with output_of(training_args) as checkpoint:
-        set_seed(training_args.seed)
-        run(model_args, lora_args, data_args, training_args, checkpoint)
-
-
 if __name__ == "__main__":
-    with one_sentence_errors():
-        main()
+    run_script(parse_arguments, run)

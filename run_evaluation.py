@@ -83,7 +83,7 @@ class EvaluationArguments:
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "Labelled pairs as NAME=FILE ... that choose the thresholds of the --pairs with the same name.",
+            "help": "Labeled pairs as NAME=FILE ... that choose the thresholds of the --pairs with the same name.",
         },
     )
     retrieval: list[str] = field(
@@ -209,10 +209,10 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         if not results["geometry"]:
             positives = positive_pairs(sentences1, sentences2, scores)
             results["geometry"] = evaluate_geometry(remembered, *positives, [*sentences1, *sentences2])
-    for name, labelled in pairs.items():
-        results.setdefault("pairs", {})[name] = evaluate_pairs(encoder, labelled, pairs_dev.get(name))
+    for name, labeled in pairs.items():
+        results.setdefault("pairs", {})[name] = evaluate_pairs(encoder, labeled, pairs_dev.get(name))
         if plots:
-            plots.note_texts(name, [*labelled.sentences1, *labelled.sentences2], prompt=of_sentences)
+            plots.note_texts(name, [*labeled.sentences1, *labeled.sentences2], prompt=of_sentences)
     for name, (corpus, queries, qrels) in retrieval.items():
         remembered = CachingEncoder(encoder)
         results["retrieval"][name] = evaluate_retrieval(remembered, corpus, queries, qrels)

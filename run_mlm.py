@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """
-Pre-train an encoder with masked language modelling, or with TACO, which adds token-level contrast (--objective taco).
+Pre-train an encoder with masked language modeling, or with TACO, which adds token-level contrast (--objective taco).
 
     python run_mlm.py --model_type bert --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
         --train_file texts.txt.gz --validation_file held-out.txt --probe_file sts-dev.jsonl --output_dir runs/mine
@@ -9,17 +9,14 @@ or continue from a checkpoint with `--model_name_or_path`. `python run_mlm.py ar
 names from a file. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
 """
 
-import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_layerpool.common.checkpoint_files import load_tokenizer
 from modeling_layerpool.common.command_line import read_arguments
@@ -30,26 +27,28 @@ from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
-from modeling_layerpool.training.data import load_hub
-from modeling_layerpool.training.masked_lm.arguments import LanguageDataArguments, LanguageModelArguments
+from modeling_layerpool.publishing.plots import require_matplotlib
+from modeling_layerpool.training.data import read_train_rows
+from modeling_layerpool.training.distributed import same_on_all
+from modeling_layerpool.training.masked_lm.arguments import (
+    LanguageDataArguments,
+    LanguageModelArguments,
+    MaskedLanguageArguments,
+)
 from modeling_layerpool.training.masked_lm.models import load_masked_language_model, new_config, start_model
 from modeling_layerpool.training.masked_lm.texts import load_texts, tokenize_texts
 from modeling_layerpool.training.masked_lm.tokenizer import DEFAULT_VOCAB_SIZE, train_tokenizer
-from modeling_layerpool.training.masked_lm.trainer import (
-    MaskedLanguageArguments,
-    MaskedLanguageTrainer,
-)
+from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageTrainer
 from modeling_layerpool.training.masking import check_special_tokens
 from modeling_layerpool.training.script import (
     argument_errors,
+    choose_actions,
     choose_best_by,
     describe_run,
     evaluate_and_save,
     evaluate_when_saving,
-    one_sentence_errors,
-    output_of,
     publish,
-    set_up_logging,
+    run_script,
     train_and_save,
     warn_of_same_files,
 )
@@ -80,25 +79,13 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
         LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments, description=__doc__
     )
     model, data, training = arguments
-    if (
-        not training.do_eval or training.eval_strategy != "no"
-    ):  # transformers sets do_eval if an --eval_strategy is given
-        training.do_train = training.do_train or data.has_train_data
-    training.do_eval = training.do_eval or bool(data.evaluation_files)
-    if not (training.do_train or training.do_eval):
-        raise InputError("nothing to do: give texts to train on (--train_file or --dataset_name), or evaluation data")
-    if training.do_train and not data.has_train_data:
-        raise InputError("--do_train needs texts: --train_file or --dataset_name")
-    if training.do_eval and not data.evaluation_files:
-        raise InputError("--do_eval needs a --validation_file or a --probe_file")
+    choose_actions(training, data, bool(data.evaluation_files), flags="a --validation_file or a --probe_file")
     if not training.do_train and model.model_name_or_path is None:
         raise InputError("an untrained new model is not worth evaluating; give --model_name_or_path")
-    if data.streaming and training.max_steps <= 0:
-        raise InputError("--streaming needs --max_steps, as a stream has no length")
     if data.streaming and model.model_type and model.tokenizer_name is None and data.train_file is None:
         raise InputError("a tokenizer is not trained on a stream from the Hub; give --tokenizer_name")
-    if training.plot_curves and importlib.util.find_spec("matplotlib") is None:
-        raise InputError("--plot_curves needs matplotlib: pip install 'modeling-layerpool[plots]'")
+    if training.plot_curves:
+        require_matplotlib()
     evaluate_when_saving(training, keep_best=False)
     metrics: dict[str, bool] = {}
     if data.validation_file is not None:
@@ -108,17 +95,6 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
     if training.do_train and metrics:
         choose_best_by(training, metrics, default=next(iter(metrics)))
     return arguments
-
-
-def read_train_texts(data: LanguageDataArguments, args: MaskedLanguageArguments) -> Dataset | IterableDataset:
-    with args.main_process_first(desc="reading the training texts"):
-        if data.train_file is not None:
-            dataset = load_texts(data.train_file, data.streaming)
-        else:
-            dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
-    if data.max_train_samples is not None:
-        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
-    return dataset
 
 
 def read_probe(path: str) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]:
@@ -152,21 +128,20 @@ def open_tokenizer(
         return (row["text"] for row in texts if row["text"])
 
     vocab_size = model_args.vocab_size or DEFAULT_VOCAB_SIZE
-    trained: list[Any] = [None]
+    trained = None
     if args.process_index == 0:
         try:
-            trained = [train_tokenizer(all_texts, model_args.model_type, vocab_size, not args.disable_tqdm)]
+            trained = train_tokenizer(all_texts, model_args.model_type, vocab_size, not args.disable_tqdm)
         except InputError as error:
-            trained = [error]
-    if args.world_size > 1:
-        dist.broadcast_object_list(trained, src=0)
-    if isinstance(trained[0], InputError):
-        raise trained[0]
-    return trained[0]
+            trained = error
+    trained = same_on_all(trained)
+    if isinstance(trained, InputError):
+        raise trained
+    return trained
 
 
 def describe(trainer: MaskedLanguageTrainer, data: LanguageDataArguments, checkpoint: str | None) -> str:
-    """A table of what the run will do."""
+    """The plan of the run as a table."""
     args, model = trainer.args, trainer.model
     texts = "streamed"
     if not data.streaming:
@@ -217,17 +192,17 @@ def run(
     is_new = model_args.model_type is not None
     config = new_config(model_args.model_type, model_args.config_overrides) if is_new else None
 
-    # 2. Data, read and checked before a model is loaded
+    # 1. Data, read and checked before a model is loaded
+    train_texts = validation_texts = None
     if training_args.do_train:
         warn_of_same_files(data_args.train_file or [], data_args.evaluation_files)
-    train_texts = read_train_texts(data_args, training_args) if training_args.do_train else None
-    validation_texts = None
+        train_texts = read_train_rows(data_args, training_args, load_texts)
     if data_args.validation_file is not None:
         with training_args.main_process_first(desc="reading the validation texts"):
             validation_texts = load_texts(data_args.validation_file)
     probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
 
-    # 3. Tokenizer and model
+    # 2. Tokenizer and model
     loading = model_args.loading_options(training_args.do_train)
     if is_new:
         tokenizer = open_tokenizer(model_args, training_args, train_texts, checkpoint)
@@ -239,7 +214,7 @@ def run(
         check_special_tokens(tokenizer, model_args.model_name_or_path)
         tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(model))
     piece_length = training_args.max_seq_length if training_args.block_packing == "pack" else None
-    with training_args.main_process_first(desc="tokenising"):
+    with training_args.main_process_first(desc="tokenizing"):
         train_dataset, eval_dataset = (
             None if texts is None else tokenize_texts(texts, tokenizer, piece_length, source)
             for texts, source in ((train_texts, "training texts"), (validation_texts, "validation texts"))
@@ -247,7 +222,7 @@ def run(
     if data_args.streaming:
         train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
 
-    # 4. Trainer
+    # 3. Trainer
     with argument_errors():
         trainer = MaskedLanguageTrainer(
             model,
@@ -266,34 +241,24 @@ def run(
             ),
         )
 
-    # 5. Training
+    # 4. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
-    # 6. Evaluation
+    # 5. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
         if training_args.do_train:
             trainer.save_state()  # so that all evaluations are in one file
 
-    # 7. Curves, model card, and the Hub if asked for
+    # 6. Curves, model card and Hub
     if training_args.plot_curves and trainer.is_world_process_zero():
         plot_curves(trainer.state.log_history, Path(training_args.output_dir) / CURVES_FILE)
     if training_args.do_train:
         publish(trainer)
 
 
-def main() -> None:
-    # 1. Arguments
-    model_args, data_args, training_args = parse_arguments()
-    set_up_logging(training_args)
-    with output_of(training_args) as checkpoint:
-        set_seed(training_args.seed)
-        run(model_args, data_args, training_args, checkpoint)
-
-
 if __name__ == "__main__":
-    with one_sentence_errors():
-        main()
+    run_script(parse_arguments, run)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
@@ -126,6 +127,36 @@ def check_weights(*folders: Path, allow_pickle: bool) -> None:
         )
     if len(without) == len(folders) and not pickled:
         raise InputError(f"{folders[0]}: has no weights (model.safetensors)")
+
+
+def open_checkpoint(
+    model_class: Any,
+    name: str,
+    *,
+    revision: str,
+    allow_pickle: bool,
+    attn_implementation: str | None,
+    dtype: str | torch.dtype,
+    **overrides: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """
+    The model of a checkpoint, by `model_class.from_pretrained`, and the loading info of transformers: tensors that are
+    missing, or that have another shape, are initialized and listed there.
+    """
+    if Path(name).is_dir():
+        check_weights(Path(name), allow_pickle=allow_pickle)
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    with loading_errors(name):
+        return model_class.from_pretrained(
+            name,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=dtype,
+            **attention,
+            **overrides,
+        )
 
 
 def load_tokenizer(name: str, revision: str = "main", *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -1,6 +1,5 @@
 """Opens checkpoints of this package and of plain encoders for training."""
 
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,10 +31,9 @@ from .checkpoint_files import (
     check_padding,
     check_sizes,
     check_vocabulary,
-    check_weights,
     has_classifier,
     load_tokenizer,
-    loading_errors,
+    open_checkpoint,
     read_config,
 )
 from .errors import InputError
@@ -114,25 +112,20 @@ def load_layerpool(
         )
     check_sizes(model_name_or_path, config, classes.config)
     config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
-    if Path(model_name_or_path).is_dir():
-        check_weights(Path(model_name_or_path), allow_pickle=allow_pickle)
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with loading_errors(model_name_or_path):
-        model, info = getattr(classes, task.replace("-", "_")).from_pretrained(
-            model_name_or_path,
-            revision=revision,
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            dtype=dtype,
-            **attention,
-            **config_overrides,
-        )
+    model, info = open_checkpoint(
+        getattr(classes, task.replace("-", "_")),
+        model_name_or_path,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        attn_implementation=attn_implementation,
+        dtype=dtype,
+        **config_overrides,
+    )
     new_heads = HEADS
     if model_type == classes.config.model_type:
         new_heads = _new_heads(config, config_overrides, ignore_mismatched_sizes)
     width = config.get("projection_dim")
-    _check_whole(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
+    _check_tensors(model_name_or_path, info, new_heads, config_overrides.get("projection_dim", width) != width)
     tokenizer = load_tokenizer(model_name_or_path, revision)
     check_vocabulary(model, tokenizer, model_name_or_path)
     check_padding(model_name_or_path, tokenizer)
@@ -140,15 +133,15 @@ def load_layerpool(
 
 
 def _new_heads(config: dict[str, Any], overrides: dict[str, Any], ignore_mismatched_sizes: bool) -> tuple[str, ...]:
-    """The prefixes of the tensors that start anew in a checkpoint of this package."""
+    """The prefixes of the tensors of a checkpoint of this package that are initialized again."""
     trained = config.get("pooler_type", LayerPoolConfigMixin.pooler_type)
     is_new_pooler = overrides.get("pooler_type", trained) != trained
     is_new_classifier = ignore_mismatched_sizes or not has_classifier(config)
     return ("pooler.",) * is_new_pooler + ("classifier.",) * is_new_classifier
 
 
-def _check_whole(name: str, info: dict[str, Any], new_heads: tuple[str, ...], has_new_width: bool) -> None:
-    """Raise an `InputError` if a tensor that does not start anew is missing or has another shape."""
+def _check_tensors(name: str, info: dict[str, Any], new_heads: tuple[str, ...], has_new_width: bool) -> None:
+    """Raise an `InputError` if a tensor without one of the prefixes `new_heads` is missing or has another shape."""
     absent = sorted(key for key in info["missing_keys"] if not key.startswith(new_heads))
     if has_new_width:
         # A pooler of the encoder's own width has no projection yet. A projection of another shape is refused below.

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import InputError
+from .errors import InputError, one_line
 from .rows import check_file, read_json, reading_errors, shown
 
 
@@ -121,7 +121,7 @@ def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
     except InputError:
         raise
     except Exception as error:  # the argument classes of transformers run much code, and read files
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         kind = "" if isinstance(error, ValueError) and reason else f"{type(error).__name__}: "
         raise InputError(f"{kind}{reason}") from error
 
@@ -189,7 +189,7 @@ def _flags_of_file(path: str) -> list[str]:
             except RecursionError as error:
                 raise InputError(f"{path}: YAML that is nested too deeply") from error
             except (yaml.YAMLError, ValueError) as error:  # a ValueError means an impossible date, for example
-                raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+                raise InputError(f"{path}: not valid YAML ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected names and values of arguments, got {type(content).__name__}")
     flags = []

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """The input cannot be used. The message is one sentence that names the file, line or field, and the fix."""
 
 
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
     """Turn an [`InputError`] into its sentence on standard error and exit code 2, as argparse does for a wrong flag.

@@ -188,6 +188,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
+def enumerated(names: Sequence[str], most: int) -> str:
+    """Names for a message, at most `most` of them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def require_columns(row: dict[str, Any], columns: Sequence[str], where: str) -> None:
     """Raise an [`InputError`] that names the missing columns, and the existing ones."""
     missing = [column for column in columns if column not in row]

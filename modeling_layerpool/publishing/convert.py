@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..common.checkpoint_files import check_sizes, load_tokenizer, loading_errors, read_config
+from ..common.checkpoint_files import check_sizes, check_vocabulary, load_tokenizer, loading_errors, read_config
 from ..common.checkpoints import MODELS, EncoderClasses
 from ..common.errors import InputError, usage_errors
+from ..common.rows import enumerated
 from .folders import check_output, written_in_one_step
 
 
@@ -40,7 +41,7 @@ POSITIONS = r"(bert\.|roberta\.)?embeddings\.position_ids"
 LEFT_OUT = {
     POSITIONS: "the position numbers, which the model makes itself",
     r"(bert|roberta)\.pooler\.dense\.(weight|bias)": "the encoder's own pooler, which the method does not read",
-    r"(lm_head|cls)\..+": "the masked language modelling head, used in training only",
+    r"(lm_head|cls)\..+": "the masked language modeling head, used in training only",
 }
 DROPPED = "SimCSE's MLP, by --mlp drop"
 
@@ -130,7 +131,8 @@ def convert(
         model = classes.embedding(classes.config.from_pretrained(path.parent, **options)).eval()
         original = type(model.base_model)(model.config, add_pooling_layer=False).eval()
     parts = sort_tensors(path, tensors, kind, original, drop_mlp=mlp == "drop")
-    tokenizer = read_tokenizer(path.parent, original.config.vocab_size)
+    tokenizer = load_tokenizer(str(path.parent))
+    check_vocabulary(original, tokenizer, str(path.parent))
 
     original.load_state_dict(parts.encoder)
     prefix = f"{model.base_model_prefix}."
@@ -234,8 +236,8 @@ def sort_tensors(
     prefixes = [f"{encoder.base_model_prefix}.", *([""] if kind == "simcse" else [])]
     prefix = next((prefix for prefix in prefixes if prefix + WORDS in tensors), None)
     if prefix is None:
-        wanted = " or ".join(prefix + WORDS for prefix in prefixes)
-        raise InputError(f"{path}: has no encoder of the type that config.json names ({wanted})")
+        expected = " or ".join(prefix + WORDS for prefix in prefixes)
+        raise InputError(f"{path}: has no encoder of the type that config.json names ({expected})")
     shapes = {name: tensor.shape for name, tensor in encoder.state_dict().items()}
     width = encoder.config.hidden_size
     mlp = "mlp.dense." if prefix else "pooler.dense."
@@ -274,7 +276,7 @@ def sort_tensors(
     missing += [name for name in head_names if name not in tensors]
     for problem, names in (("unknown", unknown), ("missing", missing), ("of another shape", misfits)):
         if names:
-            raise InputError(f"{path}: {_count(names)} {problem}, taken as {kind}: {_list(names)}")
+            raise InputError(f"{path}: {_count(names)} {problem}, taken as {kind}: {enumerated(names, most=5)}")
     for name, tensor in [*parts.encoder.items(), *parts.head.items()]:
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise InputError(f"{path}: {found[name]} is {tensor.dtype}, which float32 cannot hold exactly")
@@ -288,14 +290,6 @@ def sort_tensors(
         {name: tensor.float() for name, tensor in parts.head.items()},
         parts.left_out,
     )
-
-
-def read_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder, which must not have more tokens than there are word embeddings."""
-    tokenizer = load_tokenizer(str(folder))
-    if len(tokenizer) > vocabulary:
-        raise InputError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the encoder only {vocabulary}")
-    return tokenizer
 
 
 # --- converting ---
@@ -358,10 +352,6 @@ def compare(
 
 def _count(names: list[str]) -> str:
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-
-
-def _list(names: list[str], shown: int = 5) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def main() -> None:

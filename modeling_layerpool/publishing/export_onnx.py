@@ -79,7 +79,7 @@ def export_onnx(
         output: a folder that is new or empty. `model.onnx` takes `input_ids` and `attention_mask`, both `(b, t)` in
             int64, and returns `pooler_output (b, d)` in float32.
         opset: the version of ONNX's operators, at least 18.
-        int8: also write `model_int8.onnx`, with matrix products in 8 bits (dynamic quantisation).
+        int8: also write `model_int8.onnx`, with matrix products in 8 bits (dynamic quantization).
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -113,9 +113,9 @@ def export_onnx(
             )
         done = Export(output, opset, _mib(path), difference)
         if int8:
-            quantised = part / INT8_FILE
-            _quantise(path, quantised)
-            done = done._replace(int8_mib=_mib(quantised), int8_cosine=_mean_cosine(model, quantised))
+            quantized = part / INT8_FILE
+            _quantize(path, quantized)
+            done = done._replace(int8_mib=_mib(quantized), int8_cosine=_mean_cosine(model, quantized))
         tokenizer.save_pretrained(part)
     return done
 
@@ -140,7 +140,7 @@ def _export(model: PreTrainedModel, path: Path, opset: int) -> None:
     program.save(path)
 
 
-def _quantise(path: Path, quantised: Path) -> None:
+def _quantize(path: Path, quantized: Path) -> None:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -149,7 +149,7 @@ def _quantise(path: Path, quantised: Path) -> None:
     del file.graph.value_info[:]
     logging.getLogger().addFilter(_no_advice)
     try:
-        quantize_dynamic(file, quantised, weight_type=QuantType.QInt8)
+        quantize_dynamic(file, quantized, weight_type=QuantType.QInt8)
     finally:
         logging.getLogger().removeFilter(_no_advice)
 

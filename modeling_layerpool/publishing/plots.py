@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 WIDTH, DOTS_PER_INCH = 7.0, 150
-# The colour-blind safe palette of Okabe and Ito, the dark colours first.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# The color-blind safe palette of Okabe and Ito, the dark colors first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":")
 SCORE_BINS = 5
 MAX_NAME = 30
@@ -72,8 +72,8 @@ def plot_layer_weights(
     axes.spines[:].set_visible(False)
     if len(numbers) <= MAX_COLUMNS_WITH_NUMBERS:
         for (row, column), value in np.ndenumerate(percent):
-            colour = "white" if value > 0.6 * percent.max() else "black"
-            axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=7.5, color=colour)
+            color = "white" if value > 0.6 * percent.max() else "black"
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", size=7.5, color=color)
     figure.colorbar(image, ax=axes, label="mean weight in %", pad=0.02).outline.set_visible(False)
     return _save(figure, path)
 
@@ -110,9 +110,9 @@ def plot_learning_curves(
         best_step = (min if metric.endswith("loss") else max)(scores, key=scores.get)
     figure = _figure(0.7 + 1.7 * len(panels))
     grid = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, (label, points), colour in zip(grid, panels.items(), COLOURS, strict=False):
+    for axes, (label, points), color in zip(grid, panels.items(), COLORS, strict=False):
         marker = "." if len(points) < 50 else None
-        axes.plot(list(points), list(points.values()), color=colour, marker=marker, linewidth=1.3)
+        axes.plot(list(points), list(points.values()), color=color, marker=marker, linewidth=1.3)
         axes.set_ylabel(label)
         _quiet(axes)
         if best_step is not None:
@@ -143,8 +143,8 @@ def plot_alignment_uniformity(models: Mapping[str, Mapping[str, float]], path: s
     height = max(4.2, 1 + 0.28 * len(points))
     figure = _figure(height)
     axes = figure.add_subplot()
-    colours = [COLOURS[1], *[COLOURS[0]] * (len(points) - 1)]
-    axes.scatter(*points[::-1].T, c=colours[::-1], s=36, zorder=3)  # the first one on top
+    colors = [COLORS[1], *[COLORS[0]] * (len(points) - 1)]
+    axes.scatter(*points[::-1].T, c=colors[::-1], s=36, zorder=3)  # the first one on top
     margin = np.maximum(0.1 * np.ptp(points, axis=0), 0.02)
     (left, low), (right, high) = points.min(axis=0) - margin, points.max(axis=0) + margin
     axes.set(xlim=(left, right), ylim=(low, high))
@@ -162,7 +162,7 @@ def plot_alignment_uniformity(models: Mapping[str, Mapping[str, float]], path: s
             (1.04, name_height),
             textcoords="axes fraction",
             va="center",
-            color=colours[index],
+            color=colors[index],
             size=9,
             annotation_clip=False,
             zorder=2,
@@ -199,8 +199,8 @@ def plot_similarities(cosines: Sequence[float], scores: Sequence[float], path: s
     for index, axes in zip(reversed(range(SCORE_BINS)), grid, strict=True):
         members = cosines[bins == index]
         if len(members):
-            axes.hist(members, bars, weights=np.full(len(members), 100 / len(members)), color=COLOURS[0], alpha=0.75)
-            axes.axvline(np.median(members), color=COLOURS[1], linewidth=1.5)
+            axes.hist(members, bars, weights=np.full(len(members), 100 / len(members)), color=COLORS[0], alpha=0.75)
+            axes.axvline(np.median(members), color=COLORS[1], linewidth=1.5)
         label = f"gold {edges[index]:.3g} to {edges[index + 1]:.3g}\n{len(members):,} pairs"
         axes.text(1.02, 0.5, label, transform=axes.transAxes, va="center", size=9)
         axes.set_xlim(lowest, 1)
@@ -236,9 +236,9 @@ def plot_scores(
             if pooler not in by_pooler:
                 continue
             values = _numbers(by_pooler[pooler], f"scores of {pooler!r} on {name!r}")
-            axes.plot([values.min(), values.max()], [row, row], color=COLOURS[0], linewidth=1.5)
-            axes.plot(values.mean(), row, "|", color=COLOURS[0], markersize=12, markeredgewidth=2.5)
-            axes.plot(values, [row] * len(values), "o", color=COLOURS[1], markersize=3.5)
+            axes.plot([values.min(), values.max()], [row, row], color=COLORS[0], linewidth=1.5)
+            axes.plot(values.mean(), row, "|", color=COLORS[0], markersize=12, markeredgewidth=2.5)
+            axes.plot(values, [row] * len(values), "o", color=COLORS[1], markersize=3.5)
         axes.set_title(_name(name), size=10)
         axes.set_yticks(range(len(poolers)), [_name(pooler) for pooler in poolers])
         axes.set_ylim(len(poolers) - 0.5, -0.5)
@@ -273,7 +273,7 @@ def plot_spectrum(spectra: Mapping[str, Sequence[float]], path: str | Path) -> P
             raise InputError(f"spectrum of {name!r}: variances must not be negative, nor all of them zero")
         shares = variances / variances.sum()
         shares = shares[shares > LEAST_SHARE]
-        style = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINE_STYLES[number // len(COLOURS) % 3]}
+        style = {"color": COLORS[number % len(COLORS)], "linestyle": LINE_STYLES[number // len(COLORS) % 3]}
         axes.plot(range(1, len(shares) + 1), 100 * shares, label=_name(name), linewidth=1.5, **style)
     axes.set(yscale="log", xlabel="principal direction, by variance", ylabel="share of the variance in %")
     _quiet(axes)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..common.errors import InputError
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
@@ -26,6 +26,10 @@ from .compat import TrainerHooks, attention_implementation
 from .fault_tolerance import init_worker, remove_if_incomplete, write_manifest
 from .lora import check_checkpoint
 from .run_arguments import RunArguments
+
+
+# Called with a model and its tokenizer; returns metrics by name.
+Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
 
 class NonFiniteLossError(RuntimeError):
@@ -204,8 +208,9 @@ class LayerPoolTrainer(TrainerHooks):
         return optimizer
 
     def _check_groups(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        sizes = [[len(group["params"]) for group in of["param_groups"]] for of in (vars(optimizer), state)]
-        if sizes[0] != sizes[1]:
+        all_groups = (optimizer.param_groups, state["param_groups"])
+        own, saved = ([len(group["params"]) for group in groups] for groups in all_groups)
+        if own != saved:
             raise InputError(
                 "the checkpoint cannot be resumed: its optimizer has other groups of parameters; resume with the "
                 f"{self.grouped_by} and optimizer that it was saved with"
@@ -287,6 +292,12 @@ class _BestMetricCallback(TrainerCallback):
         measured = [name.removeprefix("eval_") for name in metrics or () if name.startswith("eval_")]
         if chosen and measured and args.load_best_model_at_end and chosen not in measured:
             raise unknown_metric(chosen, measured)
+
+
+def check_rows(dataset: Dataset, needed: int) -> None:
+    """Raise an `InputError` if the training rows do not make a batch."""
+    if len(dataset) < needed:
+        raise InputError(f"{len(dataset)} training row(s) do not make a batch; {needed} are needed")
 
 
 def unknown_metric(name: str, measured: Sequence[str]) -> InputError:

@@ -237,16 +237,16 @@ class PackingCollator:
     Args:
         columns: the text columns of each row, as [`Objective.select_columns`] orders them. One that is named twice is
             packed twice.
-        pad_token_id: what free places are filled with.
-        row_length: tokens in a packed row; by default, for each batch, the length of the least work.
-        chunk_tokens: split the batch into chunks of rows of at most so many tokens.
-        masking: mask the tokens, too, by the rows of the batch.
+        pad_token_id: the token that fills the rest of a row.
+        row_length: tokens in a packed row. Default: for each batch, the length that needs the least computation.
+        chunk_tokens: split the batch into chunks of rows of at most this many tokens.
+        masking: also masks the tokens; the rows of the batch decide which.
 
-    The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (as far as they are read),
-    `row_numbers`, where the rows are from, and `values (b,)` if they have one. Sentence `i * c + j` is column j of row
-    i. With `chunk_tokens` it holds `chunks` and `sentence_indices` (see [`split_into_chunks`]) instead of one packed
-    input. With `masking` each packed input also has `mlm_input_ids`, and the tokens that were masked: `mlm_indices
-    (m,)`, in the flattened input, and `mlm_labels (m,)`.
+    The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (after truncation),
+    `row_numbers`, the lines or indices of the rows in their source, and `values (b,)` if the rows have one. Sentence
+    `i * c + j` is column j of row i. With `chunk_tokens` it holds `chunks` and `sentence_indices` (see
+    [`split_into_chunks`]) instead of one packed input. With `masking` each packed input also has `mlm_input_ids`, and
+    the tokens that were masked: `mlm_indices (m,)`, in the flattened input, and `mlm_labels (m,)`.
     """
 
     def __init__(

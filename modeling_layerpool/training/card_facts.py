@@ -22,72 +22,40 @@ Evaluations = dict[int, dict[str, float]]
 
 @dataclass
 class CardFacts:
-    """
-    A finished training run as strings, numbers, lists and dictionaries.
-
-    Args:
-        output_dir, hub_model_id: the folder of the run, and its name on the Hub if it has one.
-        task: the task by its name on the Hub: `sentence-similarity`, `text-classification` or `fill-mask`.
-        architecture: the name of the model's class.
-        model: the rows of the table of the model.
-        settings: the rows of the table of settings that belong to this kind of training.
-        schedule: the rows that every kind of training has, from the learning rate to the device.
-        train_rows: the number of training rows, or None for a stream.
-        batch_size: rows in a batch of all processes together.
-        max_tokens: tokens at which a text is cut.
-        device: the device and the number of processes.
-        seconds: duration of the training, or None if it is not over.
-        was_resumed: whether that is only the part since the run was resumed.
-        is_sharded: whether FSDP or DeepSpeed spreads the model over processes.
-        versions: the version of each package.
-        log_history: the log of the trainer.
-        evaluations: the finite metrics of each evaluation by step, and of the kept weights after the training.
-        test_scores: the last metrics of the test data; empty without labels.
-        kept_step: the step whose weights were kept.
-        best_step: the step of the best evaluation, whether or not its weights were saved.
-        metric: the metric that chooses the checkpoint, or "".
-        is_best_kept: whether the best checkpoint was loaded after the training.
-        citations: BibTeX entries of the methods of the run.
-        width: numbers in the vector of a sentence.
-        pooler_type: as in the configuration of the model.
-        pooler_weighting: whether the weights of the hidden states are `fixed`, `shared` by all texts or `per_text`.
-        pooler_residual: as in the configuration of the model.
-        problem_type, labels: the kind of labels of a classifier and their names; None and () for other models.
-        mask_token: the mask token of a masked language model.
-    """
+    """A finished training run as strings, numbers, lists and dictionaries."""
 
     output_dir: str
-    hub_model_id: str | None
-    architecture: str
-    model: dict[str, str]
-    schedule: dict[str, str]
-    train_rows: int | None
-    batch_size: int
-    max_tokens: int
+    hub_model_id: str | None  # the name on the Hub, if the run has one
+    architecture: str  # the name of the model's class
+    model: dict[str, str]  # rows of the table of the model
+    schedule: dict[str, str]  # rows of the table of settings that every kind of training has
+    train_rows: int | None  # None for a stream
+    batch_size: int  # rows in a batch of all processes together
+    max_tokens: int  # tokens at which a text is cut
     seed: int
-    device: str
-    seconds: float | None
+    device: str  # the device and the number of processes
+    seconds: float | None  # duration of the training since it was started or resumed; None if it is not over
     was_resumed: bool
-    is_sharded: bool
-    versions: dict[str, str]
+    is_sharded: bool  # whether FSDP or DeepSpeed spreads the model over processes
+    versions: dict[str, str]  # by package
     log_history: list[dict[str, Any]]
-    evaluations: Evaluations
-    test_scores: dict[str, float]
-    kept_step: int
-    best_step: int | None
-    metric: str
-    is_best_kept: bool
+    evaluations: Evaluations  # by step; the one after the training belongs to the kept step
+    test_scores: dict[str, float]  # the last metrics of the test data; empty without labels
+    kept_step: int  # the step whose weights were kept
+    best_step: int | None  # the step of the best evaluation, whether or not its weights were saved
+    metric: str  # the metric that chooses the checkpoint, or ""
+    is_best_kept: bool  # whether the best checkpoint was loaded after the training
     # Facts that each kind of training adds.
-    task: str = ""
-    settings: dict[str, str] = field(default_factory=dict)
-    citations: list[str] = field(default_factory=list)
-    width: int | None = None
+    task: str = ""  # its name on the Hub: sentence-similarity, text-classification or fill-mask
+    settings: dict[str, str] = field(default_factory=dict)  # rows of the table of settings of this kind of training
+    citations: list[str] = field(default_factory=list)  # BibTeX entries of the methods of the run
+    width: int | None = None  # numbers in the vector of a sentence
     pooler_type: str | None = None
-    pooler_weighting: str | None = None
+    pooler_weighting: str | None = None  # of the hidden states: fixed, shared (by all texts) or per_text
     pooler_residual: str | None = None
-    problem_type: str | None = None
-    labels: Sequence[str] = ()
-    mask_token: str | None = None
+    problem_type: str | None = None  # of a classifier
+    labels: Sequence[str] = ()  # of a classifier
+    mask_token: str | None = None  # of a masked language model
 
 
 def with_pooler(facts: CardFacts, model: PreTrainedModel, output: dict[str, str]) -> CardFacts:

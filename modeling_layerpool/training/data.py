@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import InputError
 from ..common.rows import read_rows, reading_errors
+from .data_arguments import TrainDataArguments
+from .run_arguments import RunArguments
 
 
 def first_row(path: str) -> dict[str, Any]:
@@ -59,6 +61,20 @@ def load_hub(name: str, config: str | None, split: str, streaming: bool = False)
     except Exception as error:  # datasets raises many types
         reason = (str(error.__cause__ or error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"dataset {name!r} cannot be loaded: {reason}") from error
+
+
+def read_train_rows(
+    data: TrainDataArguments, args: RunArguments, read_files: Callable[..., Dataset | IterableDataset]
+) -> Dataset | IterableDataset:
+    """The training rows, from the Hub or from `read_files(data.train_file, streaming=data.streaming)`."""
+    with args.main_process_first(desc="reading the training data"):
+        if data.train_file is not None:
+            dataset = read_files(data.train_file, streaming=data.streaming)
+        else:
+            dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
+    if data.max_train_samples is not None:
+        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
+    return dataset
 
 
 def set_max_seq_length(

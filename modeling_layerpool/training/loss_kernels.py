@@ -19,29 +19,17 @@ BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 
 @dataclass
 class Classification:
-    """
-    Queries that each have to find their target among the same candidates, as the rows of a batch do.
+    """Queries that each have to find their target among the same candidates, as the rows of a batch do."""
 
-    Args:
-        queries: `(b, h)`.
-        candidates: `(c, h)`.
-        temperature: divides the dot products; a tensor gets a gradient.
-        targets: `(b,)`, the index of each query's target among the candidates.
-        query_text_ids: tensors `(b,)` with the identities of the texts that belong to each query.
-        candidate_text_ids: the identities of the first candidates' texts. A candidate with a text of the query, other
-            than the target, is left out.
-        weights: `(b,)`, a factor of each query's term. Default: 1.
-        hard_negatives: `(b, k)`, candidates whose logits are raised by `hard_negative_weight`.
-    """
-
-    queries: torch.Tensor
-    candidates: torch.Tensor
-    temperature: float | torch.Tensor
-    targets: torch.Tensor
-    query_text_ids: list[torch.Tensor]
+    queries: torch.Tensor  # (b, h)
+    candidates: torch.Tensor  # (c, h)
+    temperature: float | torch.Tensor  # divides the dot products; a tensor gets a gradient
+    targets: torch.Tensor  # (b,), the index of each query's target among the candidates
+    query_text_ids: list[torch.Tensor]  # tensors (b,): the identities of the texts that belong to each query
+    # The identities of the first candidates. One with a text of the query, other than the target, is left out.
     candidate_text_ids: torch.Tensor | None
-    weights: torch.Tensor | None = None
-    hard_negatives: torch.Tensor | None = None
+    weights: torch.Tensor | None = None  # (b,), a factor of each query's term. Default: 1
+    hard_negatives: torch.Tensor | None = None  # (b, k), candidates whose logits are raised by the weight
     hard_negative_weight: float = 0.0
 
     def mean_cross_entropy(self) -> torch.Tensor:

@@ -127,10 +127,10 @@ def batch_softmax_contrastive(
     query_column_text_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
-    Batch-softmax contrastive loss for labelled pairs (Chernyavskiy et al., NAACL 2022, arXiv 2110.15725).
+    Batch-softmax contrastive loss for labeled pairs (Chernyavskiy et al., NAACL 2022, arXiv 2110.15725).
 
     With `S = norm(Q) norm(A)^T / tau` over M pairs and a label `y_i` for each, the loss is the mean of
-    `-1/M sum_i y_i log softmax_row(S)_ii` and `-1/M sum_i y_i log softmax_column(S)_ii`. A pair labelled negative has
+    `-1/M sum_i y_i log softmax_row(S)_ii` and `-1/M sum_i y_i log softmax_column(S)_ii`. A pair labeled negative has
     no term of its own but remains a negative of the other pairs; the divisor is always M. Computed in at least
     float32.
 

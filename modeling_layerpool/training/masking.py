@@ -13,7 +13,7 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, name: str = "the to
     """Raise an `InputError` that begins with `name` if a tokenizer has no mask token or no token for padding."""
     for kind in ("mask", "pad"):
         if getattr(tokenizer, f"{kind}_token_id") is None:
-            raise InputError(f"{name}: has no {kind} token, and cannot be used for masked language modelling")
+            raise InputError(f"{name}: has no {kind} token, and cannot be used for masked language modeling")
 
 
 class TokenMasking:

@@ -29,8 +29,7 @@ def head_only_at(model: PreTrainedModel, index: torch.Tensor) -> Iterator[None]:
         model: a model from `AutoModelForMaskedLM` whose head reads the first output of its `base_model`. Other models
             are left unchanged and return the logits of all tokens.
         index (`torch.LongTensor` of shape `(m,)`): indices into the flattened batch `(rows * length,)`. The logits
-        have
-            the shape `(1, m, v)`.
+            have the shape `(1, m, v)`.
     """
     if model.base_model is model:
         yield
@@ -114,7 +113,7 @@ class MaskedLanguageHead(nn.Module):
             )
         absent = [key for key in info["missing_keys"] if not key.startswith(f"{language_model.base_model_prefix}.")]
         if absent:
-            logger.warning(f"{checkpoint}: has no head for masked language modelling; it starts anew")
+            logger.warning(f"{checkpoint}: has no head for masked language modeling; a new one is initialized")
         return cls(language_model, encoder)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, ClassVar
 
-from ..common.command_line import Range, check_arguments
-from ..common.errors import InputError
+from ..common.command_line import Range, check_arguments, check_used
 from ..models.configuration_layerpool import POOLER_OPTIONS, LayerPoolConfigMixin
 from .lora import require_peft
 
@@ -117,27 +116,24 @@ class LoraArguments:
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Linear layers of the encoder to adapt, by the end of their names, such as query value. "
-            "Default: all."
+            "help": "Names of the encoder's linear layers to adapt, or the ends of their names, such as query value. "
+            "Default: all linear layers."
         },
     )
 
     def __post_init__(self):
         check_arguments(self)
-        given = self.options()
-        if not self.use_lora:
-            if given:
-                name = next(iter(given)).removeprefix("lora_")
-                raise InputError(f"lora_{name} does nothing without use_lora")
-            return
-        require_peft()
+        lora_options = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        check_used(self, dict.fromkeys(lora_options, self.use_lora), "without use_lora")
+        if self.use_lora:
+            require_peft()
 
     def options(self) -> dict:
         """The arguments of `add_lora` that were given; those that were not keep its defaults."""
-        fields = {
+        options = {
             "r": self.lora_r,
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "target_modules": self.lora_target_modules,
         }
-        return {name: value for name, value in fields.items() if value is not None}
+        return {name: value for name, value in options.items() if value is not None}

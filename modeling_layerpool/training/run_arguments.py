@@ -97,6 +97,11 @@ class RunArguments(TrainingArguments):
         self.eval_strategy, self.eval_steps = self.save_strategy, self.eval_steps or self.save_steps
 
     @property
+    def least_rows(self) -> int:
+        """The fewest rows that make a batch on all processes."""
+        return self.world_size * (self.per_device_train_batch_size if self.dataloader_drop_last else 1)
+
+    @property
     def sampling_seed(self) -> int:
         """The seed of the order of the rows and of their masks."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -104,6 +109,22 @@ class RunArguments(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         # Checkpoints contain these arguments and may be published, so the token must not be pickled.
         return {**vars(self), "hub_token": None}
+
+
+@dataclass
+class PackedRunArguments(RunArguments):
+    """[`RunArguments`] of a trainer that packs texts and whose collator reads columns the model does not know."""
+
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay off: the collator needs every column."}
+    )
+
+    def __post_init__(self):
+        if self.train_sampling_strategy == "group_by_length":
+            raise InputError("train_sampling_strategy=group_by_length does nothing with packed texts; leave it out")
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns must stay off: the collator needs every column")
+        super().__post_init__()
 
 
 def _check_reporting(names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from tabulate import tabulate
 from transformers import PreTrainedModel, TrainingArguments
 
 from ..common.checkpoint_files import read_json_object
-from ..common.errors import InputError, usage_errors
+from ..common.errors import InputError, one_line, usage_errors
 from ..common.folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
+from .data_arguments import TrainDataArguments
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 from .run_arguments import RunArguments
@@ -36,6 +37,26 @@ class PushError(RuntimeError):
     """The model is trained and saved, but could not be pushed to the Hub."""
 
 
+def run_script(parse_arguments: Callable[[], tuple], run: Callable[..., None]) -> None:
+    """
+    Call `run` with the parsed arguments, the last of which are [`RunArguments`], and the checkpoint to resume from.
+
+    Ends the process with one sentence: exit code 2 for input that the user can correct, 1 for a run that failed.
+    """
+    with usage_errors():
+        try:
+            arguments = parse_arguments()
+            training_args = arguments[-1]
+            set_up_logging(training_args)
+            with output_of(training_args) as checkpoint:
+                transformers.set_seed(training_args.seed)
+                run(*arguments, checkpoint)
+        except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
+            sys.exit(f"error: {error}")
+        except BlockingIOError as error:
+            sys.exit(f"error: the machine cannot start more processes ({error}); lower --dataloader_num_workers")
+
+
 def set_up_logging(args: TrainingArguments) -> None:
     """Log messages of the main process and errors of the others; show progress bars unless `disable_tqdm` is set."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
@@ -44,6 +65,31 @@ def set_up_logging(args: TrainingArguments) -> None:
     datasets.utils.logging.set_verbosity(level)
     if args.disable_tqdm or args.process_index > 0:
         datasets.disable_progress_bars()
+
+
+def choose_actions(args: RunArguments, data: TrainDataArguments, evaluates: bool, flags: str) -> None:
+    """
+    Train and evaluate if there are data for it, unless `--do_train` or `--do_eval` alone is given.
+
+    Args:
+        evaluates: whether there are data to evaluate on.
+        flags: the flags that give such data, for errors.
+
+    Raises:
+        InputError: data are missing for an action, there is nothing to do, or a stream has no number of steps.
+    """
+    # transformers sets do_eval if an --eval_strategy is given.
+    if not args.do_eval or args.eval_strategy != "no":
+        args.do_train = args.do_train or data.has_train_data
+    args.do_eval = args.do_eval or evaluates
+    if not (args.do_train or args.do_eval):
+        raise InputError(f"nothing to do: give training data (--train_file or --dataset_name), {flags} or both")
+    if args.do_train and not data.has_train_data:
+        raise InputError("give the training data as either --train_file or --dataset_name")
+    if args.do_eval and not evaluates:
+        raise InputError(f"--do_eval needs {flags}")
+    if data.streaming and args.max_steps <= 0:
+        raise InputError("--streaming needs --max_steps, as a stream has no length")
 
 
 def evaluate_when_saving(args: RunArguments, keep_best: bool = True) -> None:
@@ -116,8 +162,9 @@ def _check_hub(args: RunArguments) -> None:
     except HFValidationError as error:
         raise InputError(f"--hub_model_id: {error}") from error
     except Exception as error:  # huggingface_hub raises many types for a missing network, account or token
-        reason = " ".join(str(error).split())
-        raise InputError(f"--push_to_hub: the Hub cannot be reached or rejects the token ({reason})") from error
+        raise InputError(
+            f"--push_to_hub: the Hub cannot be reached or rejects the token ({one_line(error)})"
+        ) from error
 
 
 def _find_checkpoint(args: RunArguments) -> str | None:
@@ -187,11 +234,11 @@ def describe_run(
     trainer: LayerPoolTrainer, settings: Mapping[str, str], evaluation_data: str, checkpoint: str | None
 ) -> str:
     """
-    A table of what the run will do.
+    The plan of a run as a table.
 
     Args:
         settings: rows of the table that belong to the kind of training.
-        evaluation_data: what it evaluates on, if it does.
+        evaluation_data: the names of the evaluation data, if there are any.
         checkpoint: the checkpoint that it resumes from, if any.
     """
     args = trainer.args
@@ -224,16 +271,15 @@ def describe_pooler(model: PreTrainedModel) -> str:
 
 
 def publish(trainer: LayerPoolTrainer) -> None:
-    """Write the model card, and push to the Hub if asked for."""
+    """Write the model card and, with `push_to_hub`, upload the folder to the Hub."""
     if not trainer.args.push_to_hub:
         trainer.create_model_card()
         return
     try:
         trainer.push_to_hub()
     except Exception as error:  # see _check_hub
-        reason = " ".join(str(error).split())
         raise PushError(
-            f"the model is saved in {trainer.args.output_dir}, but could not be pushed to the Hub ({reason})"
+            f"the model is saved in {trainer.args.output_dir}, but could not be pushed to the Hub ({one_line(error)})"
         ) from error
 
 
@@ -245,16 +291,4 @@ def argument_errors() -> Iterator[None]:
     except InputError:
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:
-        raise InputError(f"{' '.join(str(error).split())}") from error
-
-
-@contextmanager
-def one_sentence_errors():
-    """End the script with one sentence: exit code 2 for input that the user can correct, 1 for a run that failed."""
-    with usage_errors():
-        try:
-            yield
-        except (NonFiniteLossError, CheckpointWriteError, PushError) as error:
-            sys.exit(f"error: {error}")
-        except BlockingIOError as error:
-            sys.exit(f"error: the machine cannot start more processes ({error}); lower --dataloader_num_workers")
+        raise InputError(one_line(error)) from error

@@ -446,7 +446,7 @@ def test_a_tokenizer_of_too_many_words_is_refused(make_source, output):
     source = make_source()
     with (source.folder / "vocab.txt").open("a") as file:
         file.write("further\n")
-    assert "the tokenizer has 20 tokens, but the encoder only 19" in refusal(source.folder, output)
+    assert "the tokenizer has 20 tokens, but the model only 19" in refusal(source.folder, output)
 
 
 def test_simcse_needs_a_word_about_its_mlp(make_source, output):

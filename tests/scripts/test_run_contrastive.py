@@ -158,14 +158,14 @@ def test_training_data_are_trained_on_unless_evaluation_alone_is_asked_for(tiny_
     assert os.path.exists(f"{files['out']}/eval_results.json")
 
 
-def test_masked_language_modelling_beside_it_leaves_an_ordinary_folder(files, tokenizer, tmp_path):
+def test_masked_language_modeling_beside_it_leaves_an_ordinary_folder(files, tokenizer, tmp_path):
     config = BertConfig(**TINY_BERT)
     language_model = BertForMaskedLM(config)
     language_model.save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     done = run(arguments(str(tmp_path / "bert"), files, mlm_weight=0.15, gradient_cache=64))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "masked language modelling, weight 0.15" in done.stdout
+    assert "masked language modeling, weight 0.15" in done.stdout
     assert "no head" not in done.stderr
     out = Path(files["out"])
     assert "| weight 0.15, 15% of the tokens" in (out / "README.md").read_text()

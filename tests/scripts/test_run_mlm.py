@@ -192,7 +192,7 @@ def test_a_new_model_is_trained_measured_and_saved_whole(run, arguments, out, ob
     assert len(filled) == 2
 
 
-def test_masked_language_modelling_alone_is_the_default(run, arguments, out):
+def test_masked_language_modeling_alone_is_the_default(run, arguments, out):
     del arguments["objective"]
     assert "objective       mlm" in run(arguments | {"max_steps": 1})
     assert not any("token_contrast_loss" in entry for entry in history(out))
@@ -323,7 +323,7 @@ def test_an_encoder_without_head_gets_a_new_one(run, arguments, tmp_path, tokeni
     for name in ("model_type", "config_overrides", "vocab_size"):
         del options[name]
     run(options)
-    assert "has no head for masked language modelling; it starts anew" in caplog.text
+    assert "has no head for masked language modeling; a new one is initialized" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{}, {"streaming": True, "shuffle_buffer_size": 8}], ids=["files", "stream"])

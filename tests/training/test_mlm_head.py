@@ -1,4 +1,4 @@
-"""Masked language modelling beside the contrastive objective."""
+"""Masked language modeling beside the contrastive objective."""
 
 import math
 import os
@@ -122,7 +122,7 @@ def test_a_checkpoints_own_head_is_taken_and_gives_its_logits(kind, tmp_path):
 def test_a_checkpoint_without_a_head_gets_a_new_one_and_says_so(tiny_folder, caplog):
     encoder = LayerPoolBertModel.from_pretrained(tiny_folder)
     head = MaskedLanguageHead.of_encoder(encoder, tiny_folder)
-    assert "has no head for masked language modelling; it starts anew" in caplog.text
+    assert "has no head for masked language modeling; a new one is initialized" in caplog.text
     assert head.language_model.get_output_embeddings().weight is encoder.get_input_embeddings().weight
 
 

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from transformers.trainer_utils import SaveStrategy
 
-from ...common.command_line import Range, check_arguments, check_used
+from ...common.command_line import Range, check_used
 from ...common.errors import InputError
+from ..data_arguments import HubDataArguments
 from ..model_arguments import ModelArguments
 from ..run_arguments import RunArguments
 
@@ -53,17 +54,11 @@ class ClassificationModelArguments(ModelArguments):
 
 
 @dataclass
-class ClassificationDataArguments:
+class ClassificationDataArguments(HubDataArguments):
     """The data to train on, evaluate on and predict, and the meaning of its columns."""
-
-    RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
 
     task_name: str | None = field(
         default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of files."})
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
     )
     train_file: str | None = field(default=None, metadata={"help": "Training data: jsonl, csv or tsv, also .gz."})
     validation_file: str | None = field(
@@ -96,13 +91,9 @@ class ClassificationDataArguments:
             "choices": PROBLEM_TYPES,
         },
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}
-    )
 
     def __post_init__(self):
-        check_arguments(self)
-        check_used(self, {"dataset_config_name": self.dataset_name is not None}, "without dataset_name")
+        super().__post_init__()
         of_hub = dict.fromkeys(("train_split", "validation_split", "test_split"), self.hub_name is not None)
         check_used(self, of_hub, "without task_name or dataset_name")
         if self.text_columns is not None and len(self.text_columns) > 2:
@@ -160,14 +151,5 @@ class ClassificationTrainingArguments(RunArguments):
     )
     # Without it a resumed run would count the evaluations without improvement from 0.
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Go on counting for --early_stopping_patience when a run is resumed."}
+        default=True, metadata={"help": "Keep the count of --early_stopping_patience when a run is resumed."}
     )
-
-    def __post_init__(self):
-        known = ("group_by_length", "random", "sequential")
-        if self.train_sampling_strategy not in known:
-            raise InputError(
-                f"train_sampling_strategy={self.train_sampling_strategy!r} does not work here; use one of "
-                f"{', '.join(known)}"
-            )
-        super().__post_init__()

@@ -1,7 +1,7 @@
 """Labels: from rows to the targets of the loss, and from predictions back to class names."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ...common.errors import InputError
-from ...common.rows import check_number, check_unicode, shown
+from ...common.rows import check_number, check_unicode, enumerated, shown
 from .data import LabelledTexts
 
 
@@ -51,18 +51,18 @@ class Labels:
         if problem_type == "regression":
             return cls(problem_type, (part.label_column,))
         several = problem_type == "multi_label_classification"
-        said = {name for index in range(len(part.labels)) for name in _names_of(part, index, several)}
-        if not several and len(said) == 1:
+        named = {name for index in range(len(part.labels)) for name in _names_of(part, index, several)}
+        if not several and len(named) == 1:
             raise InputError(
-                f"{part.source}: the column {part.label_column!r} is {said.pop()!r} in every row; at least two "
+                f"{part.source}: the column {part.label_column!r} is {named.pop()!r} in every row; at least two "
                 "classes are needed"
             )
-        if not said:
+        if not named:
             raise InputError(f"{part.source}: the column {part.label_column!r} names no class in any row")
         if part.class_names is not None:
             return cls(problem_type, part.class_names)
-        are_numbers = all(WHOLE_NUMBER.fullmatch(name) for name in said)
-        return cls(problem_type, tuple(sorted(said, key=lambda name: (int(name) if are_numbers else 0, name))))
+        are_numbers = all(WHOLE_NUMBER.fullmatch(name) for name in named)
+        return cls(problem_type, tuple(sorted(named, key=lambda name: (int(name) if are_numbers else 0, name))))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Labels":
@@ -106,14 +106,14 @@ class Labels:
         number_of = {name: number for number, name in enumerate(self.names)}
         encoded = []
         for index in range(len(part.labels)):
-            said = _names_of(part, index, several)
-            unknown = next((name for name in said if name not in number_of), None)
+            named = _names_of(part, index, several)
+            unknown = next((name for name in named if name not in number_of), None)
             if unknown is not None:
                 raise InputError(
                     f"{part.where(index)}: the column {part.label_column!r} is {unknown!r}, which is not among the "
-                    f"classes of {whose} ({_enumerate(self.names)}); correct the row, or {fix}"
+                    f"classes of {whose} ({enumerated(self.names, MOST_CLASSES_NAMED)}); correct the row, or {fix}"
                 )
-            numbers = [number_of[name] for name in said]
+            numbers = [number_of[name] for name in named]
             encoded.append([float(number in numbers) for number in range(len(self.names))] if several else numbers[0])
         return encoded
 
@@ -130,14 +130,14 @@ class Labels:
             return [{"prediction": float(number)} for number in decided]
         scores = torch.from_numpy(np.asarray(logits, dtype=np.float64))
         if self.problem_type == "multi_label_classification":
-            said = [[name for name, has in zip(self.names, row, strict=True) if has] for row in decided]
+            named = [[self.names[number] for number in row.nonzero()[0]] for row in decided]
             scores = scores.sigmoid()
         else:
-            said = [self.names[number] for number in decided]
+            named = [self.names[number] for number in decided]
             scores = scores.softmax(dim=-1)
         return [
             {"prediction": prediction, "scores": dict(zip(self.names, row, strict=True))}
-            for prediction, row in zip(said, scores.tolist(), strict=True)
+            for prediction, row in zip(named, scores.tolist(), strict=True)
         ]
 
 
@@ -183,8 +183,3 @@ def _names_of(part: LabelledTexts, index: int, several: bool) -> list[str]:
             )
         names.append(check_unicode(str(value).strip(), part.where(index), part.label_column))
     return names
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MOST_CLASSES_NAMED])
-    return shown if len(names) <= MOST_CLASSES_NAMED else f"{shown} and {len(names) - MOST_CLASSES_NAMED} more"

@@ -14,7 +14,7 @@ from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrai
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from ...common.errors import InputError
-from ..base import LayerPoolTrainer
+from ..base import LayerPoolTrainer, check_rows
 from ..card_facts import CardFacts, with_pooler
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
@@ -38,7 +38,7 @@ def tokenize_part(part: LabelledTexts, labels: Iterable[Any] | None, tokenizer: 
         return {**inputs, "length": [len(ids) for ids in inputs["input_ids"]]}
 
     unneeded = [column for column in ("text", "text_pair") if column in columns]
-    return Dataset.from_dict(columns).map(tokenize, batched=True, remove_columns=unneeded, desc="Tokenising")
+    return Dataset.from_dict(columns).map(tokenize, batched=True, remove_columns=unneeded, desc="Tokenizing")
 
 
 def restart_classifier(model: PreTrainedModel) -> None:
@@ -57,21 +57,17 @@ class ClassificationTrainer(LayerPoolTrainer):
         args ([`ClassificationTrainingArguments`]):
             The options of the run.
         train_dataset, eval_dataset (`datasets.Dataset`, *optional*):
-            Tokenised and labelled rows, from [`tokenize_part`].
+            Tokenized and labeled rows, from [`tokenize_part`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that made them.
         compute_metrics (`Callable`, *optional*):
             Computes metrics from logits and labels, as in transformers.
-        write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
-    Other arguments are the Trainer's.
+    Other arguments, and the errors of a training, are those of
+    [`~modeling_layerpool.training.base.LayerPoolTrainer`].
 
     Raises:
-        InputError: one process sees several devices, there are fewer rows than processes, or label smoothing is set
-            for anything but one class per row.
-        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay complete.
+        InputError: there are fewer rows than processes, or label smoothing is set for anything but one class per row.
     """
 
     METRICS: ClassVar = {name: name != "loss" for names in METRIC_NAMES.values() for name in names}
@@ -90,9 +86,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         if args.label_smoothing_factor != 0 and model.config.problem_type != "single_label_classification":
             raise InputError("--label_smoothing_factor needs one class per row; leave it out")
         if train_dataset is not None:
-            needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
-            if len(train_dataset) < needed:
-                raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
+            check_rows(train_dataset, args.least_rows)
         if eval_dataset is not None:
             eval_dataset = _inputs_of(eval_dataset.select(_longest_first(eval_dataset)), processing_class)
         # Tensor cores are fastest with multiples of 8, but padding must not exceed the positions of the model.
@@ -178,7 +172,6 @@ class ClassificationTrainer(LayerPoolTrainer):
         return stopped or super().is_finished()
 
     def card_facts(self) -> CardFacts:
-        """The facts of this run that a model card is made from."""
         args, labels = self.args, Labels.from_config(self.model.config.to_dict())
         output = {"pooled vector": f"{self.model.embedding_dim} wide", "problem type": f"`{labels.problem_type}`"}
         if labels.problem_type != "regression":

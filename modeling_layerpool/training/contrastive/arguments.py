@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
-from ..base import RunArguments
+from ..data_arguments import TrainDataArguments
+from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
 
@@ -17,7 +18,7 @@ OBJECTIVE_OPTIONS = sorted(
 
 
 @dataclass
-class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
+class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     r"""
     [`RunArguments`], the options of all objectives, and the options of contrastive training with any of them.
 
@@ -37,9 +38,8 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
     objective: str = field(
         default="supervised",
         metadata={
-            "help": "Training objective: "
-            + "; ".join(f"'{name}' ({objective.summary})" for name, objective in OBJECTIVES.items())
-            + ".",
+            "help": "Training objective. "
+            + " ".join(f"'{name}' {objective.summary}." for name, objective in OBJECTIVES.items()),
             "choices": sorted(OBJECTIVES),
         },
     )
@@ -81,7 +81,7 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
     mlm_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a masked language modelling loss added on the same texts; 0.15 in Oh et al. "
+            "help": "Weight of a masked language modeling loss added on the same texts; 0.15 in Oh et al. "
             "2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
         },
     )
@@ -107,14 +107,10 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
     gradient_cache: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens computed at once with gradient caching. The batch is embedded in chunks of this "
-            "size without a graph, then the loss is computed, then each chunk again with a graph, so "
-            "that memory does not grow with the batch. Costs a second forward pass. Default: off."
+            "help": "Number of tokens computed at once with gradient caching. The batch is embedded in chunks of "
+            "this size without a graph, the loss of the whole batch is computed, and each chunk is embedded again "
+            "with a graph. Memory then does not grow with the batch. Costs a second forward pass. Default: off."
         },
-    )
-    # The collator reads columns that are not in the signature of the model.
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator needs every column."}
     )
 
     def __post_init__(self):
@@ -127,12 +123,6 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
             require_faiss()
         if self.freeze_encoder and self.mlm_weight > 0:
             raise InputError("mlm_weight trains the encoder, which freeze_encoder leaves as it is; drop one of them")
-        if self.train_sampling_strategy == "group_by_length":
-            raise InputError(
-                "train_sampling_strategy=group_by_length does nothing here: texts are packed; leave it out"
-            )
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns must stay off: the collator needs every column")
         super().__post_init__()
 
     def _check_used(self) -> None:
@@ -152,40 +142,18 @@ class ContrastiveTrainingArguments(RunArguments, *OBJECTIVE_OPTIONS):
 
 
 @dataclass
-class DataArguments:
+class DataArguments(TrainDataArguments):
     """The data to train on, and to choose the checkpoint by."""
-
-    RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 
     train_file: str | None = field(
         default=None,
         metadata={"help": "Training data: jsonl, csv, tsv or txt, also .gz, with the columns of the objective."},
     )
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of a file."})
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
-    shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Number of rows among which a streamed dataset is shuffled."}
-    )
     validation_file: str | None = field(
         default=None,
         metadata={
-            "help": "Data to evaluate on and to choose the checkpoint by. A file with sentence1, sentence2, "
-            "score gives Spearman and Pearson, one with a label average precision, a BEIR folder "
-            "retrieval metrics, and a file like the training data its loss."
+            "help": "Data to evaluate on and to choose the checkpoint by. A file with sentence1, sentence2, score "
+            "gives Spearman and Pearson. A file with sentence1, sentence2, label gives average precision. A BEIR "
+            "folder gives retrieval metrics. A file like the training data gives the loss."
         },
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}
-    )
-
-    def __post_init__(self):
-        check_arguments(self)
-        if self.streaming and self.max_train_samples is not None:
-            raise InputError("max_train_samples does nothing with streaming; use max_steps")
-        check_used(self, {"shuffle_buffer_size": self.streaming}, "without streaming")
-        of_hub = dict.fromkeys(("dataset_config_name", "dataset_split"), self.dataset_name is not None)
-        check_used(self, of_hub, "without dataset_name")

@@ -1,7 +1,7 @@
 """
-Reads local files and tokenises rows.
+Reads local files and tokenizes rows.
 
-A tokenised row holds the token ids of each text column in `<column>_input_ids` and their total number in `tokens`.
+A tokenized row holds the token ids of each text column in `<column>_input_ids` and their total number in `tokens`.
 `row_number` is its line in a local file or its index in the dataset. `value` is the number that an objective reads,
 scaled to [0, 1].
 """
@@ -66,7 +66,7 @@ def tokenize_dataset(
     value_range: tuple[float, float] = (0.0, 1.0),
 ) -> Dataset | IterableDataset:
     """
-    Tokenise the text columns of a dataset. `datasets` caches the result, or tokenises a stream as it is read.
+    Tokenize the text columns of a dataset. `datasets` caches the result, or tokenizes a stream as it is read.
 
     Args:
         dataset: rows with the text columns `columns`.
@@ -112,7 +112,7 @@ def tokenize_dataset(
             result["tokens"] = [total + len(sentence) for total, sentence in zip(result["tokens"], ids, strict=True)]
         return result
 
-    options = {} if isinstance(dataset, IterableDataset) else {"desc": "Tokenising"}
+    options = {} if isinstance(dataset, IterableDataset) else {"desc": "Tokenizing"}
     return dataset.map(tokenize, batched=True, with_indices=True, remove_columns=dataset.column_names, **options)
 
 

@@ -10,46 +10,33 @@ from ..lora import has_adapter
 
 def check_engine(trainer: Trainer) -> None:
     """Raise an `InputError` if the run uses FSDP or DeepSpeed and an option that does not work with it."""
-    args = trainer.args
-    is_fsdp, is_deepspeed = trainer.is_fsdp_enabled, trainer.is_deepspeed_enabled
-    is_sharded = is_fsdp or is_deepspeed
-    option_with_parameters = "learn_temperature" if trainer.mlm_head is None else "mlm_weight"
-    for is_refused, message in (
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return
+    args, engine = trainer.args, "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed"
+    both = ("FSDP", "DeepSpeed")
+    adds_parameters = any(True for _ in trainer.extra_modules.parameters())
+    for option, is_given, engines, reason in (
+        ("use_lora", has_adapter(trainer.model), both, "which was not tested with adapters"),
+        ("pooler_learning_rate", args.pooler_learning_rate is not None, ("DeepSpeed",), "which has one learning rate"),
+        ("gradient_cache", args.gradient_cache is not None, ("DeepSpeed",), "which has to run every backward pass"),
+        # Each forward pass gathers weights, and processes may split their rows into different numbers of chunks.
+        ("gradient_cache", args.gradient_cache is not None, ("FSDP",), "where all processes must run as many passes"),
         (
-            is_sharded and has_adapter(trainer.model),
-            "use_lora does not work under FSDP or DeepSpeed, which were not tested with adapters; use DDP, or leave "
-            "it out",
+            f"shuffling={args.shuffling}",
+            args.shuffling in ("neighbours", "clusters"),
+            both,
+            "where no process has all weights to embed with (shuffling=words needs none)",
         ),
         (
-            is_deepspeed and args.pooler_learning_rate is not None,
-            "pooler_learning_rate does not work under DeepSpeed, whose optimizer has one learning rate; use DDP, or "
-            "leave it out",
-        ),
-        (
-            is_deepspeed and args.gradient_cache is not None,
-            "gradient_cache does not work under DeepSpeed, whose engine has to run every backward pass; leave it out, "
-            "or use DDP",
-        ),
-        (
-            # Each forward pass gathers weights, and processes may split their rows into different numbers of chunks.
-            is_fsdp and args.gradient_cache is not None,
-            "gradient_cache does not work under FSDP, where all processes must make the same number of forward "
-            "passes; leave it out, or use DDP",
-        ),
-        (
-            is_sharded and args.shuffling in ("neighbours", "clusters"),
-            f"shuffling={args.shuffling} does not work under FSDP or DeepSpeed, where no process has all weights to "
-            "embed with; use DDP, or shuffling=words",
-        ),
-        (
-            is_sharded and any(True for _ in trainer.extra_modules.parameters()),
-            f"{option_with_parameters} does not work under FSDP or DeepSpeed, whose optimizers know the parameters of "
-            "the model only; use DDP, or leave it out",
+            "learn_temperature" if trainer.mlm_head is None else "mlm_weight",
+            adds_parameters,
+            both,
+            "whose optimizer knows the parameters of the model only",
         ),
     ):
-        if is_refused:
-            raise InputError(message)
-    if is_fsdp:
+        if is_given and engine in engines:
+            raise InputError(f"{option} does not work under {engine}, {reason}; leave it out, or use DDP")
+    if engine == "FSDP":
         plugin = trainer.accelerator.state.fsdp_plugin
         if plugin.fsdp_version != 2:
             raise InputError(f"FSDP {plugin.fsdp_version} is not supported; set fsdp_version: 2")

@@ -1,4 +1,4 @@
-"""Modules that are trained in addition to the model: the objective, and the head of masked language modelling."""
+"""Modules that are trained in addition to the model: the objective, and the head of masked language modeling."""
 
 import os
 

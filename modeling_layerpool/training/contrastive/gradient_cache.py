@@ -22,7 +22,7 @@ class GradientCache:
 
     Args:
         model: the model as the Trainer wraps it.
-        accelerator: scales the loss and synchronises the processes.
+        accelerator: scales the loss and synchronizes the processes.
         chunks: packed inputs ([`~modeling_layerpool.training.batching.chunks_of`]).
     """
 
@@ -35,7 +35,7 @@ class GradientCache:
 
     @torch.no_grad()
     def represent(self) -> torch.Tensor:
-        """The embeddings of all chunks, `(s, h)`, without a graph behind them."""
+        """The embeddings of all chunks, `(s, h)`, without a graph."""
         embeddings = []
         for inputs in self.inputs:
             self.random_states.append(RandomState(*inputs.values()))

@@ -1,4 +1,4 @@
-"""The masked language modelling loss that `mlm_weight` adds to an objective."""
+"""The masked language modeling loss that `mlm_weight` adds to an objective."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from ..batching import model_inputs
 from ..distributed import rows_of_all, world_size
+from ..losses import at_least_float32
 from ..mlm_head import MaskedLanguageHead
 
 
@@ -70,5 +71,4 @@ class MaskedLanguageTerm:
         states = model(**inputs).last_hidden_state.flatten(0, 1)[chunk["mlm_indices"]]
         with self.accelerator.autocast():
             logits = self.head(states)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, chunk["mlm_labels"], reduction="sum") / divisor
+        return F.cross_entropy(at_least_float32(logits), chunk["mlm_labels"], reduction="sum") / divisor

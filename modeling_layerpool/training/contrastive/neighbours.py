@@ -38,9 +38,9 @@ class ExactSearch:
     def __call__(self, texts: list[int], free: torch.Tensor, count: int) -> torch.Tensor:
         """
         Args:
-            texts: indices of the texts whose neighbours are searched.
+            texts: indices of the texts whose neighbors are searched.
             free (`torch.LongTensor` of shape `(f,)`): indices of the texts that may be found.
-            count: number of neighbours of each text, at most f.
+            count: number of neighbors of each text, at most f.
 
         Returns:
             Free texts by decreasing cosine, `(len(texts), count)`, on the CPU; -1 where none was found.
@@ -103,10 +103,10 @@ def group_by_neighbours(
     search: str = "exact",
 ) -> list[list[int]]:
     """
-    Groups of texts and their nearest neighbours: in random order, each text that is still free takes the `g - 1` free
+    Groups of texts and their nearest neighbors: in random order, each text that is still free takes the `g - 1` free
     texts with the highest cosine.
 
-    The paper searches 200 neighbours of each text, which may all be taken. Here every group but the last one is full.
+    The paper searches 200 neighbors of each text, which may all be taken. Here every group but the last one is full.
 
     Args:
         embeddings: `(u, h)`.
@@ -116,14 +116,14 @@ def group_by_neighbours(
         search: `"exact"`, or `"faiss"` for an approximate search that is faster for a large u ([`FaissSearch`]).
 
     Returns:
-        The groups as lists of indices, each index once: the leading text, then its neighbours by decreasing cosine.
+        The groups as lists of indices, each index once: the leading text, then its neighbors by decreasing cosine.
     """
     units = torch.nn.functional.normalize(embeddings.float(), dim=-1)
     find = NEIGHBOUR_SEARCHES[search](units)
     order = torch.randperm(len(units), generator=generator).tolist()
     is_free = torch.ones(len(units), dtype=torch.bool)
     groups: list[list[int]] = []
-    with logging.tqdm(total=len(units), desc="Grouping neighbours", disable=not show_progress_bar) as progress:
+    with logging.tqdm(total=len(units), desc="Grouping neighbors", disable=not show_progress_bar) as progress:
         begin = 0
         while begin < len(order):
             # The leaders of a block search the same free texts. Earlier leaders take some of them, so each leader gets
@@ -137,8 +137,8 @@ def group_by_neighbours(
                 if is_free[order[begin]]:
                     leaders.append(order[begin])
                 begin += 1
-            wanted = min(len(free), 8 * group_size + 1)
-            for leader, candidates in zip(leaders, find(leaders, free, wanted), strict=True):
+            count = min(len(free), 8 * group_size + 1)
+            for leader, candidates in zip(leaders, find(leaders, free, count), strict=True):
                 if not is_free[leader]:
                     continue
                 is_free[leader] = False
@@ -171,7 +171,7 @@ def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: t
         for token in set(texts[text]):
             holders.setdefault(token, []).append(text)
     # A token of every text, such as [CLS], does not tell texts apart.
-    common = {token for token, those in holders.items() if len(those) == len(texts)}
+    common = {token for token, sharing in holders.items() if len(sharing) == len(texts)}
     is_free = [True] * len(texts)
     groups = []
     for leader in order:
@@ -180,9 +180,9 @@ def group_by_words(texts: Sequence[Sequence[int]], group_size: int, generator: t
         is_free[leader] = False
         members = [leader]
         tokens = sorted(set(texts[leader]) - common)
-        those = holders[tokens[int(draws[leader] * len(tokens))]] if tokens else []
-        while those and len(members) < group_size:
-            text = those.pop()  # removed, so that the total time is linear
+        sharing = holders[tokens[int(draws[leader] * len(tokens))]] if tokens else []
+        while sharing and len(members) < group_size:
+            text = sharing.pop()  # removed, so that the total time is linear
             if is_free[text]:
                 is_free[text] = False
                 members.append(text)
@@ -197,13 +197,13 @@ def group_by_clusters(embeddings: torch.Tensor, group_size: int, generator: torc
     Args:
         embeddings: `(u, h)`.
         group_size: texts in a cluster on average.
-        generator: draws the first centres and the order.
+        generator: draws the first centers and the order.
     """
     # scikit-learn adds up what its threads computed in any order. In float32, a resumed run could get other clusters.
     # The trainer reports NaN at its next logging step, where scikit-learn would end the run with a traceback.
     units = torch.nn.functional.normalize(embeddings.cpu().double(), dim=-1).nan_to_num_().numpy()
     count = max(1, len(units) // group_size)
-    # n_init=1 and random first centres: k-means++ would take longer than all rounds for this many clusters.
+    # n_init=1 and random first centers: k-means++ would take longer than all rounds for this many clusters.
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     clustering = KMeans(count, init="random", n_init=1, max_iter=CLUSTER_ROUNDS, random_state=seed, copy_x=False)
     groups: list[list[int]] = [[] for _ in range(count)]

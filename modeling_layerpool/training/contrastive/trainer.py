@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ...common.errors import InputError
-from ..base import LayerPoolTrainer
+from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
     GlobalBatchSampler,
     NoDuplicatesBatchSampler,
@@ -27,7 +26,7 @@ from ..batching import (
 )
 from ..card_facts import CardFacts, with_pooler
 from ..data import set_max_seq_length
-from ..distributed import gather_rows, rows_of_all
+from ..distributed import gather_rows, rows_of_all, same_on_all
 from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
@@ -46,9 +45,6 @@ from .parameter_groups import add_parameter_groups, choose_trained_parameters
 # The Trainer requires an evaluation dataset, even if only the evaluator is to run.
 _NO_ROWS = Dataset.from_dict({})
 
-# Called with the model and its tokenizer; returns metrics by name.
-Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
-
 
 class ContrastiveTrainer(LayerPoolTrainer):
     r"""
@@ -60,12 +56,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
         args ([`ContrastiveTrainingArguments`]):
             The options of the run and of its objective.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            Rows with the text columns that the objective names; tokenised here, unless they are already. An evaluation
+            Rows with the text columns that the objective names; tokenized here, unless they are already. An evaluation
             dataset gives `eval_loss`, the mean over its rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer. Its `model_max_length` becomes `args.max_seq_length`, if given.
         data_collator (`Callable`, *optional*):
-            Makes a batch of tokenised rows; defaults to a [`PackingCollator`].
+            Makes a batch of tokenized rows; defaults to a [`PackingCollator`].
         objective ([`Objective`], *optional*):
             Defaults to the one that `args` names.
         mlm_head ([`MaskedLanguageHead`], *optional*):
@@ -73,17 +69,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             parameters of an objective are.
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
-        write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
-    Other arguments are the Trainer's.
+    Other arguments, and the errors of a training, are those of
+    [`~modeling_layerpool.training.base.LayerPoolTrainer`].
 
     Raises:
-        InputError: several devices without `accelerate launch`, a batch of one row, a needed column is missing, a text
-            is empty, `max_seq_length` is beyond the positions of the model, an adapter changes a layer that the
-            pooler does not read, or an option does not work with FSDP or DeepSpeed.
-        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, as on a full disk; older ones stay whole.
+        InputError: a batch has one row, a needed column is missing, a text is empty, `max_seq_length` is beyond the
+            positions of the model, an adapter changes a layer that the pooler does not read, or an option does not
+            work with FSDP or DeepSpeed.
     """
 
     # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
@@ -103,7 +96,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
         objective: Objective | None = None,
         mlm_head: MaskedLanguageHead | None = None,
         evaluator: Evaluator | None = None,
-        write_model_card: Callable[["ContrastiveTrainer"], None] | None = None,
         **kwargs: Any,
     ):
         if args.per_device_train_batch_size * args.world_size < 2:
@@ -123,17 +115,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._saved_plan: tuple[list[int], int] | None = None
         self.columns: list[str] | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
-        with args.main_process_first(desc="tokenising"):
+        with args.main_process_first(desc="tokenizing"):
             train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
         if args.row_length is not None:
             for dataset in (train_dataset, eval_dataset):
                 check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
-            batch_size = args.per_device_train_batch_size * args.world_size
-            needed = batch_size if args.dataloader_drop_last else max(2, args.world_size)
-            if len(train_dataset) < needed:
-                raise InputError(f"{len(train_dataset)} training row(s) do not make a batch; {needed} are needed")
+            check_rows(train_dataset, max(2, args.least_rows))
         if data_collator is None:
             masking = None
             if self.mlm_head is not None:
@@ -150,7 +139,6 @@ class ContrastiveTrainer(LayerPoolTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            write_model_card=write_model_card,
             **kwargs,
         )
         check_engine(self)
@@ -213,7 +201,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().make_batch_sampler(batch_size, **options)
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
-        """Embeddings of tokenised texts. Each process computes a part of them."""
+        """Embeddings of tokenized texts. Each process computes a part of them."""
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
             embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
@@ -228,7 +216,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The loss of the objective, and of masked language modelling if that is trained too."""
+        """The loss of the objective, and of masked language modeling if that is trained too."""
         chunks = chunks_of(inputs)
         embeddings = torch.cat([model(**model_inputs(chunk)).pooler_output for chunk in chunks])
         loss = self._objective_loss(model, embeddings, inputs)
@@ -261,7 +249,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         cache.cache_gradient(loss)
         loss = loss.detach()
         if self._mlm_term is not None:
-            # The last backward pass of a step synchronises the processes, and has to be one of the cache.
+            # The last backward pass of a step synchronizes the processes, and has to be one of the cache.
             loss = loss + self._mlm_term.backward(model, chunks, self.current_gradient_accumulation_steps)
         cache.backward()
         return loss
@@ -274,18 +262,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
             embeddings = embeddings[inputs["sentence_indices"]]
         embeddings = embeddings.view(*text_ids.shape, -1)
         # Only the main process evaluates, where gathering would wait forever.
-        sizes = rows_of_all(len(embeddings)) if model.training else [len(embeddings)]
-        all_embeddings, all_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
-        first_row = sum(sizes[: self.args.process_index]) if model.training else 0
-        values = inputs.get("values")
-        all_values = None if values is None else gather_rows(values, sizes)
-        loss = self.objective(
-            EmbeddedBatch(embeddings, text_ids, all_embeddings, all_text_ids, first_row, values, all_values)
-        )
-        if model.training:
-            # Processes average their gradients, so a process with more rows needs a larger weight.
-            loss = loss * (len(embeddings) * self.args.world_size / len(all_embeddings))
-        return loss
+        rows = len(embeddings)
+        sizes, rank = (rows_of_all(rows), self.args.process_index) if model.training else ([rows], 0)
+        loss = self.objective(EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank))
+        # Processes average their gradients, so a process with more rows needs a larger weight.
+        return loss * (rows * len(sizes) / sum(sizes))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._neighbours is not None and "train_runtime" in logs:
@@ -322,11 +303,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 metrics |= self.evaluator(model, self.processing_class)
             if self._whole_model is not None:
                 model.cpu()
-        if self.args.world_size > 1:
-            shared = [metrics]
-            dist.broadcast_object_list(shared, src=0)
-            metrics = shared[0]
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in same_on_all(metrics).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -379,19 +356,23 @@ class ContrastiveTrainer(LayerPoolTrainer):
         yield from super().trained_parameters()
         yield from self.extra_modules.named_parameters()
 
+    def most_negatives(self, batch_size: int) -> int:
+        """The most negatives that an anchor can have in a batch of all processes; 0 if rows are not compared."""
+        # Each further column of a row is one more negative for every anchor of the batch.
+        further = max(0, len(self.columns or []) - 2)
+        return batch_size - 1 + further * batch_size if self.objective.compares_batch else 0
+
     def card_facts(self) -> CardFacts:
-        """The facts of this run that a model card is made from."""
-        args, objective, columns = self.args, self.objective, self.columns or []
+        args, objective = self.args, self.objective
         output = {"embedding": f"{self.model.embedding_dim} numbers, compared by cosine"}
         facts = with_pooler(super().card_facts(), self.model, output)
-        settings = objective.settings(columns)
+        settings = objective.settings(self.columns or [])
         if args.mlm_weight > 0:
-            settings["masked language modelling"] = (
+            settings["masked language modeling"] = (
                 f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
             )
-        # Each further column of a row is one more negative for every anchor of the batch.
-        negatives = facts.batch_size - 1 + max(0, len(columns) - 2) * facts.batch_size
-        compared = f": at most {negatives} negatives for an anchor" if objective.compares_batch else ""
+        negatives = self.most_negatives(facts.batch_size)
+        compared = f": at most {negatives} negatives for an anchor" if negatives else ""
         settings["rows in a batch"] = f"{facts.batch_size}, all processes together{compared}"
         if args.shuffling != "random":
             settings["order of the rows"] = (

@@ -1,4 +1,4 @@
-"""Masked language modelling, alone or with token-level contrast."""
+"""Masked language modeling, alone or with token-level contrast."""
 
 from ...common.positions import position_limit
 from .arguments import MaskedLanguageArguments, TokenContrastArguments

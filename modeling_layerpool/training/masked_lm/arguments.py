@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
+from ..data_arguments import TrainDataArguments
 from ..model_arguments import LoadingArguments
-from ..run_arguments import RunArguments
+from ..run_arguments import PackedRunArguments
 from .blocks import BLOCK_PACKINGS
 from .tokenizer import DEFAULT_VOCAB_SIZE
 
 
 OBJECTIVES = ("mlm", "taco")
 OBJECTIVE = {
-    "help": "Training objective: 'mlm' (masked language modelling) or 'taco' (the same plus token-level contrast).",
+    "help": "Training objective: 'mlm' (masked language modeling) or 'taco' (the same plus token-level contrast).",
     "choices": OBJECTIVES,
 }
 TOKEN_ANCHORS = ("all", "masked", "unmasked")
@@ -71,10 +72,8 @@ class LanguageModelArguments(LoadingArguments):
 
 
 @dataclass
-class LanguageDataArguments:
+class LanguageDataArguments(TrainDataArguments):
     """The texts to train on, and the data to evaluate on."""
-
-    RANGES: ClassVar = dict.fromkeys(("max_train_samples", "shuffle_buffer_size"), Range(at_least=1))
 
     train_file: list[str] | None = field(
         default=None,
@@ -82,20 +81,6 @@ class LanguageDataArguments:
             "help": "Training texts: one or more files; txt with one text a line, or jsonl, csv, tsv with a "
             "column text; also .gz."
         },
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Dataset on the Hub with a column text, instead of files."}
-    )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset on the Hub."}
-    )
-    dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})
-    streaming: bool = field(default=False, metadata={"help": "Read the texts while training; needs --max_steps."})
-    shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Number of texts among which a stream is shuffled."}
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training texts; the first ones are used."}
     )
     validation_file: list[str] | None = field(
         default=None,
@@ -109,36 +94,14 @@ class LanguageDataArguments:
         },
     )
 
-    def __post_init__(self):
-        check_arguments(self)
-        if self.train_file is not None and self.dataset_name is not None:
-            raise InputError("give the training texts as either --train_file or --dataset_name")
-        if self.streaming and self.max_train_samples is not None:
-            raise InputError("--max_train_samples does nothing with --streaming; use --max_steps")
-        check_used(self, {"shuffle_buffer_size": self.streaming}, "without streaming")
-        of_hub = dict.fromkeys(("dataset_config_name", "dataset_split"), self.dataset_name is not None)
-        check_used(self, of_hub, "without dataset_name")
-
-    @property
-    def has_train_data(self) -> bool:
-        return self.train_file is not None or self.dataset_name is not None
-
     @property
     def evaluation_files(self) -> list[str]:
         """All files to evaluate on."""
         return [*(self.validation_file or []), *([self.probe_file] if self.probe_file else [])]
 
-    @property
-    def hub_parts(self) -> dict[str, str]:
-        """Configuration, if any, and training split of a dataset on the Hub, as `config` and `train`."""
-        if self.dataset_name is None:
-            return {}
-        config = self.dataset_config_name
-        return ({} if config is None else {"config": config}) | {"train": self.dataset_split}
-
 
 @dataclass
-class TokenContrastArguments(RunArguments):
+class TokenContrastArguments(PackedRunArguments):
     r"""
     [`RunArguments`] and the options of TACO, which is the default objective.
 
@@ -155,7 +118,7 @@ class TokenContrastArguments(RunArguments):
     objective: str = field(default="taco", metadata=OBJECTIVE)
     token_contrast_weight: float = field(
         default=1.0,
-        metadata={"help": "Weight of the token-level contrast added to the masked language modelling loss."},
+        metadata={"help": "Weight of the token-level contrast added to the masked language modeling loss."},
     )
     token_temperature: float = field(
         default=0.07, metadata={"help": "Temperature of the token-level contrast; above 0."}
@@ -192,25 +155,12 @@ class TokenContrastArguments(RunArguments):
             "similarity of tokens, at each evaluation, with either objective."
         },
     )
-    # The collator reads columns that are not arguments of the model.
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay off: the collator needs every column."}
-    )
 
     def __post_init__(self):
         check_arguments(self)
-        for name, choices in (("objective", OBJECTIVES), ("token_anchors", TOKEN_ANCHORS)):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
         if self.objective == "mlm" and not self.measure_similarity:
             of_contrast = [name for name in type(self).__dataclass_fields__ if name.startswith("token_")]
             check_used(self, dict.fromkeys((*of_contrast, "subtracted_state"), False), "under objective mlm")
-        if self.train_sampling_strategy == "group_by_length":
-            raise InputError(
-                "train_sampling_strategy=group_by_length does nothing here: blocks are full; leave it out"
-            )
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns must stay off: the collator needs every column")
         self.subtracted_index  # noqa: B018, raises if it is none
         super().__post_init__()
 
@@ -259,9 +209,3 @@ class MaskedLanguageArguments(TokenContrastArguments):
     plot_curves: bool = field(
         default=False, metadata={"help": "Write curves.png at the end; needs matplotlib (the extra 'plots')."}
     )
-
-    def __post_init__(self):
-        check_arguments(self)
-        if self.block_packing not in BLOCK_PACKINGS:
-            raise InputError(f"block_packing={self.block_packing!r} is unknown; use {' or '.join(BLOCK_PACKINGS)}")
-        super().__post_init__()

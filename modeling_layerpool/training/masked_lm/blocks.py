@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...common.errors import InputError
 from ...models.modeling_layerpool_packing import best_fit, find_sequence_starts, restarting_positions
-from ..batching import GlobalBatchSampler, local_rows
+from ..batching import GlobalBatchSampler, StreamedBatches, local_rows
 from ..masking import TokenMasking
 
 
@@ -26,7 +26,7 @@ POOLED_BATCHES = 8
 
 
 class Span(NamedTuple):
-    """Tokens `begin` to `end` of one tokenised text."""
+    """Tokens `begin` to `end` of one tokenized text."""
 
     text: int
     begin: int
@@ -134,7 +134,7 @@ class BlockReader(torch.utils.data.Dataset):
         ]
 
 
-class StreamedBlocks(torch.utils.data.IterableDataset):
+class StreamedBlocks(StreamedBatches):
     """
     Global batches of blocks from a stream of texts: every process reads the whole stream and yields its blocks.
 
@@ -146,7 +146,7 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         dataset: the rows of [`tokenize_texts`].
         batch_size: number of blocks in a global batch.
 
-    Other arguments are those of [`BlockSampler`].
+    Other arguments are those of [`BlockSampler`] and [`StreamedBatches`].
     """
 
     def __init__(
@@ -155,16 +155,13 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         block_length: int,
         packing: str,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        *args: int,
         seed: int = 0,
+        **kwargs: int,
     ):
-        self.dataset = dataset
+        super().__init__(dataset, batch_size, *args, **kwargs)
         self.block_length = block_length
         self.packing = packing
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
         self.seed = seed
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

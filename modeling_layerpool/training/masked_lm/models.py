@@ -1,7 +1,6 @@
 """Masked language models: new ones, and those from a checkpoint."""
 
 import logging
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -15,9 +14,9 @@ from transformers import (
 
 from ...common.checkpoint_files import (
     check_sizes,
-    check_weights,
     load_tokenizer,
     loading_errors,
+    open_checkpoint,
     read_config,
 )
 from ...common.errors import InputError
@@ -117,19 +116,14 @@ def load_masked_language_model(
     if model_type not in classes:
         raise InputError(f"{name}: there is no masked language model of type {model_type!r}")
     check_sizes(name, config, classes[model_type])
-    if Path(name).is_dir():
-        check_weights(Path(name), allow_pickle=allow_pickle)
-    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    with loading_errors(name):
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            name,
-            revision=revision,
-            use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            dtype=dtype,
-            **attention,
-        )
+    model, info = open_checkpoint(
+        AutoModelForMaskedLM,
+        name,
+        revision=revision,
+        allow_pickle=allow_pickle,
+        attn_implementation=attn_implementation,
+        dtype=dtype,
+    )
     absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     of_encoder = sorted(key for key in absent if key.startswith(f"{model.base_model_prefix}."))
     if of_encoder:
@@ -139,7 +133,7 @@ def load_masked_language_model(
         )
     if absent:
         logger.warning(
-            f"{name}: has no head for masked language modelling; it starts anew ({', '.join(sorted(absent))})"
+            f"{name}: has no head for masked language modeling; a new one is initialized ({', '.join(sorted(absent))})"
         )
     tokenizer = load_tokenizer(name, revision)
     _check_encoder(model, name)

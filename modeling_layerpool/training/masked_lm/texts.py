@@ -69,5 +69,5 @@ def tokenize_texts(
 
     columns = dataset.column_names or list(next(iter(dataset)))
     require_columns(dict.fromkeys(columns), ("text",), source)
-    options = {} if isinstance(dataset, IterableDataset) else {"desc": "Tokenising"}
+    options = {} if isinstance(dataset, IterableDataset) else {"desc": "Tokenizing"}
     return dataset.map(tokenize, batched=True, remove_columns=columns, **options)

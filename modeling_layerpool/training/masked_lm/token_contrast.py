@@ -1,5 +1,5 @@
 """
-TACO (Fu et al., ACL 2022, arXiv 2204.04163): masked language modelling plus token-level contrast, for any encoder.
+TACO (Fu et al., ACL 2022, arXiv 2204.04163): masked language modeling plus token-level contrast, for any encoder.
 
 The global semantics of a token, `g = H_l - H_0`, are what its context adds to it. The contrast makes them similar
 among neighbors in a sequence and different from those of other sequences. Notation: `rows` and `length` of a batch, `s
@@ -31,22 +31,14 @@ class _ContentTokens:
     """
     Where the content tokens of each sequence are, as tensors whose shapes do not depend on the data, so that the
     device is never synchronized.
-
-    Args:
-        sequence: the sequence of each token, numbered below s from 0, `(s,)`. Padding counts to any of them.
-        rank: the number of content tokens before each token, `(s,)`.
-        first: the rank of the first content token of each token's sequence, `(s,)`.
-        count: the number of content tokens of each token's sequence, `(s,)`.
-        index: the index of the content token of each rank, `(s,)`, 0 after the last rank.
-        total: the number of content tokens of the batch, a scalar.
     """
 
-    sequence: torch.Tensor
-    rank: torch.Tensor
-    first: torch.Tensor
-    count: torch.Tensor
-    index: torch.Tensor
-    total: torch.Tensor
+    sequence: torch.Tensor  # (s,), the sequence of each token, numbered from 0; padding counts to any of them
+    rank: torch.Tensor  # (s,), the number of content tokens before each token
+    first: torch.Tensor  # (s,), the rank of the first content token of each token's sequence
+    count: torch.Tensor  # (s,), the number of content tokens of each token's sequence
+    index: torch.Tensor  # (s,), the index of the content token of each rank; 0 after the last rank
+    total: torch.Tensor  # scalar, the number of content tokens of the batch
 
     @classmethod
     def of(cls, sequence_ids: torch.Tensor, content: torch.Tensor) -> "_ContentTokens":

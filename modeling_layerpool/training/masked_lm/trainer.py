@@ -25,7 +25,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from ...common.checkpoint_files import check_vocabulary
 from ...common.errors import InputError
 from ...common.positions import first_position, position_limit
-from ..base import LayerPoolTrainer
+from ..base import Evaluator, LayerPoolTrainer
 from ..batching import GlobalBatchSampler, StreamedBatches
 from ..card_facts import CardFacts
 from ..distributed import same_on_all
@@ -43,7 +43,7 @@ from .token_contrast import CITATION, contrast_tokens, similarity_sums
 # masks.
 VALIDATION_SEED = 0
 # Batch fields that are not input of the model.
-NOT_OF_THE_MODEL = ("labels", "predicted_index", "sequence_ids", "content", "row_numbers")
+NOT_MODEL_INPUTS = ("labels", "predicted_index", "sequence_ids", "content", "row_numbers")
 
 
 class MaskedLanguageTrainer(LayerPoolTrainer):
@@ -75,22 +75,20 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation, on the main process. Its metrics are logged as
             `eval_<name>`.
-        write_model_card (`Callable`, *optional*):
-            Called with this trainer to write the card of `args.output_dir`. Default: the card of transformers.
 
-    Other arguments are the Trainer's. Both terms of the loss are means over the batch of all processes: over its
-    predicted tokens and over its anchors. They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the
-    last log. An evaluation measures them over all of its data, and `eval_perplexity`, the exponential of
-    `eval_mlm_loss`, and `eval_masked_accuracy`, in percent. Each process draws negatives from its own batch, in
-    training with torch's default generator. An evaluation seeds the generators and restores them, so that it masks and
-    draws the same each time.
+    Other arguments, and the errors of a training, are those of
+    [`~modeling_layerpool.training.base.LayerPoolTrainer`].
+
+    Both terms of the loss are means over the batch of all processes: over its predicted tokens and over its anchors.
+    They are logged as `mlm_loss` and `token_contrast_loss`, averaged since the last log. An evaluation measures them
+    over all of its data, and `eval_perplexity`, the exponential of `eval_mlm_loss`, and `eval_masked_accuracy`, in
+    percent. Each process draws negatives from its own batch, in training with torch's default generator. An evaluation
+    seeds the generators and restores them, so that it masks and draws the same each time.
 
     Raises:
-        InputError: one process sees several devices; the model does not have the subtracted state; the texts do not
-            make a batch; `max_seq_length` is beyond the positions of the model; the tokenizer has no mask token, or
-            more tokens than the model; or the model cannot keep attention inside sequences.
-        NonFiniteLossError: the loss is NaN or infinite; raised at the next logging or saving step.
-        CheckpointWriteError: a checkpoint could not be written, for example on a full disk; older ones stay whole.
+        InputError: the model does not have the subtracted state; the texts do not make a batch; `max_seq_length` is
+            beyond the positions of the model; the tokenizer has no mask token, or more tokens than the model; or the
+            model cannot keep attention inside sequences.
     """
 
     # The loss is a mean over the batch, so the Trainer has to divide it by the accumulation steps.
@@ -122,14 +120,16 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]] | None = None,
-        evaluator: Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]] | None = None,
+        evaluator: Evaluator | None = None,
         **kwargs: Any,
     ):
         layers, index = model.config.num_hidden_layers, args.subtracted_index
         if index is not None and index not in range(-layers - 1, layers + 1):
             raise InputError(f"subtracted_state={index}, but the model has the hidden states 0 to {layers}")
         if index in (-1, layers):
-            raise InputError(f"subtracted_state={index} is the last hidden state, of which nothing would be left")
+            raise InputError(
+                f"subtracted_state={index} is the last hidden state itself; subtracting it leaves nothing"
+            )
         self.packs_texts = data_collator is None
         if self.packs_texts:
             _check_texts_fit(model, processing_class, args)
@@ -149,12 +149,11 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
             **kwargs,
         )
         if self.packs_texts and isinstance(train_dataset, Dataset):
-            needed = args.world_size * (args.per_device_train_batch_size if args.dataloader_drop_last else 1)
-            blocks = self.make_batch_sampler(needed).rows
-            if blocks < needed:
+            blocks = self.make_batch_sampler(args.least_rows).rows
+            if blocks < args.least_rows:
                 raise InputError(
                     f"the training texts make {blocks} block(s) of {args.max_seq_length} tokens, and "
-                    f"{needed} are needed"
+                    f"{args.least_rows} are needed"
                 )
 
     # --- data ---
@@ -168,19 +167,11 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
     def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset | BlockReader:
         return BlockReader(self.train_dataset, sampler.rows) if self.packs_texts else self.train_dataset
 
-    def stream_batches(self, batch_size: int, rank: int, world_size: int) -> StreamedBlocks | StreamedBatches:
-        args = self.args
+    def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
         if not self.packs_texts:
-            return super().stream_batches(batch_size, rank, world_size)
-        return StreamedBlocks(
-            self.train_dataset,
-            args.max_seq_length,
-            args.block_packing,
-            batch_size,
-            rank,
-            world_size,
-            args.sampling_seed,
-        )
+            return super().stream_batches(batch_size, **options)
+        length, packing, seed = self.args.max_seq_length, self.args.block_packing, self.args.sampling_seed
+        return StreamedBlocks(self.train_dataset, length, packing, batch_size, seed=seed, **options)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         """The validation blocks of this process, in the order of the texts, masked with a seed of their own."""
@@ -255,7 +246,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         return super().training_step(model, _with_predicted_index(inputs), *args)
 
     def _model_inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        inputs = {name: value for name, value in batch.items() if name not in NOT_OF_THE_MODEL}
+        inputs = {name: value for name, value in batch.items() if name not in NOT_MODEL_INPUTS}
         if "position_ids" in inputs:
             needs_mask = "attention_mask" not in inputs
             if self._first_position is None:
@@ -298,7 +289,7 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, Any, Any]:
-        """The step of transformers, which computes all logits even where only the loss is asked for."""
+        """The step of transformers, without the logits if only the loss is needed."""
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = send_to_device(_with_predicted_index(inputs), self.args.device)
@@ -341,9 +332,8 @@ class MaskedLanguageTrainer(LayerPoolTrainer):
         return same_on_all(metrics)
 
     def card_facts(self) -> CardFacts:
-        """The facts of this run that a model card is made from."""
         args, facts, is_taco = self.args, super().card_facts(), self.args.objective == "taco"
-        settings = {"objective": "masked language modelling"}
+        settings = {"objective": "masked language modeling"}
         if is_taco:
             settings["objective"] += f" + {args.token_contrast_weight:g} x token contrast (TACO)"
             settings["token contrast"] = (

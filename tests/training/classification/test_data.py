@@ -152,7 +152,7 @@ def test_a_pair_is_one_row_of_tokens_with_its_length(tmp_path, tokenizer):
 
 
 def test_sampling_that_does_not_exist_here_is_refused(tmp_path):
-    with pytest.raises(InputError, match="train_sampling_strategy='batch_rebalance' does not work here"):
+    with pytest.raises(InputError, match="train_sampling_strategy='batch_rebalance' is unknown; use one of"):
         ClassificationTrainingArguments(output_dir=str(tmp_path), train_sampling_strategy="batch_rebalance")
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ....common.command_line import Range, check_used
 from ....common.errors import InputError
-from ...losses import cosent, rank_by_score
+from ...losses import at_least_float32, cosent, rank_by_score
 from .base import EmbeddedBatch
 from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
 
@@ -42,7 +42,7 @@ class AngleObjective(ScoredPairsObjective):
     """
 
     name = "angle"
-    summary = "columns sentence1, sentence2 and score or label, ranked by the angle between complex vectors"
+    summary = "reads sentence1, sentence2 and score or label, and ranks the pairs by the angle between complex vectors"
     citation = """@misc{li2023angle,
   title = {{AnglE}-optimized Text Embeddings},
   author = {Li, Xianming and Li, Jing},
@@ -94,6 +94,6 @@ def angle_similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tenso
 
 
 def _complex_halves(embeddings: torch.Tensor) -> torch.Tensor:
-    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    units = F.normalize(F.pad(embeddings, (0, embeddings.shape[-1] % 2)), dim=-1)
+    padded = F.pad(at_least_float32(embeddings), (0, embeddings.shape[-1] % 2))
+    units = F.normalize(padded, dim=-1)
     return torch.complex(*units.chunk(2, dim=-1))

@@ -10,6 +10,7 @@ from torch import nn
 
 from ....common.command_line import Range, check_arguments
 from ....common.errors import InputError
+from ...distributed import gather_rows
 
 
 @dataclass
@@ -35,6 +36,15 @@ class EmbeddedBatch:
     first_row: int
     values: torch.Tensor | None = None
     all_values: torch.Tensor | None = None
+
+    @classmethod
+    def gather(
+        cls, embeddings: torch.Tensor, text_ids: torch.Tensor, values: torch.Tensor | None, sizes: list[int], rank: int
+    ) -> "EmbeddedBatch":
+        """The batch of all processes, from the rows of this one. `sizes` are the numbers of rows of the processes."""
+        all_values = None if values is None else gather_rows(values, sizes)
+        all_embeddings, all_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
+        return cls(embeddings, text_ids, all_embeddings, all_text_ids, sum(sizes[:rank]), values, all_values)
 
     @property
     def targets(self) -> torch.Tensor:
@@ -79,7 +89,7 @@ class Objective(nn.Module):
     """
     Base of all objectives.
 
-    Its parameters (a learned temperature) belong to the objective and not to the model. The trainer optimises, saves
+    Its parameters (a learned temperature) belong to the objective and not to the model. The trainer optimizes, saves
     and restores them.
 
     Args:
@@ -92,7 +102,7 @@ class Objective(nn.Module):
     name: str
     # BibTeX of the paper, for the model card.
     citation: str = ""
-    # The columns and the idea in a few words, for --help.
+    # The columns and the idea, for --help, as a sentence whose subject is the objective.
     summary: str = ""
     Options: type[Options] = Options
 
@@ -130,7 +140,7 @@ class Objective(nn.Module):
         self, dataset: Dataset | IterableDataset, value_column: str | None, source: str
     ) -> tuple[float, float]:
         """
-        Called with each dataset before it is tokenised, the training rows first.
+        Called with each dataset before it is tokenized, the training rows first.
 
         Returns:
             The numbers of `value_column` that become 0 and 1.

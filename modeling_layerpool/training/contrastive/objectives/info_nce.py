@@ -72,7 +72,7 @@ class UnsupervisedObjective(InfoNCEObjective):
     """Each text twice: dropout makes the two views, the other texts of the batch are the negatives (SimCSE)."""
 
     name = "unsupervised"
-    summary = "column text; each text is its own positive under another dropout"
+    summary = "reads the column text; each text is its own positive, under another dropout"
     citation = """@inproceedings{gao2021simcse,
   title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
   author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
@@ -90,7 +90,7 @@ class SupervisedObjective(InfoNCEObjective):
     """An anchor and its positive. The negatives are the row's own ones and the other rows' texts."""
 
     name = "supervised"
-    summary = "columns anchor, positive and optionally negative or negative_1..k"
+    summary = "reads anchor, positive and, if there are any, negative or negative_1..k"
     citation = UnsupervisedObjective.citation
     Options = SupervisedOptions
 

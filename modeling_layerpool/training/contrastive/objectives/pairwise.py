@@ -1,4 +1,4 @@
-"""The objective of labelled or scored pairs: batch-softmax contrastive loss, pointwise losses, or both in turn."""
+"""The objective of labeled or scored pairs: batch-softmax contrastive loss, pointwise losses, or both in turn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,7 +62,7 @@ class PairwiseOptions(ScoredPairsOptions, SoftmaxOptions):
 
 class PairwiseObjective(ScoredPairsObjective):
     """
-    Pairs that are scored or labelled by similarity (Chernyavskiy et al., NAACL 2022).
+    Pairs that are scored or labeled by similarity (Chernyavskiy et al., NAACL 2022).
 
     The losses are `"bsc"` ([`batch_softmax_contrastive`], where a value of at least 0.5 is a positive pair), `"mse"`
     ([`cosine_mse`]), `"combined"` (`combined_weight` times the first plus the rest times the second), `"bce"`
@@ -70,7 +70,7 @@ class PairwiseObjective(ScoredPairsObjective):
     """
 
     name = "pairwise"
-    summary = "columns sentence1, sentence2 and score or label"
+    summary = "reads sentence1, sentence2 and score or label; --pairwise_loss chooses the loss"
     citation = """@inproceedings{chernyavskiy2022batch,
   title = {Batch-Softmax Contrastive Loss for Pairwise Sentence Scoring Tasks},
   author = {Chernyavskiy, Anton and Ilvovsky, Dmitry and Kalinin, Pavel and Nakov, Preslav},
@@ -122,7 +122,7 @@ class PairwiseObjective(ScoredPairsObjective):
         if "combined" in self.losses:
             settings["combined"] = f"{options.combined_weight:g} bsc + {1 - options.combined_weight:g} mse"
         if not self.losses.isdisjoint({"bsc", "combined"}):
-            settings["batch softmax"] = f"normalisation {options.bsc_normalization}, direction {options.bsc_direction}"
+            settings["batch softmax"] = f"normalization {options.bsc_normalization}, direction {options.bsc_direction}"
         return settings
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:

@@ -20,8 +20,8 @@ class ScoredPairsOptions(TemperatureOptions):
     score_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Lowest and highest score, which become 0 and 1. Default: those of the training data. Labels "
-            "are 0 and 1."
+            "help": "Lowest and highest score, which are mapped to 0 and 1. Default: those of the training data. "
+            "Not for a column label, which holds 0 and 1."
         },
     )
 

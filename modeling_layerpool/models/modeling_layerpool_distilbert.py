@@ -21,7 +21,7 @@ class LayerPoolDistilBertPreTrainedModel(LayerPoolMixin, DistilBertPreTrainedMod
 
 
 class LayerPoolDistilBertModel(LayerPoolEmbeddingMixin, LayerPoolDistilBertPreTrainedModel):
-    """DistilBERT with a pooler over its hidden states. Opens checkpoints such as `distilbert/distilbert-base-uncased`."""
+    """DistilBERT with a pooler over its hidden states. Opens `distilbert/distilbert-base-uncased` and others."""
 
 
 class LayerPoolDistilBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolDistilBertPreTrainedModel):

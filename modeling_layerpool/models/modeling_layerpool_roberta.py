@@ -20,7 +20,10 @@ class LayerPoolRobertaPreTrainedModel(PositionsAfterPaddingMixin, LayerPoolMixin
 
 
 class LayerPoolRobertaModel(LayerPoolEmbeddingMixin, LayerPoolRobertaPreTrainedModel):
-    """RoBERTa with a pooler over its hidden states. Opens `FacebookAI/roberta-base`, `FacebookAI/xlm-roberta-base` and similar checkpoints."""
+    """
+    RoBERTa with a pooler over its hidden states. Opens checkpoints such as `FacebookAI/roberta-base` and
+    `FacebookAI/xlm-roberta-base`.
+    """
 
 
 class LayerPoolRobertaForSequenceClassification(LayerPoolClassificationMixin, LayerPoolRobertaPreTrainedModel):

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from sklearn.metrics import confusion_matrix_at_thresholds
-from torch.nn import functional as F
 
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
-from .encoders import CachingEncoder, Encoder
+from .encoders import CachingEncoder, Encoder, pair_cosines
 from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimilarityMetric
 
 
@@ -88,13 +86,14 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
     if dev is not None and not (dev.are_labels and pairs.are_labels):
         raise InputError("a dev part is for labels: neither the pairs nor the dev part may have scores")
     encoder = CachingEncoder(encoder)
-    cosines = _cosines(encoder, pairs)
+    cosines = pair_cosines(encoder, pairs.sentences1, pairs.sentences2)
     if not pairs.are_labels:
         return SentenceSimilarityMetric().compute(predictions=cosines, references=pairs.values)
     labels = np.asarray(pairs.values) > 0
     scores = AveragePrecisionMetric().compute(predictions=cosines, references=labels)
     if dev is not None:
-        thresholds = best_thresholds(_cosines(encoder, dev), np.asarray(dev.values) > 0)
+        cosines_of_dev = pair_cosines(encoder, dev.sentences1, dev.sentences2)
+        thresholds = best_thresholds(cosines_of_dev, np.asarray(dev.values) > 0)
         for name in ("accuracy", "f1"):
             predictions = cosines >= thresholds[f"{name}_threshold"]
             found = ClassificationMetric().compute(predictions=predictions, references=labels, num_classes=2)
@@ -102,12 +101,6 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
         scores |= thresholds
     ranking = pair_ranking_scores(pairs.sentences1, cosines, labels)
     return scores | ranking | {"pairs": len(labels)}
-
-
-def _cosines(encoder: Encoder, pairs: Pairs) -> np.ndarray:
-    embeddings = torch.from_numpy(encoder.encode([*pairs.sentences1, *pairs.sentences2])).double()
-    first, second = F.normalize(embeddings, dim=1).chunk(2)
-    return (first * second).sum(1).numpy()
 
 
 def best_thresholds(similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -59,7 +59,7 @@ def load_encoder(
         allow_pickle: also load pickled weights, which can run code. By default only safetensors.
 
     Returns:
-        An [`Encoder`] with float32 embeddings. They are not normalised unless a sentence-transformers module does it.
+        An [`Encoder`] with float32 embeddings. They are not normalized unless a sentence-transformers module does it.
 
     Raises:
         InputError: the model does not exist, has a broken file, lacks weights or a tokenizer, has pickled weights, or

@@ -1,4 +1,4 @@
-"""Scored or labelled pairs: correlation, classification by a threshold on the cosine, ranking of a text's partners."""
+"""Scored or labeled pairs: correlation, classification by a threshold on the cosine, ranking of a text's partners."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimil
 
 
 HITS_DEPTHS = (1, 5)
-# Metrics of labelled pairs without thresholds, the main one first, and whether more is better.
+# Metrics of labeled pairs without thresholds, the main one first, and whether more is better.
 METRICS = {"average_precision": True}
 RANKING_METRICS = dict.fromkeys(("map", "mrr", *(f"has_positives@{depth}" for depth in HITS_DEPTHS)), True)
 
@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 
 def read_pairs_file(path: str | Path) -> Pairs:
     """
-    Read scored or labelled pairs.
+    Read scored or labeled pairs.
 
     Args:
         path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, and `score` or `label`.
@@ -59,7 +59,7 @@ def read_pairs_file(path: str | Path) -> Pairs:
 
 
 def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
-    """The metrics of [`evaluate_pairs`] for labelled pairs without `dev`, and whether more is better."""
+    """The metrics of [`evaluate_pairs`] for labeled pairs without `dev`, and whether more is better."""
     labels = np.asarray(pairs.values) > 0
     can_rank = pair_ranking_scores(pairs.sentences1, np.zeros(len(labels)), labels)
     return METRICS | (RANKING_METRICS if can_rank else {})
@@ -72,7 +72,7 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
     Args:
         encoder: embeds each distinct text once.
         pairs: the pairs to evaluate.
-        dev: labelled pairs that choose the thresholds of the highest accuracy and the highest F1. Without them there
+        dev: labeled pairs that choose the thresholds of the highest accuracy and the highest F1. Without them there
             is no accuracy and no F1, since a threshold chosen on the evaluated pairs would flatter them.
 
     Returns:

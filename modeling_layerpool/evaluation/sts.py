@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how well the cosine of two embeddings follows human judgements."""
+"""Semantic textual similarity: how well the cosine of two embeddings follows human judgments."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Shared code of the benchmarks: the peak memory of a process, and a line about the machine."""
+"""Shared code of the benchmarks: the peak memory of a process, a line about the machine, and cosines."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import torch
 
 
@@ -24,3 +25,10 @@ def in_own_process(*flags: object, **environment: str) -> list[float]:
 
 def machine() -> str:
     return f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def cosines(embeddings: np.ndarray) -> np.ndarray:
+    """The cosine of each row of the first half with the same row of the second half."""
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    one, other = np.split(units, 2)
+    return (one * other).sum(1)

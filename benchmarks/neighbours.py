@@ -8,14 +8,11 @@ rows. Figures and their machine: docs/performance.md.
 """
 
 import argparse
-import platform
-import resource
-import subprocess
-import sys
 import time
 from itertools import product
 
 import torch
+from measuring import in_own_process, machine, peak_mib
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
@@ -27,8 +24,8 @@ HEADERS = ["rows", "search", "seconds", "growth of memory, MiB", "cosine in a gr
 
 def measure(rows: int, width: int, group_size: int, search: str) -> tuple[float, float, float]:
     """
-    Seconds, MiB by which the peak of this process grows over the embeddings, and the mean cosine of the members of a
-    group to the one that leads it.
+    Return the seconds, the MiB that grouping adds to the peak memory, and the mean cosine of the members of a group
+    to its first one.
     """
     generator = torch.Generator().manual_seed(0)
     # Texts have topics: about 20 of them are near each other.
@@ -36,16 +33,15 @@ def measure(rows: int, width: int, group_size: int, search: str) -> tuple[float,
     embeddings = topics[torch.randint(len(topics), (rows,), generator=generator)]
     embeddings += torch.randn(rows, width, generator=generator)
     group_by_neighbours(embeddings[:1000], group_size, generator, search=search)
-    scale = 2**20 if platform.system() == "Darwin" else 2**10
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     begin = time.perf_counter()
     groups = group_by_neighbours(embeddings, group_size, generator, search=search)
     seconds = time.perf_counter() - begin
     assert sorted(row for group in groups for row in group) == list(range(rows))
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / scale
+    growth = peak_mib() - before
     whole = torch.tensor([group for group in groups if len(group) == group_size])
     units = torch.nn.functional.normalize(embeddings, dim=-1)
-    cosines = [(units[whole[:, 0]] * units[whole[:, place]]).sum(dim=-1) for place in range(1, group_size)]
+    cosines = [(units[whole[:, 0]] * units[whole[:, index]]).sum(dim=-1) for index in range(1, group_size)]
     return seconds, growth, torch.stack(cosines).mean().item()
 
 
@@ -62,10 +58,8 @@ def main() -> None:
         return
     table = []
     for rows, search in tqdm(list(product(options.rows, options.searches)), desc="Sizes", leave=False):
-        command = [sys.executable, *sys.argv, "--one", str(rows), "--searches", search]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        table.append([rows, search, *map(float, done.stdout.split())])
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, width {options.width}")
+        table.append([rows, search, *in_own_process("--one", rows, "--searches", search)])
+    print(f"{machine()}, width {options.width}")
     print(tabulate(table, headers=HEADERS, floatfmt=("", "", ".1f", ".0f", ".4f"), intfmt=","))
 
 

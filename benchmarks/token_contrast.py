@@ -11,16 +11,13 @@ once, each in its own process, as the growth of its resident memory. Figures and
 """
 
 import argparse
-import platform
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 
 import torch
 import torch.nn.functional as F
+from measuring import in_own_process, machine, peak_mib
 from tabulate import tabulate
 from transformers import BertConfig, BertForMaskedLM
 
@@ -115,18 +112,10 @@ def measure_step(rows: int, rounds: int, bf16: bool) -> None:
         "taco over mlm, less 1": [b / a - 1 for a, b in zip(times["mlm"], times["taco"], strict=True)],
         "the term over a taco step": [b / a for a, b in zip(times["taco"], times["the term alone"], strict=True)],
     }
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, "
-        f"{'bfloat16' if bf16 else 'float32'}, {rows} rows of {LENGTH}, {rounds} rounds"
-    )
+    print(f"{machine()}, {'bfloat16' if bf16 else 'float32'}, {rows} rows of {LENGTH}, {rounds} rounds")
     table = [[f"{name}, ms", *(1000 * f(x) for f in (min, statistics.median, max))] for name, x in times.items()]
     table += [[f"{name}, %", *(100 * f(x) for f in (min, statistics.median, max))] for name, x in shares.items()]
     print(tabulate(table, headers=["", "min", "median", "max"], floatfmt=".1f"))
-
-
-def peak_mib() -> float:
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kib / (2**20 if platform.system() == "Darwin" else 2**10)
 
 
 def growth(rows: int, kind: str) -> float:
@@ -142,10 +131,7 @@ def growth(rows: int, kind: str) -> float:
 def measure_memory(sizes: list[int]) -> None:
     table = []
     for rows in sizes:
-        found = []
-        for kind in ("blocks", "naive"):
-            command = [sys.executable, __file__, "memory", "--rows", str(rows), "--kind", kind]
-            found.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        found = [in_own_process("--rows", rows, "--kind", kind)[0] for kind in ("blocks", "naive")]
         table.append([rows * LENGTH, *found])
     print(tabulate(table, headers=["anchors", "MiB", "all gathered, MiB"], floatfmt=".0f"))
 

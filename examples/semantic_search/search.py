@@ -243,18 +243,18 @@ def ask(path: Path, name: str | None, question: str | None, top: int) -> None:
     name = name or index.encoder["name"]
     model, tokenizer = open_encoder(name)
     check_encoder(path, index, identify(name, model, tokenizer))
-    places: dict[int, list[str]] = {}
+    locations: dict[int, list[str]] = {}
     for file, entry in index.files.items():
         shown = Path(index.folder, file)
         shown = shown.relative_to(Path.cwd()) if shown.is_relative_to(Path.cwd()) else shown
         for line, row in entry["passages"]:
-            places.setdefault(row, []).append(f"{shown}:{line}")
+            locations.setdefault(row, []).append(f"{shown}:{line}")
     with contextlib.suppress(EOFError):  # Ctrl-D ends
         for asked in [question] if question else iter(lambda: input("\nquestion> "), ""):
             vector = model.encode([asked], tokenizer, normalize=True)
             scores, rows = index.vectors.search(vector, min(top, len(index.texts)))
             for score, row in zip(scores[0], rows[0], strict=True):
-                first, *others = places[row]
+                first, *others = locations[row]
                 print(f"{score:.3f}  {first}" + (f" and {len(others)} more" if others else ""))
                 print(f"       {textwrap.shorten(index.texts[row], 110, placeholder=' ...')}")
 
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     for command in (indexing, asking):
         command.add_argument("--index", type=Path, required=True, help="the index, one file")
         command.add_argument(
-            "--model_name_or_path", help="a folder or a name on the Hub; default: the index's, else all-MiniLM-L6-v2"
+            "--model_name_or_path", help="a folder or a Hub model ID; default: the index's, else all-MiniLM-L6-v2"
         )
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # any content or file name can be printed

@@ -162,15 +162,15 @@ def answer_questions(folder: Path, corpus: Path, count: int = 3) -> None:
     print(f"\n=== three questions to {len(documents)} documents")
     for question, scores in zip(QUESTIONS, asked @ found.T, strict=True):
         print(f"\n{question}")
-        for place in scores.argsort()[::-1][:count]:
-            print(f"  {scores[place]:.3f}  {documents[place]['title']}")
+        for index in scores.argsort()[::-1][:count]:
+            print(f"  {scores[index]:.3f}  {documents[index]['title']}")
 
 
 def print_closing(folder: Path, seconds: float) -> None:
-    place = shown(folder)
-    print(f"\n=== the model and its card are in {place}. Open it with")
-    print(f'  AutoModel.from_pretrained("{place}", trust_remote_code=True)')
-    print(f'  SentenceTransformer("{place}", trust_remote_code=True)')
+    path = shown(folder)
+    print(f"\n=== the model and its card are in {path}. Open it with")
+    print(f'  AutoModel.from_pretrained("{path}", trust_remote_code=True)')
+    print(f'  SentenceTransformer("{path}", trust_remote_code=True)')
     print(f"Total time: {int(seconds // 60)} min {int(seconds % 60)} s")
 
 

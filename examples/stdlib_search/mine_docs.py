@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-# Not documentation of the library (tests, tools, jokes), or second copies of another module's.
+# Modules that do not document the standard library (tests, tools, jokes) or repeat another module's documentation.
 SKIPPED_MODULES = {
     "antigravity",
     "idlelib",

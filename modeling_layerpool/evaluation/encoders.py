@@ -3,12 +3,13 @@
 There are three kinds: a model of this package, a sentence-transformers model, and any other encoder of transformers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -40,6 +41,13 @@ def encode_queries_and_documents(
         embeddings = of_queries.encode([*queries, *documents])
         return embeddings[: len(queries)], embeddings[len(queries) :]
     return of_queries.encode(list(queries)), of_documents.encode(list(documents))
+
+
+def pair_cosines(encoder: Encoder, sentences1: Sequence[str], sentences2: Sequence[str]) -> np.ndarray:
+    """The cosine (n,) of the embeddings of the two sides of each pair, in float64."""
+    embeddings = torch.from_numpy(encoder.encode([*sentences1, *sentences2])).double()
+    first, second = F.normalize(embeddings, dim=1).chunk(2)
+    return (first * second).sum(1).numpy()
 
 
 def prompts_in_use(encoder: Encoder, *, sentences: bool, retrieval: bool) -> dict[str, str]:
@@ -173,19 +181,26 @@ class PooledEncoder:
 def _encode_by_length(
     lengths: Sequence[int], max_tokens_per_batch: int, embed: Callable[[list[int]], np.ndarray]
 ) -> np.ndarray:
-    """Embed texts in batches of similar length, longest first, of at most `max_tokens_per_batch` tokens with padding.
+    """Embed texts in [`batches_by_length`]; `embed` returns the embeddings (len, d) of given indices."""
+    order, parts = [], []
+    with logging.tqdm(total=len(lengths), desc="Encoding", unit="text") as progress:
+        for batch in batches_by_length(lengths, max_tokens_per_batch):
+            order += batch
+            parts.append(embed(batch))
+            progress.update(len(batch))
+    embeddings = np.concatenate(parts).astype(np.float32, copy=False)
+    return embeddings[np.argsort(order)]
 
-    `embed` returns the embeddings (len, d) of the texts with the given indices. A longer text is a batch of its own.
+
+def batches_by_length(lengths: Sequence[int], max_tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices of texts in batches of similar length, longest first, of at most `max_tokens_per_batch` tokens.
+
+    The tokens include padding. A longer text is a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches = []
     start = 0
-    with logging.tqdm(total=len(order), desc="Encoding", unit="text") as progress:
-        while start < len(order):
-            longest = max(1, lengths[order[start]])
-            batch = order[start : start + max(1, max_tokens_per_batch // longest)]
-            batches.append(embed(batch))
-            start += len(batch)
-            progress.update(len(batch))
-    embeddings = np.concatenate(batches).astype(np.float32, copy=False)
-    return embeddings[np.argsort(order)]
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        batch = order[start : start + max(1, max_tokens_per_batch // longest)]
+        yield batch
+        start += len(batch)

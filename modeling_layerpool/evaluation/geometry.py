@@ -1,7 +1,7 @@
 """The geometry of an embedding space: alignment and uniformity (Wang and Isola, arXiv 2005.10242), mean cosine,
 and the spectrum.
 
-b: pairs, n: texts, d: width. The functions normalise the embeddings that they are given.
+b: pairs, n: texts, d: width. The functions normalize the embeddings that they are given.
 """
 
 import math
@@ -67,7 +67,7 @@ def mean_cosine(embeddings: np.ndarray) -> float:
 
 
 def spectrum(embeddings: np.ndarray) -> np.ndarray:
-    """Singular values of the normalised, then centred rows of (n, d): (d,) in float64, falling, zeros beyond the rank.
+    """Singular values of the normalized, then centered rows of (n, d): (d,) in float64, falling, 0 beyond the rank.
 
     `spectrum(x) ** 2 / n` is the variance along each principal direction. A direction with a standard deviation below
     1e-6 (rounding) counts as 0, so all values are 0 for a collapsed encoder and for one text.

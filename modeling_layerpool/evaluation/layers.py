@@ -4,6 +4,7 @@ k: texts, n: hidden states read.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.errors import InputError
 from ..models.modeling_layerpool_poolers import POOLERS
+from .encoders import batches_by_length
 
 
+# The greatest length of each range of `average_by_length`, in tokens. A last range holds the longer texts.
 LENGTH_EDGES = (8, 16, 32, 64, 128, 256)
 
 
@@ -55,45 +58,37 @@ def layer_weights(
     tokens = tokenizer(list(texts), truncation=True, max_length=limit, return_attention_mask=True)
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
     weights = np.zeros((len(lengths), len(states)), dtype=np.float32)
-    order = np.argsort(-lengths, kind="stable")
     was_training = model.training
     model.eval()
     try:
-        start = 0
-        while start < len(order):
-            batch = order[start : start + max(1, max_tokens_per_batch // int(lengths[order[start]]))]
+        for batch in batches_by_length(lengths, max_tokens_per_batch):
             columns = {name: [values[index] for index in batch] for name, values in tokens.items()}
             inputs = tokenizer.pad(columns, padding_side="right", return_tensors="pt").to(model.device)
             with torch.inference_mode():
                 # A classifier's own output does not hold the weights.
                 output = model.pool(**inputs, output_layer_attentions=True)
             weights[batch] = output.layer_attentions.float().cpu().numpy()
-            start += len(batch)
     finally:
         model.train(was_training)
     return weights, lengths
 
 
-def average_by_length(
-    weights: np.ndarray, lengths: np.ndarray, edges: Sequence[int] = LENGTH_EDGES
-) -> dict[str, np.ndarray]:
+def average_by_length(weights: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
     """Mean weights of the texts in each range of lengths.
 
     Args:
         weights, lengths: (k, n) and (k,), as [`layer_weights`] returns them.
-        edges: the greatest length of each range, in tokens, ascending. A last range holds the longer texts.
 
     Returns:
         `{"9 to 16 (120 texts)": (n,), ...}`, the shortest first. Ranges without texts are left out.
     """
-    ranges = np.searchsorted(edges, lengths)
+    names = [f"up to {LENGTH_EDGES[0]}"]
+    names += [f"{shorter + 1} to {longest}" for shorter, longest in pairwise(LENGTH_EDGES)]
+    names += [f"over {LENGTH_EDGES[-1]}"]
+    ranges = np.searchsorted(LENGTH_EDGES, lengths)
     averages = {}
-    for index in range(len(edges) + 1):
+    for index, name in enumerate(names):
         members = weights[ranges == index]
         if len(members):
-            if index == len(edges):
-                name = f"over {edges[-1]}"
-            else:
-                name = f"{edges[index - 1] + 1} to {edges[index]}" if index else f"up to {edges[0]}"
             averages[f"{name} ({len(members):,} text{'s' if len(members) > 1 else ''})"] = members.mean(axis=0)
     return averages

@@ -22,7 +22,7 @@ from ..common.errors import InputError
 from ..common.positions import position_limit
 from ..common.rows import is_folder
 from .encoders import Encoder, LayerPoolEncoder, PooledEncoder, SentenceTransformersEncoder
-from .sentence_transformers_files import Module, Prompts, check_modules, read_modules, read_settings
+from .sentence_transformers_files import Module, Settings, check_modules, read_modules, read_settings
 
 
 POOLINGS = ("mean", "cls")
@@ -59,7 +59,7 @@ def load_encoder(
         allow_pickle: also load pickled weights, which can run code. By default only safetensors.
 
     Returns:
-        An [`Encoder`] with float32 embeddings. They are not normalised unless a sentence-transformers module does it.
+        An [`Encoder`] with float32 embeddings. They are not normalized unless a sentence-transformers module does it.
 
     Raises:
         InputError: the model does not exist, has a broken file, lacks weights or a tokenizer, has pickled weights, or
@@ -81,7 +81,7 @@ def load_encoder(
         raise no_model(name, revision)
     if model_type in CONFIG_MAPPING:
         check_sizes(name, config, CONFIG_MAPPING[model_type])
-    prompts, truncate_dim = (Prompts(), None) if modules is None else read_settings(name, revision)
+    prompts, truncate_dim = Settings() if modules is None else read_settings(name, revision)
     is_sentence_transformers = modules is not None and not (
         is_layerpool and _is_one_transformer(modules) and truncate_dim is None
     )

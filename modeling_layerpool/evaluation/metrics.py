@@ -7,7 +7,7 @@ the scores of rankings.
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
@@ -107,10 +107,14 @@ def _dcg(ranked_gains) -> float:
 
 
 class _InMemoryMetric(evaluate.Metric):
-    """A metric that keeps its inputs in memory, so that threads and processes cannot meet in one cache file.
+    """A metric that keeps its inputs in memory, so that threads and processes never share a cache file.
 
-    `keep_in_memory=False` restores the default of evaluate, which its distributed mode (`num_process`) needs.
+    `keep_in_memory=False` restores the default of evaluate, which its distributed mode (`num_process`) needs. A
+    subclass names the types of `predictions` and `references` and computes the scores.
     """
+
+    types: ClassVar[tuple[Any, Any]]
+    paper: ClassVar[str] = ""
 
     def __init__(
         self, config_name: str | None = None, keep_in_memory: bool = True, cache_dir: str | None = None, **kwargs: Any
@@ -119,41 +123,41 @@ class _InMemoryMetric(evaluate.Metric):
         cache_dir = cache_dir or tempfile.gettempdir()
         super().__init__(config_name, keep_in_memory=keep_in_memory, cache_dir=cache_dir, **kwargs)
 
-
-class SentenceSimilarityMetric(_InMemoryMetric):
-    """[`similarity_scores`] as a metric: `compute(predictions=similarities, references=gold_scores)`."""
-
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Spearman and Pearson correlation (x 100) of predicted similarities with gold scores.",
-            citation="Reimers et al., Task-Oriented Intrinsic Evaluation of Semantic Textual Similarity, COLING 2016",
-            inputs_description=similarity_scores.__doc__,
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("float64")}
-            ),
+            description=self.__doc__.splitlines()[0],
+            citation=self.paper,
+            inputs_description=self.__doc__,
+            features=datasets.Features(dict(zip(("predictions", "references"), self.types, strict=True))),
         )
+
+
+class SentenceSimilarityMetric(_InMemoryMetric):
+    """Spearman and Pearson correlation (x 100) of predicted similarities with gold scores.
+
+    `compute(predictions=similarities, references=gold_scores)` returns the result of [`similarity_scores`].
+    """
+
+    types = (datasets.Value("float64"), datasets.Value("float64"))
+    paper = "Reimers et al., Task-Oriented Intrinsic Evaluation of Semantic Textual Similarity, COLING 2016"
 
     def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> dict[str, float]:
         return similarity_scores(predictions, references)
 
 
 class RetrievalMetric(_InMemoryMetric):
-    """[`ranking_scores`] as a metric, with one query in each row.
+    """nDCG@10, MRR@10, MAP and Recall@100 (x 100) of rankings, as trec_eval and BEIR define them.
 
-    `compute(predictions=[["d3", "d1"], ...], references=[{"ids": ["d1"], "relevance": [1]}, ...])`: a prediction is
-    a list of document ids, best first; a reference names the judged documents and the relevance of each.
+    `compute(predictions=[["d3", "d1"], ...], references=[{"ids": ["d1"], "relevance": [1]}, ...])` returns the result
+    of [`ranking_scores`]. Each row is a query: a prediction lists document ids, best first; a reference names the
+    judged documents and the relevance of each.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        ids = datasets.List(datasets.Value("string"))
-        return evaluate.MetricInfo(
-            description="nDCG@10, MRR@10, MAP and Recall@100 (x 100) of rankings, as trec_eval and BEIR define them.",
-            citation="Thakur et al., BEIR, NeurIPS 2021 Datasets and Benchmarks, arXiv 2104.08663",
-            inputs_description=ranking_scores.__doc__,
-            features=datasets.Features(
-                {"predictions": ids, "references": {"ids": ids, "relevance": datasets.List(datasets.Value("int64"))}}
-            ),
-        )
+    types = (
+        datasets.List(datasets.Value("string")),
+        {"ids": datasets.List(datasets.Value("string")), "relevance": datasets.List(datasets.Value("int64"))},
+    )
+    paper = "Thakur et al., BEIR, NeurIPS 2021 Datasets and Benchmarks, arXiv 2104.08663"
 
     def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[dict]) -> dict[str, float]:
         relevances = [dict(zip(judged["ids"], judged["relevance"], strict=True)) for judged in references]
@@ -168,15 +172,7 @@ class AveragePrecisionMetric(_InMemoryMetric):
     together. It is nan without a positive pair.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Average precision (x 100) of similarities for labels that are 0 or 1.",
-            citation="",
-            inputs_description=self.__doc__,
-            features=datasets.Features(
-                {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
-            ),
-        )
+    types = (datasets.Value("float64"), datasets.Value("int64"))
 
     def _compute(self, predictions: Sequence[float], references: Sequence[int]) -> dict[str, float]:
         if 1 not in references:
@@ -194,15 +190,8 @@ class ClassificationMetric(_InMemoryMetric):
     are equal.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Accuracy, F1 and Matthews correlation (x 100) of one predicted class for each row.",
-            citation="Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004",
-            inputs_description=self.__doc__,
-            features=datasets.Features(
-                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-            ),
-        )
+    types = (datasets.Value("int64"), datasets.Value("int64"))
+    paper = "Gorodkin, Comparing two K-category assignments by a K-category correlation coefficient, 2004"
 
     def _compute(self, predictions: Sequence[int], references: Sequence[int], num_classes: int) -> dict[str, float]:
         f1 = {"f1": 100 * f1_score(references, predictions, zero_division=0)} if num_classes == 2 else {}
@@ -224,14 +213,7 @@ class MultiLabelMetric(_InMemoryMetric):
     references nor predicted is 0.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        row = datasets.List(datasets.Value("int64"))
-        return evaluate.MetricInfo(
-            description="Micro and macro F1 and exact-match accuracy (x 100) of any number of classes for each row.",
-            citation="",
-            inputs_description=self.__doc__,
-            features=datasets.Features({"predictions": row, "references": row}),
-        )
+    types = (datasets.List(datasets.Value("int64")), datasets.List(datasets.Value("int64")))
 
     def _compute(self, predictions: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> dict[str, float]:
         predictions, references = np.asarray(predictions), np.asarray(references)

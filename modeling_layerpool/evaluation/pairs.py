@@ -1,4 +1,4 @@
-"""Scored or labelled pairs: correlation, classification by a threshold on the cosine, ranking of a text's partners."""
+"""Scored or labeled pairs: correlation, classification by a threshold on the cosine, ranking of a text's partners."""
 
 import math
 from collections.abc import Sequence
@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from sklearn.metrics import confusion_matrix_at_thresholds
-from torch.nn import functional as F
 
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
-from .encoders import CachingEncoder, Encoder
+from .encoders import CachingEncoder, Encoder, pair_cosines
 from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimilarityMetric
 
 
 HITS_DEPTHS = (1, 5)
-# Metrics of labelled pairs without thresholds, the main one first, and whether more is better.
+# Metrics of labeled pairs without thresholds, the main one first, and whether more is better.
 METRICS = {"average_precision": True}
 RANKING_METRICS = dict.fromkeys(("map", "mrr", *(f"has_positives@{depth}" for depth in HITS_DEPTHS)), True)
 
@@ -33,7 +31,7 @@ class Pairs(NamedTuple):
 
 def read_pairs_file(path: str | Path) -> Pairs:
     """
-    Read scored or labelled pairs.
+    Read scored or labeled pairs.
 
     Args:
         path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, and `score` or `label`.
@@ -61,7 +59,7 @@ def read_pairs_file(path: str | Path) -> Pairs:
 
 
 def pairs_metrics(pairs: Pairs) -> dict[str, bool]:
-    """The metrics of [`evaluate_pairs`] for labelled pairs without `dev`, and whether more is better."""
+    """The metrics of [`evaluate_pairs`] for labeled pairs without `dev`, and whether more is better."""
     labels = np.asarray(pairs.values) > 0
     can_rank = pair_ranking_scores(pairs.sentences1, np.zeros(len(labels)), labels)
     return METRICS | (RANKING_METRICS if can_rank else {})
@@ -74,7 +72,7 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
     Args:
         encoder: embeds each distinct text once.
         pairs: the pairs to evaluate.
-        dev: labelled pairs that choose the thresholds of the highest accuracy and the highest F1. Without them there
+        dev: labeled pairs that choose the thresholds of the highest accuracy and the highest F1. Without them there
             is no accuracy and no F1, since a threshold chosen on the evaluated pairs would flatter them.
 
     Returns:
@@ -88,13 +86,14 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
     if dev is not None and not (dev.are_labels and pairs.are_labels):
         raise InputError("a dev part is for labels: neither the pairs nor the dev part may have scores")
     encoder = CachingEncoder(encoder)
-    cosines = _cosines(encoder, pairs)
+    cosines = pair_cosines(encoder, pairs.sentences1, pairs.sentences2)
     if not pairs.are_labels:
         return SentenceSimilarityMetric().compute(predictions=cosines, references=pairs.values)
     labels = np.asarray(pairs.values) > 0
     scores = AveragePrecisionMetric().compute(predictions=cosines, references=labels)
     if dev is not None:
-        thresholds = best_thresholds(_cosines(encoder, dev), np.asarray(dev.values) > 0)
+        cosines_of_dev = pair_cosines(encoder, dev.sentences1, dev.sentences2)
+        thresholds = best_thresholds(cosines_of_dev, np.asarray(dev.values) > 0)
         for name in ("accuracy", "f1"):
             predictions = cosines >= thresholds[f"{name}_threshold"]
             found = ClassificationMetric().compute(predictions=predictions, references=labels, num_classes=2)
@@ -102,12 +101,6 @@ def evaluate_pairs(encoder: Encoder, pairs: Pairs, dev: Pairs | None = None) -> 
         scores |= thresholds
     ranking = pair_ranking_scores(pairs.sentences1, cosines, labels)
     return scores | ranking | {"pairs": len(labels)}
-
-
-def _cosines(encoder: Encoder, pairs: Pairs) -> np.ndarray:
-    embeddings = torch.from_numpy(encoder.encode([*pairs.sentences1, *pairs.sentences2])).double()
-    first, second = F.normalize(embeddings, dim=1).chunk(2)
-    return (first * second).sum(1).numpy()
 
 
 def best_thresholds(similarities: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -26,16 +26,16 @@ def read_retrieval_folder(folder: str | Path) -> tuple[Texts, Texts, Qrels]:
 
     Args:
         folder: holds `corpus.jsonl` (`_id`, `text`, optionally `title`) and `queries.jsonl` (`_id`, `text`), or the
-            same as `.jsonl.gz`, and the test judgements `qrels_test.tsv` or `qrels/test.tsv` with the header
+            same as `.jsonl.gz`, and the test judgments `qrels_test.tsv` or `qrels/test.tsv` with the header
             `query-id`, `corpus-id`, `score` (whole numbers).
 
     Returns:
         `(corpus, queries, qrels)`: `{document id: title and text, joined by a space}`, `{query id: text}`,
-        `{query id: {document id: relevance}}`, in file order. Includes queries without a judgement.
+        `{query id: {document id: relevance}}`, in file order. Includes queries without a judgment.
 
     Raises:
         InputError: a file is missing or empty; or a row (with its line) lacks a column or a text, repeats an id, names
-            an unknown query or document, or contradicts an earlier judgement.
+            an unknown query or document, or contradicts an earlier judgment.
     """
     folder = Path(folder)
     if not is_folder(folder):
@@ -104,7 +104,7 @@ def search(
     """Exact search by cosine, in float64 and in blocks of at most `query_block x (corpus_block + k)` scores.
 
     Args:
-        queries: (q, d), float, not necessarily normalised.
+        queries: (q, d), float, not necessarily normalized.
         corpus: (c, d), likewise; c below 2^32.
         k: number of documents to return for each query.
         device: by default the GPU if there is one.
@@ -143,7 +143,7 @@ def evaluate_retrieval(
     """Rank the whole corpus by cosine for each query that has a relevant document, and score the first 1000.
 
     As in BEIR, the ranking leaves out a document with the id of the query, which in Quora and ArguAna is the query
-    itself. Unlike in BEIR, the document stays if the judgements call it relevant, since then ids of queries and of
+    itself. Unlike in BEIR, the document stays if the judgments call it relevant, since then ids of queries and of
     documents are independent.
 
     Args:
@@ -157,12 +157,12 @@ def evaluate_retrieval(
         `{"ndcg@10", "mrr@10", "map", "recall@100", "queries"}`, see [`ranking_scores`].
 
     Raises:
-        InputError: the judgements name an unknown query or document, or no query has a relevant document.
+        InputError: the judgments name an unknown query or document, or no query has a relevant document.
         RuntimeError: an embedding is not finite.
     """
     for query, judged in qrels.items():
         if query not in queries:
-            raise InputError(f"the judgements name the query {query!r}, which is not among the queries")
+            raise InputError(f"the judgments name the query {query!r}, which is not among the queries")
         if unknown := judged.keys() - corpus.keys():
             raise InputError(f"query {query!r} has a judged document {min(unknown)!r} that is not in the corpus")
     scored = [query for query in queries if any(relevance > 0 for relevance in qrels.get(query, {}).values())]

@@ -1,4 +1,4 @@
-"""Semantic textual similarity: how well the cosine of two embeddings follows human judgements."""
+"""Semantic textual similarity: how well the cosine of two embeddings follows human judgments."""
 
 import logging
 import math
@@ -6,12 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
-from .encoders import CachingEncoder, Encoder
+from .encoders import CachingEncoder, Encoder, pair_cosines
 from .metrics import SentenceSimilarityMetric
 
 
@@ -150,9 +148,7 @@ def evaluate_sts(
         raise InputError(f"{len(sentences1)} and {len(sentences2)} sentences for {pairs} scores")
     if subsets is not None and len(subsets) != pairs:
         raise InputError(f"{len(subsets)} subsets for {pairs} scores")
-    embeddings = torch.from_numpy(CachingEncoder(encoder).encode([*sentences1, *sentences2])).double()
-    embeddings = F.normalize(embeddings, dim=1)
-    cosines = (embeddings[:pairs] * embeddings[pairs:]).sum(1).numpy()
+    cosines = pair_cosines(CachingEncoder(encoder), sentences1, sentences2)
     result = SentenceSimilarityMetric().compute(predictions=cosines, references=scores)
     if math.isnan(result["spearman"]):
         logger.warning("all %d cosines are equal: the encoder tells no pairs apart and has no correlation", pairs)

@@ -21,6 +21,11 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
     The fields of the pooler, shared by all encoders: those below, and the options of each pooler.
 
     Hidden states are counted from 0, the embedding output, to `num_hidden_layers`, the last layer's output.
+
+    ```python
+    >>> config = LayerPoolBertConfig(pooler_layers=[0, 6, -1])
+    >>> model = LayerPoolBertModel(config)
+    ```
     """
 
     pooler_type: str = field(

@@ -6,14 +6,7 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 
 class LayerPoolBertConfig(LayerPoolConfigMixin, BertConfig):
-    r"""
-    The fields of `BertConfig` and those of [`LayerPoolConfigMixin`].
-
-    ```python
-    >>> config = LayerPoolBertConfig(pooler_layers=[0, 6, -1])
-    >>> model = LayerPoolBertModel(config)
-    ```
-    """
+    """The fields of `BertConfig` and those of [`LayerPoolConfigMixin`]."""
 
     model_type = "layerpool_bert"
     encoder_model_types = ("bert",)

@@ -6,14 +6,7 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 
 class LayerPoolDistilBertConfig(LayerPoolConfigMixin, DistilBertConfig):
-    r"""
-    The fields of `DistilBertConfig` and those of [`LayerPoolConfigMixin`].
-
-    ```python
-    >>> config = LayerPoolDistilBertConfig(pooler_layers=[0, 6, -1])
-    >>> model = LayerPoolDistilBertModel(config)
-    ```
-    """
+    """The fields of `DistilBertConfig` and those of [`LayerPoolConfigMixin`]."""
 
     model_type = "layerpool_distilbert"
     encoder_model_types = ("distilbert",)

@@ -6,14 +6,7 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 
 class LayerPoolMPNetConfig(LayerPoolConfigMixin, MPNetConfig):
-    r"""
-    The fields of `MPNetConfig` and those of [`LayerPoolConfigMixin`].
-
-    ```python
-    >>> config = LayerPoolMPNetConfig(pooler_layers=[0, 6, -1])
-    >>> model = LayerPoolMPNetModel(config)
-    ```
-    """
+    """The fields of `MPNetConfig` and those of [`LayerPoolConfigMixin`]."""
 
     model_type = "layerpool_mpnet"
     encoder_model_types = ("mpnet",)

@@ -6,14 +6,9 @@ from .configuration_layerpool import LayerPoolConfigMixin
 
 
 class LayerPoolRobertaConfig(LayerPoolConfigMixin, RobertaConfig):
-    r"""
+    """
     The fields of `RobertaConfig` and those of [`LayerPoolConfigMixin`]. XLM-RoBERTa is the same network with
     another vocabulary.
-
-    ```python
-    >>> config = LayerPoolRobertaConfig(pooler_layers=[0, 6, -1])
-    >>> model = LayerPoolRobertaModel(config)
-    ```
     """
 
     model_type = "layerpool_roberta"

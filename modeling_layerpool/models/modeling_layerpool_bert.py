@@ -10,7 +10,6 @@ from .modeling_layerpool_classification import LayerPoolClassificationMixin
 class LayerPoolBertPreTrainedModel(LayerPoolMixin, BertPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolBertConfig
     config_class = LayerPoolBertConfig
 
     def __init__(self, config: LayerPoolBertConfig):

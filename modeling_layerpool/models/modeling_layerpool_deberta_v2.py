@@ -21,7 +21,6 @@ def _token_mask(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) ->
 class LayerPoolDebertaV2PreTrainedModel(LayerPoolMixin, DebertaV2PreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolDebertaV2Config
     config_class = LayerPoolDebertaV2Config
 
     def __init__(self, config: LayerPoolDebertaV2Config):
@@ -37,15 +36,7 @@ class LayerPoolDebertaV2PreTrainedModel(LayerPoolMixin, DebertaV2PreTrainedModel
 
 
 class LayerPoolDebertaV2Model(LayerPoolEmbeddingMixin, LayerPoolDebertaV2PreTrainedModel):
-    r"""
-    DeBERTa-v2 with a pooler over its hidden states, from any DeBERTa-v2 checkpoint:
-
-    ```python
-    >>> model = LayerPoolDebertaV2Model.from_pretrained("microsoft/deberta-v3-base", pooler_type="mean")
-    ```
-
-    Keyword arguments change options of [`LayerPoolDebertaV2Config`].
-    """
+    """DeBERTa-v2 with a pooler over its hidden states. Opens checkpoints such as `microsoft/deberta-v3-base`."""
 
 
 class LayerPoolDebertaV2ForSequenceClassification(LayerPoolClassificationMixin, LayerPoolDebertaV2PreTrainedModel):

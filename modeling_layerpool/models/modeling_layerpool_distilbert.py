@@ -10,7 +10,6 @@ from .modeling_layerpool_classification import LayerPoolClassificationMixin
 class LayerPoolDistilBertPreTrainedModel(LayerPoolMixin, DistilBertPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolDistilBertConfig
     config_class = LayerPoolDistilBertConfig
     has_token_types = False
 
@@ -22,15 +21,7 @@ class LayerPoolDistilBertPreTrainedModel(LayerPoolMixin, DistilBertPreTrainedMod
 
 
 class LayerPoolDistilBertModel(LayerPoolEmbeddingMixin, LayerPoolDistilBertPreTrainedModel):
-    r"""
-    DistilBERT with a pooler over its hidden states, from any DistilBERT checkpoint:
-
-    ```python
-    >>> model = LayerPoolDistilBertModel.from_pretrained("distilbert/distilbert-base-uncased", pooler_type="mean")
-    ```
-
-    Keyword arguments change options of [`LayerPoolDistilBertConfig`].
-    """
+    """DistilBERT with a pooler over its hidden states. Opens `distilbert/distilbert-base-uncased` and others."""
 
 
 class LayerPoolDistilBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolDistilBertPreTrainedModel):

@@ -10,7 +10,6 @@ from .modeling_layerpool_classification import LayerPoolClassificationMixin
 class LayerPoolElectraPreTrainedModel(LayerPoolMixin, ElectraPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolElectraConfig
     config_class = LayerPoolElectraConfig
 
     def __init__(self, config: LayerPoolElectraConfig):
@@ -22,15 +21,7 @@ class LayerPoolElectraPreTrainedModel(LayerPoolMixin, ElectraPreTrainedModel):
 
 
 class LayerPoolElectraModel(LayerPoolEmbeddingMixin, LayerPoolElectraPreTrainedModel):
-    r"""
-    ELECTRA with a pooler over its hidden states, from any ELECTRA checkpoint:
-
-    ```python
-    >>> model = LayerPoolElectraModel.from_pretrained("google/electra-small-discriminator", pooler_type="mean")
-    ```
-
-    Keyword arguments change options of [`LayerPoolElectraConfig`].
-    """
+    """ELECTRA with a pooler over its hidden states. Opens checkpoints such as `google/electra-small-discriminator`."""
 
 
 class LayerPoolElectraForSequenceClassification(LayerPoolClassificationMixin, LayerPoolElectraPreTrainedModel):

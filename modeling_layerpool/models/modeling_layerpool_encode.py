@@ -54,18 +54,12 @@ class EncodeMixin:
         Raises:
             ValueError: `max_tokens_per_batch` is not positive, or an item is not a string.
         """
-        if isinstance(sentences, str):
-            return self.encode(
-                [sentences],
-                tokenizer,
-                max_tokens_per_batch=max_tokens_per_batch,
-                normalize=normalize,
-                show_progress_bar=show_progress_bar,
-                convert_to_numpy=convert_to_numpy,
-            )[0]
+        is_single = isinstance(sentences, str)
+        if is_single:
+            sentences = [sentences]
         for index, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
-                raise ValueError(f"Sentence {index} is no text but {type(sentence).__name__}: {sentence!r}")
+                raise ValueError(f"Sentence {index} must be a str, got {type(sentence).__name__}: {sentence!r}")
         embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.input_device)
         with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
             # A window bounds the memory for token ids, and is long enough for sorting by length to save time.
@@ -75,7 +69,9 @@ class EncodeMixin:
                 embeddings[begin : begin + len(window)] = self._embed(token_ids, max_tokens_per_batch, progress)
         if normalize:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
-        return embeddings.cpu().numpy() if convert_to_numpy else embeddings
+        if convert_to_numpy:
+            embeddings = embeddings.cpu().numpy()
+        return embeddings[0] if is_single else embeddings
 
     def encode_token_ids(
         self,

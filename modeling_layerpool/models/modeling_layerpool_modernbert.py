@@ -11,7 +11,6 @@ from .modeling_layerpool_classification import LayerPoolClassificationMixin
 class LayerPoolModernBertPreTrainedModel(LayerPoolMixin, ModernBertPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolModernBertConfig
     config_class = LayerPoolModernBertConfig
     has_token_types = False
 
@@ -25,15 +24,7 @@ class LayerPoolModernBertPreTrainedModel(LayerPoolMixin, ModernBertPreTrainedMod
 
 
 class LayerPoolModernBertModel(LayerPoolEmbeddingMixin, LayerPoolModernBertPreTrainedModel):
-    r"""
-    ModernBERT with a pooler over its hidden states, from any ModernBERT checkpoint:
-
-    ```python
-    >>> model = LayerPoolModernBertModel.from_pretrained("answerdotai/ModernBERT-base", pooler_type="mean")
-    ```
-
-    Keyword arguments change options of [`LayerPoolModernBertConfig`].
-    """
+    """ModernBERT with a pooler over its hidden states. Opens checkpoints such as `answerdotai/ModernBERT-base`."""
 
 
 class LayerPoolModernBertForSequenceClassification(LayerPoolClassificationMixin, LayerPoolModernBertPreTrainedModel):

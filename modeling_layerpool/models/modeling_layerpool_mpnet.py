@@ -11,7 +11,6 @@ from .modeling_layerpool_packing import PositionsAfterPaddingMixin
 class LayerPoolMPNetPreTrainedModel(PositionsAfterPaddingMixin, LayerPoolMixin, MPNetPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolMPNetConfig
     config_class = LayerPoolMPNetConfig
     has_token_types = False
 
@@ -22,19 +21,11 @@ class LayerPoolMPNetPreTrainedModel(PositionsAfterPaddingMixin, LayerPoolMixin, 
 
     @property
     def padding_position(self) -> int:
-        return self.mpnet.embeddings.padding_idx
+        return self.mpnet.embeddings.padding_idx  # fixed, whatever pad_token_id is
 
 
 class LayerPoolMPNetModel(LayerPoolEmbeddingMixin, LayerPoolMPNetPreTrainedModel):
-    r"""
-    MPNet with a pooler over its hidden states, from any MPNet checkpoint:
-
-    ```python
-    >>> model = LayerPoolMPNetModel.from_pretrained("microsoft/mpnet-base", pooler_type="mean")
-    ```
-
-    Keyword arguments change options of [`LayerPoolMPNetConfig`].
-    """
+    """MPNet with a pooler over its hidden states. Opens checkpoints such as `microsoft/mpnet-base`."""
 
 
 class LayerPoolMPNetForSequenceClassification(LayerPoolClassificationMixin, LayerPoolMPNetPreTrainedModel):

@@ -191,7 +191,7 @@ def best_fit(lengths: Sequence[int], row_length: int) -> list[list[int]]:
         need = lengths[sentence]
         fitting = rooms >> need
         if fitting:
-            room = need + (fitting & -fitting).bit_length() - 1  # the lowest bit: the least room that will do
+            room = need + (fitting & -fitting).bit_length() - 1  # the lowest bit: the least sufficient room
             row = by_room[room].pop()
             if not by_room[room]:
                 rooms ^= 1 << room
@@ -227,7 +227,7 @@ def pack_sentences(
     sentences: Sequence[Sequence[int]], pad_token_id: int, row_length: int | None = None
 ) -> dict[str, torch.Tensor]:
     """
-    Pack tokenised sentences into rows, ready for the model.
+    Pack tokenized sentences into rows, ready for the model.
 
     Args:
         sentences: token ids of each sentence, special tokens included, none of them empty.
@@ -271,7 +271,7 @@ def pack_sentences(
     }
 
 
-# Arguments that sentence-transformers sends with one flat row of tokens. The first holds what the others say too.
+# Arguments that sentence-transformers sends with one flat row of tokens. The others follow from the first.
 FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 

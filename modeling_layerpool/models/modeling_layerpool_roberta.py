@@ -11,7 +11,6 @@ from .modeling_layerpool_packing import PositionsAfterPaddingMixin
 class LayerPoolRobertaPreTrainedModel(PositionsAfterPaddingMixin, LayerPoolMixin, RobertaPreTrainedModel):
     """The encoder and its pooler, which the models below share."""
 
-    config: LayerPoolRobertaConfig
     config_class = LayerPoolRobertaConfig
 
     def __init__(self, config: LayerPoolRobertaConfig):
@@ -21,14 +20,9 @@ class LayerPoolRobertaPreTrainedModel(PositionsAfterPaddingMixin, LayerPoolMixin
 
 
 class LayerPoolRobertaModel(LayerPoolEmbeddingMixin, LayerPoolRobertaPreTrainedModel):
-    r"""
-    RoBERTa with a pooler over its hidden states, from any RoBERTa or XLM-RoBERTa checkpoint:
-
-    ```python
-    >>> model = LayerPoolRobertaModel.from_pretrained("FacebookAI/roberta-base", pooler_type="mean")
-    ```
-
-    Keyword arguments change options of [`LayerPoolRobertaConfig`].
+    """
+    RoBERTa with a pooler over its hidden states. Opens checkpoints such as `FacebookAI/roberta-base` and
+    `FacebookAI/xlm-roberta-base`.
     """
 
 

@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from ..common.errors import InputError
-from ..evaluation.encoders import CachingEncoder, Encoder, LayerPoolEncoder
+from ..evaluation.encoders import CachingEncoder, Encoder, LayerPoolEncoder, pair_cosines
 from ..evaluation.geometry import spectrum
 from ..evaluation.layers import average_by_length, layer_weights, weighs_layers
 from .plots import (
@@ -69,8 +67,7 @@ class EvaluationPlots:
         self, name: str, encoder: CachingEncoder, first: Sequence[str], second: Sequence[str], scores: Sequence[float]
     ) -> None:
         """Note the cosine of the two sides of each pair; the encoder remembers their embeddings."""
-        sides = [torch.from_numpy(encoder.encode(side)).double() for side in (first, second)]
-        self.similarities[name] = (F.cosine_similarity(*sides).numpy(), scores)
+        self.similarities[name] = (pair_cosines(encoder, first, second), scores)
 
     def write(self, folder: Path, encoder: Encoder, geometry: Mapping[str, float]) -> None:
         """Draw all plots that the evaluation has data for, and remove those of an earlier evaluation.

@@ -266,8 +266,8 @@ def test_all_encoders_are_tested_here():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conv_kernel_size": 3}, "a convolution over neighbouring tokens is not supported"),
-        ({"pooler_layers": [0]}, "DeBERTa-v2 computes at least a layer"),
+        ({"conv_kernel_size": 3}, "a convolution over neighboring tokens is not supported"),
+        ({"pooler_layers": [0]}, "DeBERTa-v2 computes at least one layer"),
     ],
 )
 def test_what_deberta_cannot_do_is_refused(tiny, options, message):

@@ -268,7 +268,7 @@ def test_encode_leaves_the_mode_as_it_was(tiny_model, tokenizer):
 
 
 def test_encode_refuses_what_is_no_text(tiny_model, tokenizer):
-    with pytest.raises(ValueError, match="Sentence 1 is no text but NoneType"):
+    with pytest.raises(ValueError, match="Sentence 1 must be a str, got NoneType"):
         tiny_model().encode(["a", None], tokenizer)
     with pytest.raises(ValueError, match="max_tokens_per_batch=0 must be positive"):
         tiny_model().encode(["a"], tokenizer, max_tokens_per_batch=0)

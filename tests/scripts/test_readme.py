@@ -100,10 +100,11 @@ def test_the_readme_gives_the_cosines_that_its_code_prints(tmp_path, monkeypatch
 # --- commands ---
 
 
-# Programs whose flags occur in the pages.
+# Modules of benchmarks that are no programs, and programs whose flags occur in the pages.
+SHARED = ("measuring", "studies")
 PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("run_*.py")),
-    *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "studies"),
+    *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED),
     "-m modeling_layerpool.publishing.convert",
     "-m modeling_layerpool.publishing.export_onnx",
 ]

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
+from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
 from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
@@ -15,6 +16,9 @@ from .objectives import OBJECTIVES
 OBJECTIVE_OPTIONS = sorted(
     dict.fromkeys(objective.Options for objective in OBJECTIVES.values()), key=lambda options: -len(options.__mro__)
 )
+
+
+_RATES = ", ".join(f"{pooler.learning_rate:g} for {name}" for name, pooler in POOLERS.items() if pooler.learning_rate)
 
 
 @dataclass
@@ -89,7 +93,10 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     freeze_encoder: bool = field(default=False, metadata={"help": "Train the pooler only."})
     pooler_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of the pooler, on the same schedule. Default: --learning_rate."},
+        metadata={
+            "help": "Learning rate of the pooler, on the same schedule. "
+            f"Default: --learning_rate (recommended: {_RATES})."
+        },
     )
     max_seq_length: int | None = field(
         default=None,

@@ -1,12 +1,12 @@
 """
-Docstrings in Hugging Face's style, brought into the form that griffe's parser of Google's style reads.
+Converts docstrings from Hugging Face's style to the Google style that griffe parses.
 
-- An entry such as ``name (`int`, *optional*):`` loses its bracket, since the signature says the same; a shape moves to
-  the description. Several names in one line become an entry each.
-- [`Name`] becomes a link where the reference has a place for `Name`, and stays code elsewhere.
-- What is returned gets its type from the signature.
-- What is handed on by `**kwargs` stands in a section of its own.
-- The help text of a dataclass field becomes its docstring, and its default its value.
+- An entry such as ``name (`int`, *optional*):`` loses its parentheses, since the signature has the type; a shape moves
+  to the description. Several names in one line become separate entries.
+- [`Name`] becomes a link if the reference documents `Name`, and inline code otherwise.
+- The return value gets its type from the signature.
+- Arguments that `**kwargs` passes on get their own section.
+- The help text of a dataclass field becomes its docstring, and its default becomes its value.
 """
 
 import ast
@@ -46,7 +46,7 @@ class HuggingFaceDocstrings(Extension):
             if obj.docstring is not None:
                 text = ARGUMENTS.sub(lambda match, obj=obj: _separate_entries(match, obj), obj.docstring.value)
                 if isinstance(obj, Function) and obj.returns is not None:
-                    # Or what stands before the first colon is taken for the type.
+                    # Otherwise griffe takes the text before the first colon for the type.
                     text = RETURNS.sub(f"Returns:\n    {obj.returns}: ", text)
                 obj.docstring.value = REFERENCE.sub(lambda match, obj=obj: _link(match["name"], obj, paths), text)
 
@@ -72,7 +72,7 @@ def _read_field(attribute: Attribute) -> None:
 
 
 def _text(source: str) -> str:
-    """The value of a string in the source; what an f-string computes is left open."""
+    """The value of a string in the source, with `...` for the expressions of an f-string."""
     node = ast.parse(source, mode="eval").body
     parts = node.values if isinstance(node, ast.JoinedStr) else [node]
     return "".join(part.value if isinstance(part, ast.Constant) else "..." for part in parts)
@@ -83,7 +83,7 @@ def _separate_entries(section: re.Match[str], obj: Object) -> str:
     names = {parameter.name for parameter in getattr(obj, "parameters", ())}
     for text in START_OF_ENTRY.split(section["entries"])[1:]:
         entry = ENTRY.fullmatch(text)
-        if entry is None:  # griffe says what is wrong with it
+        if entry is None:  # griffe reports the error
             own.append(f"    {text}")
             continue
         shape = SHAPE.search(entry["type"] or "")

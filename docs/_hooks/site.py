@@ -1,4 +1,4 @@
-"""Adds the changelog to the site, and keeps the flags in inline code on one line."""
+"""Adds the changelog to the site, and keeps flags in inline code and scores with their deviation on one line."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_content(html: str, page, config, files: Files) -> str:
+    html = html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     # A browser may break a line after the hyphens of a flag. Highlighted code has tags inside, and does not match.
     return re.sub(
         r"<code>[^<]*</code>", lambda code: re.sub(r"--\w[\w-]*", r'<span class="flag">\g<0></span>', code[0]), html

@@ -200,7 +200,7 @@ class LayerPoolTrainer(TrainerHooks):
             self.check_weights()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers, which refuses the state of an optimizer with other groups of parameters."""
+        """The optimizer of transformers. It refuses the state of another optimizer or of other groups of parameters."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:
@@ -210,10 +210,12 @@ class LayerPoolTrainer(TrainerHooks):
     def _check_groups(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         all_groups = (optimizer.param_groups, state["param_groups"])
         own, saved = ([len(group["params"]) for group in groups] for groups in all_groups)
-        if own != saved:
+        # A new release of torch may add an option to an optimizer. Two kinds of optimizer lack options of each other.
+        options, saved_options = (groups[0].keys() - {"initial_lr"} for groups in all_groups)
+        if own != saved or (options - saved_options and saved_options - options):
             raise InputError(
-                "the checkpoint cannot be resumed: its optimizer has other groups of parameters; resume with the "
-                f"{self.grouped_by} and optimizer that it was saved with"
+                "the checkpoint cannot be resumed: it has another optimizer or other groups of parameters; resume "
+                f"with the {self.grouped_by} and optim that it was saved with"
             )
 
     @contextmanager

@@ -44,7 +44,7 @@ class RunArguments(TrainingArguments):
 
     RANGES: ClassVar = TRAINING_RANGES
     # Arguments of transformers that a kind of training does not read, in addition to those of its base classes.
-    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("prediction_loss_only", "use_liger_kernel")
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("label_names", "prediction_loss_only", "use_liger_kernel")
 
     overwrite_output_dir: bool = field(
         default=False,

@@ -200,7 +200,7 @@ class LayerPoolTrainer(TrainerHooks):
             self.check_weights()
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of transformers. It refuses the state of another optimizer or of other groups of parameters."""
+        """The optimizer of transformers. It refuses the state of another optimizer or other groups of parameters."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:

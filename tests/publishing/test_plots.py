@@ -217,6 +217,7 @@ def evaluate(tmp_path):
     return main
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("pooler_type", "expected"),
     [
@@ -238,6 +239,7 @@ def test_an_evaluation_is_plotted_in_place_of_an_older_one(
     assert len(asked) == len(set(asked)) > 0  # each text is embedded once for scores and plots
 
 
+@pytest.mark.long
 def test_every_set_of_an_evaluation_is_in_its_plots(evaluate, folder_of, tmp_path, monkeypatch):
     drawn = {}
 

@@ -170,6 +170,7 @@ def test_without_peft_the_extra_is_named(tiny_model, monkeypatch):
 # --- training ---
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -336,6 +337,7 @@ def test_gradient_caching_is_exact_with_an_adapter(make_trainer, tiny_model):
             torch.testing.assert_close(cached[name], gradient, atol=1e-9, rtol=1e-6, msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("task_type", "pooler_type"), [(None, "layer_attention"), ("FEATURE_EXTRACTION", "mean")])
 def test_a_model_of_pefts_own_trains_and_saves_as_the_librarys_trainer_does(
     make_trainer, tiny_model, tokenizer, task_type, pooler_type

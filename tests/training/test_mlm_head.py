@@ -156,6 +156,7 @@ def test_the_head_is_trained_with_the_models_rate_and_decay(make_trainer):
     assert trainer.state.log_history[0]["mlm_loss"] == pytest.approx(math.log(TINY_BERT["vocab_size"]), rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache", [None, 48])
 def test_a_run_with_it_resumes_bit_identical_and_keeps_its_head(make_trainer, cache):
     options = {

@@ -171,6 +171,7 @@ def weights(trainer):
     return {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("shuffling", "refresh"), [("neighbours", None), ("neighbours", 2), ("clusters", None)])
 def test_a_run_cut_in_the_middle_of_an_epoch_resumes_bit_identical(make_trainer, shuffling, refresh):
     options = {

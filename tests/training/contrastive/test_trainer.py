@@ -339,6 +339,7 @@ def test_gradient_caching_equals_the_uncut_batch_with_noise_off(make_trainer, ti
     torch.testing.assert_close(results[1][1]["inverse_temperature"], results[0][1]["inverse_temperature"])
 
 
+@pytest.mark.long
 def test_a_cached_run_resumes_bit_identical(make_trainer):
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1, "gradient_cache": 48}
     unbroken = make_trainer(name="unbroken", **options)
@@ -459,6 +460,7 @@ def test_data_workers_change_nothing(make_trainer):
     assert_identical(weights(alone), weights(helped))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options", [{"bf16": True}, pytest.param({"gradient_checkpointing": True}, marks=needs_gradient_checkpointing)]
 )

@@ -20,7 +20,12 @@ def check_engine(trainer: Trainer) -> None:
         ("pooler_learning_rate", args.pooler_learning_rate is not None, ("DeepSpeed",), "which has one learning rate"),
         ("gradient_cache", args.gradient_cache is not None, ("DeepSpeed",), "which has to run every backward pass"),
         # Each forward pass gathers weights, and processes may split their rows into different numbers of chunks.
-        ("gradient_cache", args.gradient_cache is not None, ("FSDP",), "where all processes must run as many passes"),
+        (
+            "gradient_cache",
+            args.gradient_cache is not None,
+            ("FSDP",),
+            "where all processes must run equally many passes",
+        ),
         (
             f"shuffling={args.shuffling}",
             args.shuffling in ("neighbours", "clusters"),

@@ -145,7 +145,7 @@ class _Parser(HfArgumentParser):
         default, text = options.get("default"), options.get("help") or ""
         if options.get("action") == "store_false":
             options["help"] = f"Turn off --{name}."
-        elif default not in (None, argparse.SUPPRESS) and default is not False and "Default:" not in text:
+        elif default not in (None, [], argparse.SUPPRESS) and default is not False and "Default:" not in text:
             options["help"] = f"{text} Default: {getattr(default, 'value', default)}."
         title = self.titles.get(name)
         if title is None:

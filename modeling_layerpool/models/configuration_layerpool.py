@@ -31,7 +31,7 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
     pooler_type: str = field(
         default="layer_attention",
         metadata={
-            "help": f"Pooler, which makes one vector of the hidden states: {', '.join(POOLERS)}. A plain encoder gets "
+            "help": f"Pooler that turns the hidden states into one vector: {', '.join(POOLERS)}. A plain encoder gets "
             "layer_attention."
         },
     )
@@ -39,15 +39,15 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
         default=None,
         metadata={
             "help": "Hidden states that the pooler reads; 0 is the embedding output, negative numbers count from the "
-            "last one. All of them if this is not set. Poolers named after a layer take the highest of these as their "
-            "last one. Layers above it are neither built nor computed."
+            "last one. A new pooler reads all of them. mean, cls, mean_first_last and mean_last_two take the highest "
+            "of these for the last layer. Layers above it are neither built nor computed."
         },
     )
     projection_dim: int | None = field(
         default=None,
         metadata={
-            "help": "Width of the sentence embedding. layer_attention projects to it; the other poolers get a linear "
-            "map on top if it is not their own width, which is the default.",
+            "help": "Width of the sentence embedding. A new pooler keeps its own width. Poolers other than "
+            "layer_attention add a linear layer for another width.",
             "at_most": 65_536,
         },
     )

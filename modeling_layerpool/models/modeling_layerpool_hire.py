@@ -26,11 +26,13 @@ class HireOptions(PoolerOptions):
     pooler_gru_size: int | None = field(
         default=None,
         metadata={
-            "help": "Width of the GRUs of hire in each direction. The width of the encoder if this is not set.",
+            "help": "Width of the GRUs of hire in each direction. A new pooler takes the width of the encoder.",
             "at_most": 65_536,
         },
     )
-    pooler_gru_layers: int = field(default=2, metadata={"help": "Depth of the GRUs of hire.", "at_most": 100})
+    pooler_gru_layers: int = field(
+        default=2, metadata={"help": "Number of layers of the GRUs of hire.", "at_most": 100}
+    )
 
     def check_options(self) -> None:
         super().check_options()

@@ -33,9 +33,9 @@ class ActivationOptions(PoolerOptions):
     pooler_activation: str | None = field(
         default=None,
         metadata={
-            "help": "Activation inside layer_attention (its query, key and value maps) or hire (the importance of a "
-            "hidden state): rrelu, with a slope uniform in (1/8, 1/3) in training and 11/48 otherwise, or any name of "
-            "transformers.activations.ACT2FN. The papers use rrelu for layer_attention and relu for hire."
+            "help": "Activation inside layer_attention (its query, key and value maps) or hire (its importance of a "
+            "hidden state): rrelu, with a slope uniform in (1/8, 1/3) in training and 11/48 at inference, or any "
+            "name of transformers.activations.ACT2FN. The papers use rrelu for layer_attention and relu for hire."
         },
     )
 
@@ -54,15 +54,16 @@ class ResidualOptions(PoolerOptions):
     pooler_residual: str | None = field(
         default=None,
         metadata={
-            "help": "Plain pooling that layer_attention or weighted_layers adds to: mean (the token mean of the "
-            "highest state read), cls (its first token) or none. The added part starts at zero. Not in the papers."
+            "help": "Plain pooling that the output of layer_attention or weighted_layers is added to: mean (the token "
+            "mean of the highest state read), cls (its first token) or none. The output is zero before training. Not "
+            "in the papers."
         },
     )
     pooler_normalize_inputs: bool = field(
         default=False,
         metadata={
             "help": "Normalize the pooled vector of each state to mean 0 and variance 1 before layer_attention or "
-            "weighted_layers, so that no state weighs more because its values are larger. Not in the papers."
+            "weighted_layers, so that states with larger values do not dominate. Not in the papers."
         },
     )
 

@@ -165,8 +165,8 @@ class LayerAttentionOptions(PoolerOptions):
     pooler_output_activation: str | None = field(
         default=None,
         metadata={
-            "help": "Activation of the output of layer_attention, a name of transformers.activations.ACT2FN. The "
-            "paper uses tanh; with pooler_residual, the output is linear if this is not set."
+            "help": "Activation of the output of layer_attention, a name of transformers.activations.ACT2FN. A new "
+            "pooler uses tanh, as in the paper, or linear with pooler_residual."
         },
     )
 

@@ -18,7 +18,7 @@ class HubDataArguments:
         default=None, metadata={"help": "Configuration of the dataset on the Hub."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}
+        default=None, metadata={"help": "Use only the first rows of the training data, this many."}
     )
 
     def __post_init__(self):
@@ -33,10 +33,10 @@ class TrainDataArguments(HubDataArguments):
     RANGES: ClassVar = {"shuffle_buffer_size": Range(at_least=1)}
 
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})
-    streaming: bool = field(default=False, metadata={"help": "Read the data while training; needs --max_steps."})
-    shuffle_buffer_size: int = field(
-        default=10_000, metadata={"help": "Size of the shuffle buffer of a stream, in rows."}
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data on demand, while training; needs --max_steps."}
     )
+    shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows in the shuffle buffer of --streaming."})
     train_file: str | None = None
 
     def __post_init__(self):

@@ -25,8 +25,8 @@ class LoadingArguments:
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Type of the weights, or auto for the checkpoint's. Default: float32 for training (--bf16 "
-            "and --fp16 do not change that), otherwise the checkpoint's.",
+            "help": "Dtype of the weights, or auto for that of the checkpoint. Default: float32 for training, also "
+            "with --bf16 and --fp16, otherwise that of the checkpoint.",
             "choices": DTYPES,
         },
     )
@@ -104,7 +104,7 @@ class LoraArguments:
     use_lora: bool = field(
         default=False,
         metadata={
-            "help": "Train low-rank matrices on the linear layers of the encoder (LoRA), and the whole pooler. "
+            "help": "Train low-rank matrices next to the linear layers of the encoder (LoRA), and the whole pooler. "
             "Needs the extra 'peft'."
         },
     )

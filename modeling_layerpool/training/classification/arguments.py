@@ -69,10 +69,11 @@ class ClassificationDataArguments(HubDataArguments):
     )
     train_split: str = field(default="train", metadata={"help": "Split of a dataset on the Hub."})
     validation_split: str | None = field(
-        default=None, metadata={"help": "Split of a dataset on the Hub. Default: validation; of mnli _matched."}
+        default=None,
+        metadata={"help": "Split of a dataset on the Hub. Default: validation, or validation_matched for mnli."},
     )
     test_split: str | None = field(
-        default=None, metadata={"help": "Split of a dataset on the Hub. Default: test; of mnli test_matched."}
+        default=None, metadata={"help": "Split of a dataset on the Hub. Default: test, or test_matched for mnli."}
     )
     text_columns: list[str] | None = field(
         default=None,
@@ -81,13 +82,16 @@ class ClassificationDataArguments(HubDataArguments):
         },
     )
     label_column: str | None = field(
-        default=None, metadata={"help": "Default: label, labels or score; for a regression score, label or labels."}
+        default=None,
+        metadata={
+            "help": "Column of the label. Default: label, labels or score; for a regression score, label or labels."
+        },
     )
     problem_type: str | None = field(
         default=None,
         metadata={
-            "help": "Default: regression for a column score or labels with decimals, multi-label for lists, else one "
-            "class a row.",
+            "help": "Kind of labels. Default: regression for a column score or labels with decimals, multi-label "
+            "for lists, otherwise one class per row.",
             "choices": PROBLEM_TYPES,
         },
     )

@@ -58,9 +58,9 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     shuffling: str = field(
         default="random",
         metadata={
-            "help": "Order of the rows: random, or batches of rows with similar first texts, found by "
-            "neighbours (nearest embeddings of the model), clusters (of the embeddings) or words (a "
-            "shared word). Not for a stream.",
+            "help": "Order of the rows: random, or rows with similar first texts in one batch, found by neighbours "
+            "(nearest embeddings of the model), clusters (of the embeddings) or words (a shared word). Not for a "
+            "stream.",
             "choices": SHUFFLINGS,
         },
     )
@@ -78,19 +78,19 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     refresh_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Steps after which --shuffling neighbours or clusters embeds the remaining rows again. "
-            "Default: once an epoch."
+            "help": "Compute the embeddings of the remaining rows again after this many steps. "
+            "Default: once per epoch."
         },
     )
     mlm_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a masked language modeling loss added on the same texts; 0.15 in Oh et al. "
+            "help": "Weight of an additional masked language modeling loss on the same texts; 0.15 in Oh et al. "
             "2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
         },
     )
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens masked for --mlm_weight."})
-    freeze_encoder: bool = field(default=False, metadata={"help": "Train the pooler only."})
+    mlm_probability: float = field(default=0.15, metadata={"help": "Fraction of the tokens to mask for --mlm_weight."})
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train only the pooler."})
     pooler_learning_rate: float | None = field(
         default=None,
         metadata={
@@ -108,7 +108,7 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     row_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens in a packed row. Default: for each batch the length that needs the least computation."
+            "help": "Tokens in a packed row. Default: chosen for each batch so that it needs the least computation."
         },
     )
     gradient_cache: int | None = field(
@@ -159,8 +159,8 @@ class DataArguments(TrainDataArguments):
     validation_file: str | None = field(
         default=None,
         metadata={
-            "help": "Data to evaluate on and to choose the checkpoint by. A file with sentence1, sentence2, score "
-            "gives Spearman and Pearson. A file with sentence1, sentence2, label gives average precision. A BEIR "
-            "folder gives retrieval metrics. A file like the training data gives the loss."
+            "help": "Data for evaluation and for choosing the best checkpoint: scored pairs (Spearman, Pearson), "
+            "labeled pairs (average precision), a BEIR folder (retrieval metrics), or rows like the training data "
+            "(loss)."
         },
     )

@@ -78,7 +78,7 @@ class LanguageDataArguments(TrainDataArguments):
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training texts: one or more files; txt with one text a line, or jsonl, csv, tsv with a "
+            "help": "Training texts: one or more files; txt with one text per line, or jsonl, csv, tsv with a "
             "column text; also .gz."
         },
     )
@@ -89,8 +89,8 @@ class LanguageDataArguments(TrainDataArguments):
     probe_file: str | None = field(
         default=None,
         metadata={
-            "help": "Rows with sentence1, sentence2, score, to measure at each evaluation how well the "
-            "mean-pooled last layer of the encoder, as it is, ranks similar sentences."
+            "help": "Scored pairs (sentence1, sentence2, score) on which each evaluation measures the mean-pooled "
+            "encoder, without fine-tuning."
         },
     )
 

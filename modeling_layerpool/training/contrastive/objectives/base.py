@@ -81,7 +81,7 @@ class SoftmaxOptions(TemperatureOptions):
 
     mask_duplicates: bool = field(
         default=True,
-        metadata={"help": "Mask negatives whose text equals the row's own anchor or positive."},
+        metadata={"help": "Exclude negatives whose text equals the row's own anchor or positive."},
     )
 
 

@@ -19,7 +19,8 @@ class InfoNCEOptions(SoftmaxOptions):
     GROUP: ClassVar[str] = "objectives 'supervised' and 'unsupervised'"
 
     symmetric: bool = field(
-        default=False, metadata={"help": "Average with the loss in the other direction, from positive to anchor."}
+        default=False,
+        metadata={"help": "Average with the loss of the other direction, which finds the anchor by the positive."},
     )
 
 
@@ -32,7 +33,7 @@ class SupervisedOptions(InfoNCEOptions):
     hard_negative_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight added to the logits of a row's own negatives: 0 as in SimCSE, 1 as in Oh et al. 2022."
+            "help": "Constant added to the logits of a row's own negatives: 0 as in SimCSE, 1 as in Oh et al. 2022."
         },
     )
 

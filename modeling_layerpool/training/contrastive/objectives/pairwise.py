@@ -46,7 +46,8 @@ class PairwiseOptions(ScoredPairsOptions, SoftmaxOptions):
         },
     )
     combined_weight: float = field(
-        default=0.1, metadata={"help": "Weight of bsc in combined, mu in the paper; the rest is the weight of mse."}
+        default=0.1,
+        metadata={"help": "Weight of bsc in combined, mu in the paper. The weight of mse is 1 minus this one."},
     )
     second_loss: str | None = field(
         default=None,
@@ -56,7 +57,7 @@ class PairwiseOptions(ScoredPairsOptions, SoftmaxOptions):
         },
     )
     second_loss_share: float = field(
-        default=0.5, metadata={"help": "Share of the steps, at the end, trained with --second_loss."}
+        default=0.5, metadata={"help": "Fraction of the steps, at the end, that use --second_loss."}
     )
 
 

@@ -86,6 +86,10 @@ class RunArguments(TrainingArguments):
             self.eval_strategy = "no"
             if self.load_best_model_at_end and self.save_strategy != "best":
                 self.evaluate_when_saving()
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
+            value = getattr(self, name, None)  # older releases have no activation_checkpointing_kwargs
+            if not (value is None or isinstance(value, dict) or value.startswith("{")):
+                raise InputError(f"{name}={value} must be a JSON object such as '{{\"name\": 1}}'")
         super().__post_init__()
         _check_reporting(self.report_to)
         if self.torch_compile:

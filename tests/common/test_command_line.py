@@ -114,6 +114,7 @@ def test_a_file_and_flags_give_the_same_arguments(read, tmp_path):
         ({"report_to": "wandb"}, "report_to=wandb is unknown or not installed; use one of none"),
         ({"optim": "adamw_bnb_8bit"}, "optim=adamw_bnb_8bit needs a package that is not installed"),
         ({"optim_args": "lr"}, r"optim=adamw_torch_fused: .*\(optim_args=lr\)"),
+        ({"gradient_checkpointing_kwargs": "1"}, "gradient_checkpointing_kwargs=1 must be a JSON object"),
         ({"lr_scheduler_kwargs": {"bend": 2}}, "lr_scheduler_type=linear: .*'bend'"),
         (
             {"torch_compile_backend": "indoctor"},

@@ -212,9 +212,11 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     Raise an `InputError` if a checkpoint has no tokenizer, or if its `model_max_length` leaves no room for a text.
     Without tokenizer files, transformers returns a tokenizer without any words.
     """
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    with loading_errors(name, "has a tokenizer with broken special tokens"):
+        numbers, special = tokenizer.all_special_ids, tokenizer.num_special_tokens_to_add()
+    if len(tokenizer) <= len(numbers):
         raise InputError(f"{name}: has no tokenizer (tokenizer.json)")
-    limit, special = tokenizer.model_max_length, tokenizer.num_special_tokens_to_add()
+    limit = tokenizer.model_max_length
     if isinstance(limit, float) and limit.is_integer():
         limit = tokenizer.model_max_length = int(limit)  # 512.0, or 1e30 for no limit
     if not isinstance(limit, int) or isinstance(limit, bool) or limit <= special:

@@ -309,6 +309,12 @@ def test_a_tokenizer_of_an_empty_object_is_one_sentence(opening, tmp_path):
     assert refusal(opening) == ": has no tokenizer that could be opened (KeyError: 'added_tokens')"
 
 
+def test_an_empty_token_for_unknown_words_is_one_sentence(opening, tmp_path):
+    for path in tmp_path.rglob("tokenizer_config.json"):
+        change_json(path, unk_token="")
+    assert ": has a tokenizer with broken special tokens (maximum recursion depth" in refusal(opening)
+
+
 @pytest.mark.parametrize("length", ["abc", -1, 0, 1, 2, 1.5, True, [64]])
 def test_a_length_that_leaves_no_room_for_a_text_is_one_sentence(opening, tmp_path, length):
     for path in tmp_path.rglob("tokenizer_config.json"):

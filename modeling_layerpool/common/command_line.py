@@ -19,6 +19,7 @@ from .rows import check_file, read_json, reading_errors, shown
 CONFIG_SUFFIXES = (".json", ".yaml", ".yml")
 # torch and NumPy count in 32 or 64 bits. No argument here needs a larger number.
 LARGEST_INTEGER = 2**31 - 1
+LARGEST_FLOAT = 3.4e38  # torch computes in float32
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _check_value(name: str, value: Any, allowed: Range | None) -> None:
             raise InputError(f"{name}={value} must be a finite number")
         if allowed is not None and value not in allowed:
             raise InputError(f"{name}={shown(value)} must be {allowed}")
-        if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        if abs(value) > (LARGEST_INTEGER if isinstance(value, int) else LARGEST_FLOAT):
             raise InputError(f"{name}={shown(value)} is too large a number")
 
 

@@ -107,6 +107,7 @@ def test_a_file_and_flags_give_the_same_arguments(read, tmp_path):
         ({"learning_rate": float("nan")}, "learning_rate=nan must be a finite number"),
         ({"learn_temperature": True, "temperature_learning_rate": -1.0}, "temperature_learning_rate=-1.0 must be at"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"neftune_noise_alpha": 1e300}, r"neftune_noise_alpha=1e\+300 is too large a number"),
         ({"seed": 2**32}, "seed=4294967296 is too large a number"),
         ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must be at least 0"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),

@@ -31,23 +31,23 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
     pooler_type: str = field(
         default="layer_attention",
         metadata={
-            "help": f"Pooler that turns the hidden states into one vector: {', '.join(POOLERS)}. A plain encoder gets "
-            "layer_attention."
+            "help": f"Pooler that turns the hidden states into one vector: {', '.join(POOLERS)}. A plain "
+            "encoder, which has no pooler, gets layer_attention."
         },
     )
     pooler_layers: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Hidden states that the pooler reads; 0 is the embedding output, negative numbers count from the "
-            "last one. A new pooler reads all of them. mean, cls, mean_first_last and mean_last_two take the highest "
-            "of these for the last layer. Layers above it are neither built nor computed."
+            "help": "Hidden states that the pooler reads: 0 is the embedding output, and negative numbers count from "
+            "the last state. A new pooler reads all of them. mean, cls, mean_first_last and mean_last_two treat the "
+            "highest of them as the last state. Layers above the highest one are left out of the model."
         },
     )
     projection_dim: int | None = field(
         default=None,
         metadata={
-            "help": "Width of the sentence embedding. A new pooler keeps its own width. Poolers other than "
-            "layer_attention add a linear layer for another width.",
+            "help": "Width of the sentence embedding. A new pooler keeps the width of its pooled vector. For another "
+            "width, layer_attention resizes its output projection, and other poolers add a linear layer.",
             "at_most": 65_536,
         },
     )

@@ -26,12 +26,13 @@ class HireOptions(PoolerOptions):
     pooler_gru_size: int | None = field(
         default=None,
         metadata={
-            "help": "Width of the GRUs of hire in each direction. A new pooler takes the width of the encoder.",
+            "help": "Hidden size of the GRUs in hire, per direction. A new pooler uses the hidden size of the "
+            "encoder.",
             "at_most": 65_536,
         },
     )
     pooler_gru_layers: int = field(
-        default=2, metadata={"help": "Number of layers of the GRUs of hire.", "at_most": 100}
+        default=2, metadata={"help": "Number of layers in each GRU of hire.", "at_most": 100}
     )
 
     def check_options(self) -> None:

@@ -33,9 +33,10 @@ class ActivationOptions(PoolerOptions):
     pooler_activation: str | None = field(
         default=None,
         metadata={
-            "help": "Activation inside layer_attention (its query, key and value maps) or hire (its importance of a "
-            "hidden state): rrelu, with a slope uniform in (1/8, 1/3) in training and 11/48 at inference, or any "
-            "name of transformers.activations.ACT2FN. The papers use rrelu for layer_attention and relu for hire."
+            "help": "Activation of the queries, keys and values in layer_attention, or of the importance of each "
+            "hidden state in hire: rrelu (slope drawn from (1/8, 1/3) in training, 11/48 at inference) or any name "
+            "in transformers.activations.ACT2FN. A new pooler uses rrelu for layer_attention and relu for hire, as "
+            "in the papers."
         },
     )
 
@@ -54,8 +55,8 @@ class ResidualOptions(PoolerOptions):
     pooler_residual: str | None = field(
         default=None,
         metadata={
-            "help": "Plain pooling that the output of layer_attention or weighted_layers is added to: mean (the token "
-            "mean of the highest state read), cls (its first token) or none. The output is zero before training. Not "
+            "help": "Plain pooling of the highest hidden state read, to which layer_attention or weighted_layers adds "
+            "its output: mean (token mean), cls (first token) or none. The added output is zero before training. Not "
             "in the papers."
         },
     )

@@ -158,15 +158,15 @@ class LayerAttentionOptions(PoolerOptions):
     pooler_scaling: str = field(
         default="num_states",
         metadata={
-            "help": "Divisor of the scores of layer_attention: num_states (the number of hidden states read, as in "
-            "the paper) or sqrt_hidden_size (as usual for dot-product attention)."
+            "help": "Divisor of the attention scores in layer_attention: num_states (the number of hidden states "
+            "read, as in the paper) or sqrt_hidden_size (as in scaled dot-product attention)."
         },
     )
     pooler_output_activation: str | None = field(
         default=None,
         metadata={
-            "help": "Activation of the output of layer_attention, a name of transformers.activations.ACT2FN. A new "
-            "pooler uses tanh, as in the paper, or linear with pooler_residual."
+            "help": "Output activation of layer_attention: any name in transformers.activations.ACT2FN. A new pooler "
+            "uses tanh, as in the paper, or linear if pooler_residual is set."
         },
     )
 

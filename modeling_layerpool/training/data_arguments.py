@@ -13,12 +13,12 @@ class HubDataArguments:
 
     RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, instead of files."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, used instead of files."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of the dataset on the Hub."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first rows of the training data, this many."}
+        default=None, metadata={"help": "Use only the first N rows of the training data. Default: all rows."}
     )
 
     def __post_init__(self):
@@ -34,7 +34,7 @@ class TrainDataArguments(HubDataArguments):
 
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})
     streaming: bool = field(
-        default=False, metadata={"help": "Read the data on demand, while training; needs --max_steps."}
+        default=False, metadata={"help": "Stream the training data instead of loading it first; needs --max_steps."}
     )
     shuffle_buffer_size: int = field(default=10_000, metadata={"help": "Rows in the shuffle buffer of --streaming."})
     train_file: str | None = None

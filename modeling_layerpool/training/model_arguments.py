@@ -25,14 +25,14 @@ class LoadingArguments:
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Dtype of the weights, or auto for that of the checkpoint. Default: float32 for training, also "
-            "with --bf16 and --fp16, otherwise that of the checkpoint.",
+            "help": "Dtype of the weights; auto uses the dtype of the checkpoint. Default: float32 for training, even "
+            "with --bf16 or --fp16, and auto otherwise.",
             "choices": DTYPES,
         },
     )
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the checkpoint on the Hub."})
     allow_pickle: bool = field(
-        default=False, metadata={"help": "Accept pickled weights if the checkpoint has no safetensors."}
+        default=False, metadata={"help": "Load pickled weights if the checkpoint has no safetensors file."}
     )
 
     def loading_options(self, trains: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class CheckpointArguments(LoadingArguments):
 
     model_name_or_path: str = field(
         metadata={
-            "help": "Checkpoint to start from, of this package or of a plain encoder: a folder or a Hub model ID."
+            "help": "Checkpoint to start from, a folder or a Hub model ID: a model of this package or a plain encoder."
         }
     )
 
@@ -62,7 +62,7 @@ _OPTIONS = {option.name: option for option in fields(LayerPoolConfigMixin)}
 def _flag(name: str) -> tuple[str, Any, Any]:
     """The flag of a configuration field. Its default, None, leaves the field as the checkpoint has it."""
     option = _OPTIONS[name]
-    metadata = {"help": f"{option.metadata['help']} Default: as in the checkpoint."}
+    metadata = {"help": f"{option.metadata['help']} Default: the checkpoint's setting."}
     if option.type is bool:
         metadata |= {"nargs": "?", "const": True}  # so that a bare flag means true
     return name, option.type | None, field(default=None, metadata=metadata)
@@ -104,8 +104,8 @@ class LoraArguments:
     use_lora: bool = field(
         default=False,
         metadata={
-            "help": "Train low-rank matrices next to the linear layers of the encoder (LoRA), and the whole pooler. "
-            "Needs the extra 'peft'."
+            "help": "Train the encoder with LoRA, which learns low-rank updates of its linear layers, and train the "
+            "whole pooler. Needs the 'peft' extra."
         },
     )
     lora_r: int | None = field(default=None, metadata={"help": "LoRA rank. Default: 16."})
@@ -116,7 +116,7 @@ class LoraArguments:
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names of the encoder's linear layers to adapt, or the ends of their names, such as query value. "
+            "help": "Linear layers of the encoder to adapt, by name or end of the name, for example: query value. "
             "Default: all linear layers."
         },
     )

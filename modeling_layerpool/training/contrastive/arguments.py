@@ -49,44 +49,45 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     )
     temperature_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Learning rate of 1 / temperature, without weight decay. Default: --learning_rate."},
+        metadata={"help": "Learning rate for --learn_temperature, without weight decay. Default: --learning_rate."},
     )
     no_duplicates: bool = field(
         default=False,
-        metadata={"help": "Put rows that share a text into different batches. Not for a streamed dataset."},
+        metadata={"help": "Put rows that share a text into different batches. Not with --streaming or --shuffling."},
     )
     shuffling: str = field(
         default="random",
         metadata={
-            "help": "Order of the rows: random, or rows with similar first texts in one batch, found by neighbours "
-            "(nearest embeddings of the model), clusters (of the embeddings) or words (a shared word). Not for a "
-            "stream.",
+            "help": "Order of the rows: random, or rows with similar first texts (anchor, text or sentence1) in the "
+            "same batch. neighbours groups texts with the nearest embeddings of the model, clusters groups texts by "
+            "k-means of the embeddings, and words groups texts that share a token. Not with --streaming.",
             "choices": SHUFFLINGS,
         },
     )
     group_size: int = field(
-        default=5, metadata={"help": "Number of different first texts that --shuffling puts together."}
+        default=5,
+        metadata={"help": "Number of distinct first texts per group of --shuffling; the average for clusters."},
     )
     neighbour_search: str = field(
         default="exact",
         metadata={
-            "help": "Search of --shuffling neighbours: exact, or faiss, which is approximate and faster for "
-            "100,000 texts and more (needs the extra 'faiss').",
+            "help": "Nearest-neighbor search of --shuffling neighbours: exact, or faiss, which is approximate, is "
+            "faster from about 100,000 texts, and needs the 'faiss' extra.",
             "choices": sorted(NEIGHBOUR_SEARCHES),
         },
     )
     refresh_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Compute the embeddings of the remaining rows again after this many steps. "
-            "Default: once per epoch."
+            "help": "Number of batches after which --shuffling neighbours or clusters recomputes the embeddings and "
+            "regroups the remaining rows of the epoch. Default: only at the start of each epoch."
         },
     )
     mlm_weight: float = field(
         default=0.0,
         metadata={
             "help": "Weight of an additional masked language modeling loss on the same texts; 0.15 in Oh et al. "
-            "2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: off."
+            "2022, 0.1 in SimCSE. Costs a second pass through the encoder. Default: 0 (off)."
         },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Fraction of the tokens to mask for --mlm_weight."})
@@ -94,7 +95,7 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     pooler_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Learning rate of the pooler, on the same schedule. "
+            "help": "Learning rate of the pooler, with the same schedule as --learning_rate. "
             f"Default: --learning_rate (recommended: {_RATES})."
         },
     )
@@ -102,21 +103,22 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
         default=None,
         metadata={
             "help": "Maximum number of tokens of a text, special tokens included; saved with the tokenizer. "
-            "Default: the tokenizer's model_max_length, at most the encoder's positions."
+            "Default: the tokenizer's model_max_length, or the encoder's number of positions if that is smaller."
         },
     )
     row_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens in a packed row. Default: chosen for each batch so that it needs the least computation."
+            "help": "Length of a packed row in tokens. Default: the one with the least computation, chosen per batch."
         },
     )
     gradient_cache: int | None = field(
         default=None,
         metadata={
-            "help": "Number of tokens computed at once with gradient caching. The batch is embedded in chunks of "
-            "this size without a graph, the loss of the whole batch is computed, and each chunk is embedded again "
-            "with a graph. Memory then does not grow with the batch. Costs a second forward pass. Default: off."
+            "help": "Turn on gradient caching, with this many tokens per chunk. The trainer embeds the batch chunk by "
+            "chunk without gradients, computes the loss of the whole batch, then embeds each chunk again with "
+            "gradients. The encoder's activation memory then depends on the chunk size, not on the batch size. Costs "
+            "a second forward pass. Default: off."
         },
     )
 
@@ -154,7 +156,10 @@ class DataArguments(TrainDataArguments):
 
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Training data: jsonl, csv, tsv or txt, also .gz, with the columns of the objective."},
+        metadata={
+            "help": "Training data: a jsonl, csv, tsv or txt file, optionally .gz, with the columns that --objective "
+            "reads."
+        },
     )
     validation_file: str | None = field(
         default=None,

@@ -26,10 +26,10 @@ class AngleOptions(ScoredPairsOptions):
 
     angle_weight: float = field(default=1.0, metadata={"help": "Weight of the angle loss."})
     angle_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature that the similarities of the angle loss are divided by; above 0."}
+        default=1.0, metadata={"help": "Temperature that divides the similarities of the angle loss; above 0."}
     )
     cosine_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the ranking loss of the cosines (CoSENT), scaled by --temperature."}
+        default=1.0, metadata={"help": "Weight of the CoSENT loss, which ranks pairs by cosine / --temperature."}
     )
 
 
@@ -42,7 +42,7 @@ class AngleObjective(ScoredPairsObjective):
     """
 
     name = "angle"
-    summary = "reads sentence1, sentence2 and score or label, and ranks the pairs by the angle between complex vectors"
+    summary = "reads the same columns as 'pairwise', and ranks pairs by cosine and by their angle in complex space"
     citation = """@misc{li2023angle,
   title = {{AnglE}-optimized Text Embeddings},
   author = {Li, Xianming and Li, Jing},

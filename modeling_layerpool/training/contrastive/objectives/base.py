@@ -69,7 +69,7 @@ class TemperatureOptions(Options):
 
     temperature: float = field(default=0.05, metadata={"help": "Temperature that cosines are divided by; above 0."})
     learn_temperature: bool = field(
-        default=False, metadata={"help": "Learn 1 / temperature, starting at the inverse of --temperature."}
+        default=False, metadata={"help": "Learn the temperature (as 1 / temperature), starting from --temperature."}
     )
 
 
@@ -81,7 +81,7 @@ class SoftmaxOptions(TemperatureOptions):
 
     mask_duplicates: bool = field(
         default=True,
-        metadata={"help": "Exclude negatives whose text equals the row's own anchor or positive."},
+        metadata={"help": "Exclude negatives whose text is the same as the row's own anchor or positive."},
     )
 
 

@@ -20,7 +20,7 @@ class InfoNCEOptions(SoftmaxOptions):
 
     symmetric: bool = field(
         default=False,
-        metadata={"help": "Average with the loss of the other direction, which finds the anchor by the positive."},
+        metadata={"help": "Average with the loss of the reverse direction, which finds the anchor of each positive."},
     )
 
 
@@ -73,7 +73,7 @@ class UnsupervisedObjective(InfoNCEObjective):
     """Each text twice: dropout makes the two views, the other texts of the batch are the negatives (SimCSE)."""
 
     name = "unsupervised"
-    summary = "reads the column text; each text is its own positive, under another dropout"
+    summary = "reads the column text; each text is its own positive, with a different dropout mask"
     citation = """@inproceedings{gao2021simcse,
   title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
   author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
@@ -91,7 +91,7 @@ class SupervisedObjective(InfoNCEObjective):
     """An anchor and its positive. The negatives are the row's own ones and the other rows' texts."""
 
     name = "supervised"
-    summary = "reads anchor, positive and, if there are any, negative or negative_1..k"
+    summary = "reads anchor, positive and optionally negative (or negative_1, negative_2, ...)"
     citation = UnsupervisedObjective.citation
     Options = SupervisedOptions
 

@@ -25,39 +25,39 @@ class PairwiseOptions(ScoredPairsOptions, SoftmaxOptions):
     pairwise_loss: str = field(
         default="bsc",
         metadata={
-            "help": "Loss of 'pairwise': bsc (batch-softmax contrastive), mse (of the cosine), combined "
-            "(both), bce (binary cross-entropy of the cosine) or cosent (ranking).",
+            "help": "Loss of 'pairwise': bsc (batch-softmax contrastive), mse (squared error of the cosine), combined "
+            "(bsc and mse), bce (binary cross-entropy of the cosine) or cosent (ranking by cosine).",
             "choices": PAIRWISE_LOSSES,
         },
     )
     bsc_normalization: str = field(
         default="l2",
         metadata={
-            "help": "Normalization of bsc: l2, coordinate (by the range of each coordinate over the batch; "
-            "needs a temperature of about 1.2) or none.",
+            "help": "Normalization of the embeddings in bsc: l2, coordinate (divides each coordinate by its range in "
+            "the batch; needs a temperature of about 1.2) or none.",
             "choices": ["l2", "coordinate", "none"],
         },
     )
     bsc_direction: str = field(
         default="both",
         metadata={
-            "help": "Direction of bsc: rows (find the second text), columns (find the first text) or both.",
+            "help": "Direction of bsc: rows (first text to second), columns (second text to first) or both.",
             "choices": ["both", "rows", "columns"],
         },
     )
     combined_weight: float = field(
         default=0.1,
-        metadata={"help": "Weight of bsc in combined, mu in the paper. The weight of mse is 1 minus this one."},
+        metadata={"help": "Weight of bsc in the combined loss (mu in the paper); mse has 1 minus this weight."},
     )
     second_loss: str | None = field(
         default=None,
         metadata={
-            "help": "Pairwise loss of the last steps, such as mse after bsc. Default: one loss throughout.",
+            "help": "Loss that replaces --pairwise_loss late in training, such as mse after bsc. Default: none.",
             "choices": PAIRWISE_LOSSES,
         },
     )
     second_loss_share: float = field(
-        default=0.5, metadata={"help": "Fraction of the steps, at the end, that use --second_loss."}
+        default=0.5, metadata={"help": "Fraction of the steps, at the end of training, that use --second_loss."}
     )
 
 

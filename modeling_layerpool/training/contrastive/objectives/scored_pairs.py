@@ -15,13 +15,13 @@ from .base import TemperatureObjective, TemperatureOptions
 class ScoredPairsOptions(TemperatureOptions):
     """Options of [`ScoredPairsObjective`]."""
 
-    GROUP: ClassVar[str] = "objectives of scored pairs"
+    GROUP: ClassVar[str] = "objectives 'pairwise' and 'angle'"
 
     score_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Lowest and highest score, which are mapped to 0 and 1. Default: those of the training data. "
-            "Not for a column label, which holds 0 and 1."
+            "help": "Lowest and highest possible score, which are mapped to 0 and 1. Default: the lowest and highest "
+            "score in the training data. Required for scores with --streaming. Not for labels, which are 0 or 1."
         },
     )
 

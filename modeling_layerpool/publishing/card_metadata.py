@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..training.card_facts import COUNTS, CardFacts
+from ..common.card_facts import COUNTS, CardFacts
 from .card_names import is_hub_name, name_of
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.card_facts import COUNTS, CardFacts, finite_scores
 from ..common.rows import read_rows
 from ..evaluation.layers import average_by_length, layer_weights, weighs_layers
-from ..training.card_facts import COUNTS, CardFacts, finite_scores
 from .plots import plot_layer_weights, plot_learning_curves
 
 

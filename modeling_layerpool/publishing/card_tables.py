@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from tabulate import tabulate
 
-from ..training.card_facts import COUNTS, Evaluations
+from ..common.card_facts import COUNTS, Evaluations
 from .card_metadata import PERCENT
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 from transformers import Trainer
 
-from ..training.card_facts import CardFacts, package_versions
+from ..common.card_facts import CardFacts, package_versions
 from .card_metadata import eval_results, metadata
 from .card_names import base_link, clean_command, data_source, name_of, source
 from .card_pictures import draw, draw_curves, draw_layers

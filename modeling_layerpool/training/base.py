@@ -12,9 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from ..common.errors import InputError
-from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
-from .card_facts import (
+from ..common.card_facts import (
     CardFacts,
     device_name,
     evaluations_by_step,
@@ -22,6 +20,8 @@ from .card_facts import (
     package_versions,
     schedule_rows,
 )
+from ..common.errors import InputError
+from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .compat import TrainerHooks, attention_implementation
 from .fault_tolerance import init_worker, remove_if_incomplete, write_manifest
 from .lora import check_checkpoint

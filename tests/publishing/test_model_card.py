@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from modeling_layerpool.common.card_facts import CardFacts
 from modeling_layerpool.publishing import card_pictures, write_model_card
 from modeling_layerpool.publishing.card_tables import results_table
 from modeling_layerpool.publishing.model_card import write_language_model_card
-from modeling_layerpool.training.card_facts import CardFacts
 from tests.conftest import assert_close_to
 from tests.evaluation.data import write_lines, write_pairs, write_retrieval
 

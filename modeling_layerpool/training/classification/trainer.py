@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
+from ...common.card_facts import CardFacts, with_pooler
 from ...common.errors import InputError
 from ..base import LayerPoolTrainer, check_rows
-from ..card_facts import CardFacts, with_pooler
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
 from .labels import METRIC_NAMES, Labels

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ...common.card_facts import CardFacts, with_pooler
 from ...common.errors import InputError
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
@@ -24,7 +25,6 @@ from ..batching import (
     model_inputs,
     text_id,
 )
-from ..card_facts import CardFacts, with_pooler
 from ..data import set_max_seq_length
 from ..distributed import gather_rows, rows_of_all, same_on_all
 from ..lora import check_adapter, has_adapter

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from ...common.card_facts import CardFacts
 from ...common.checkpoint_files import check_vocabulary
 from ...common.errors import InputError
 from ...common.positions import first_position, position_limit
 from ..base import Evaluator, LayerPoolTrainer
 from ..batching import GlobalBatchSampler, StreamedBatches
-from ..card_facts import CardFacts
 from ..distributed import same_on_all
 from ..losses import at_least_float32
 from ..masking import predicted_index

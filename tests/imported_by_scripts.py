@@ -1,6 +1,7 @@
 """What scripts import from other packages: the server of `tests.processes` imports it once for all of its forks."""
 
 import gc
+import sys
 
 import datasets  # noqa: F401
 import evaluate  # noqa: F401
@@ -14,5 +15,8 @@ import transformers.models.bert.modeling_bert
 import transformers.pipelines
 import transformers.trainer  # noqa: F401
 
+
+# The path of a fresh interpreter. A fork is given that of the test process, to which tests add folders.
+SYS_PATH = [path for path in sys.path if path]
 
 gc.freeze()  # otherwise a fork would copy the pages that its garbage collector touches

@@ -61,11 +61,14 @@ class Running:
 
 
 def _run(words: list[str], cwd: Path, environment: dict[str, str], folder: str) -> None:
+    from .imported_by_scripts import SYS_PATH  # only the server and its forks have it imported
+
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # as in a process of its own
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    sys.path[:] = [str(ROOT), *SYS_PATH]
     for number, name in enumerate(("stdout", "stderr"), 1):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
     code = 0

@@ -210,7 +210,7 @@ class LayerPoolTrainer(TrainerHooks):
     def _check_groups(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         all_groups = (optimizer.param_groups, state["param_groups"])
         own, saved = ([len(group["params"]) for group in groups] for groups in all_groups)
-        # A new release of torch may add an option to an optimizer. Two kinds of optimizer lack options of each other.
+        # Each of two kinds of optimizer has options that the other lacks. A new release of torch only adds options.
         options, saved_options = (groups[0].keys() - {"initial_lr"} for groups in all_groups)
         if own != saved or (options - saved_options and saved_options - options):
             raise InputError(

@@ -78,7 +78,7 @@ class RunArguments(TrainingArguments):
             self.use_cpu = True  # TrainingArguments rejects bf16 on a CPU unless use_cpu is set
         if self.fp16 and self.use_cpu:
             raise InputError("fp16 does nothing on a CPU; use bf16, or leave it out")
-        # transformers fills in defaults, after which nobody can tell whether these were given.
+        # Recorded here, because transformers replaces None by its defaults below.
         self.metric_was_given = self.metric_for_best_model is not None
         self.direction_was_given = self.greater_is_better is not None
         self.eval_strategy_was_given = self.eval_strategy is not None
@@ -88,7 +88,7 @@ class RunArguments(TrainingArguments):
                 self.evaluate_when_saving()
         for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
             value = getattr(self, name, None)  # older releases have no activation_checkpointing_kwargs
-            if not (value is None or isinstance(value, dict) or value.startswith("{")):
+            if isinstance(value, str) and not value.startswith("{"):
                 raise InputError(f"{name}={value} must be a JSON object such as '{{\"name\": 1}}'")
         super().__post_init__()
         _check_reporting(self.report_to)
@@ -124,11 +124,11 @@ class PackedRunArguments(RunArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.train_sampling_strategy == "group_by_length":
             raise InputError("train_sampling_strategy=group_by_length does nothing with packed texts; leave it out")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns must stay off: the collator needs every column")
-        super().__post_init__()
 
 
 def _check_reporting(names: Sequence[str]) -> None:

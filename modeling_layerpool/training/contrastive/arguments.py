@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from ...common.command_line import Range, check_arguments, check_used
+from ...common.command_line import Range, check_used
 from ...common.errors import InputError
 from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
@@ -123,7 +123,7 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
     )
 
     def __post_init__(self):
-        check_arguments(self)
+        super().__post_init__()
         self._check_used()
         OBJECTIVES[self.objective].check_options(self)
         if self.shuffling != "random" and self.no_duplicates:
@@ -132,7 +132,6 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
             require_faiss()
         if self.freeze_encoder and self.mlm_weight > 0:
             raise InputError("mlm_weight trains the encoder, which freeze_encoder leaves as it is; drop one of them")
-        super().__post_init__()
 
     def _check_used(self) -> None:
         """Refuse options that have no effect because of another option."""

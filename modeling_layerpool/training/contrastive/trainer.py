@@ -261,8 +261,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if "sentence_indices" in inputs:
             embeddings = embeddings[inputs["sentence_indices"]]
         embeddings = embeddings.view(*text_ids.shape, -1)
-        # Only the main process evaluates, where gathering would wait forever.
         rows = len(embeddings)
+        # Only the main process evaluates, where gathering would wait forever.
         sizes, rank = (rows_of_all(rows), self.args.process_index) if model.training else ([rows], 0)
         loss = self.objective(EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank))
         # Processes average their gradients, so a process with more rows needs a larger weight.

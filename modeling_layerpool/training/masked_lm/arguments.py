@@ -157,12 +157,11 @@ class TokenContrastArguments(PackedRunArguments):
     )
 
     def __post_init__(self):
-        check_arguments(self)
+        super().__post_init__()
         if self.objective == "mlm" and not self.measure_similarity:
             of_contrast = [name for name in type(self).__dataclass_fields__ if name.startswith("token_")]
             check_used(self, dict.fromkeys((*of_contrast, "subtracted_state"), False), "under objective mlm")
         self.subtracted_index  # noqa: B018, raises if it is none
-        super().__post_init__()
 
     @property
     def subtracted_index(self) -> int | None:

@@ -8,6 +8,7 @@ per row, `h` width, `tau` temperature.
 import torch
 import torch.nn.functional as F
 
+from ..models.modeling_layerpool_packing import at_least_float32
 from .loss_kernels import Classification, TokenContrastInBlocks
 
 
@@ -339,10 +340,6 @@ def token_contrast(
 
 def _take(ids: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor | None:
     return None if ids is None else ids[indices]
-
-
-def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _normalize(x: torch.Tensor) -> torch.Tensor:

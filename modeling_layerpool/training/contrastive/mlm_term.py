@@ -7,9 +7,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from ...models.modeling_layerpool_packing import at_least_float32
 from ..batching import model_inputs
 from ..distributed import rows_of_all, world_size
-from ..losses import at_least_float32
 from ..mlm_head import MaskedLanguageHead
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..losses import at_least_float32, token_contrast
+from ...models.modeling_layerpool_packing import at_least_float32
+from ..losses import token_contrast
 from .arguments import TokenContrastArguments
 
 

@@ -26,10 +26,10 @@ from ...common.card_facts import CardFacts
 from ...common.checkpoint_files import check_vocabulary
 from ...common.errors import InputError
 from ...common.positions import first_position, position_limit
+from ...models.modeling_layerpool_packing import at_least_float32
 from ..base import Evaluator, LayerPoolTrainer
 from ..batching import GlobalBatchSampler, StreamedBatches
 from ..distributed import same_on_all
-from ..losses import at_least_float32
 from ..masking import predicted_index
 from ..mlm_head import head_only_at
 from .arguments import MaskedLanguageArguments, TokenContrastArguments

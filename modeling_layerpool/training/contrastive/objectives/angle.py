@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from ....common.command_line import Range, check_used
 from ....common.errors import InputError
-from ...losses import at_least_float32, cosent, rank_by_score
+from ....models.modeling_layerpool_packing import at_least_float32
+from ...losses import cosent, rank_by_score
 from .base import EmbeddedBatch
 from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
 

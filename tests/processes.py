@@ -16,6 +16,7 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -85,6 +86,17 @@ def _run(words: list[str], cwd: Path, environment: dict[str, str], folder: str) 
         code = end.code
     # Only here nothing refers to the script's objects any longer, as when an interpreter ends: its workers may end.
     sys.exit(code)
+
+
+def flags(options: dict) -> Iterator[str]:
+    """The words of a command line: True is a flag alone, and None leaves it out."""
+    for name, value in options.items():
+        if value is True:
+            yield f"--{name}"
+        elif isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        elif value is not None:
+            yield from (f"--{name}", str(value))
 
 
 def start_group(*words, processes, cwd=ROOT) -> list[Running]:

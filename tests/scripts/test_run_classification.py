@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
-from tests.processes import ROOT, launch
+from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS
 
@@ -72,34 +71,6 @@ def arguments(tiny_folder, tmp_path):
         "max_seq_length": 32,
         "disable_tqdm": "true",
     }
-
-
-@pytest.fixture
-def out(arguments):
-    return Path(arguments["output_dir"])
-
-
-def flags(options):
-    for name, value in options.items():
-        if value is True:
-            yield f"--{name}"
-        elif isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
-        elif value is not None:
-            yield from (f"--{name}", str(value))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the script in this process, as starting one takes seconds, and returns what it prints."""
-
-    def start(options):
-        words = flags(options) if isinstance(options, dict) else [str(options)]
-        monkeypatch.setattr("sys.argv", [str(SCRIPT), *words])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-        return capsys.readouterr().out
-
-    return start
 
 
 def read_json(path):

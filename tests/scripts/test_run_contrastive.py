@@ -23,7 +23,7 @@ from transformers import (
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool
 from tests.conftest import assert_close_to
-from tests.processes import ROOT, launch
+from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
 
@@ -63,16 +63,6 @@ def arguments(folder, files, **options):
         "max_seq_length": 32,
         "use_cpu": True,
     } | options
-
-
-def flags(options):
-    for name, value in options.items():
-        if value is True:
-            yield f"--{name}"
-        elif isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
-        elif value is not None:
-            yield from (f"--{name}", str(value))
 
 
 def read_json(path):

@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import json
 import math
-import runpy
 import shutil
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from transformers import (
 from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPoolBertModel, LayerPoolRobertaModel
 from modeling_layerpool.training.masked_lm.texts import tokenize_texts
 from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
-from tests.processes import ROOT, launch
+from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS, triplets
 
@@ -78,33 +77,6 @@ def arguments(files, tmp_path):
         "disable_tqdm": "true",
         "use_cpu": True,
     }
-
-
-@pytest.fixture
-def out(arguments):
-    return Path(arguments["output_dir"])
-
-
-def flags(options):
-    for name, value in options.items():
-        if value is True:
-            yield f"--{name}"
-        elif isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
-        elif value is not None:
-            yield from (f"--{name}", str(value))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a script in this process, as starting one takes seconds, and returns what it prints."""
-
-    def start(options, script=SCRIPT):
-        monkeypatch.setattr("sys.argv", [str(script), *flags(options)])
-        runpy.run_path(str(script), run_name="__main__")
-        return capsys.readouterr().out
-
-    return start
 
 
 def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(run, arguments, out, tokenizer, tmp_path):

@@ -10,7 +10,7 @@ Notation: `b` sentences in padded input, `s` sentences in packed input, `t` toke
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -19,19 +19,22 @@ import torch
 from torch import nn
 from transformers import __version__
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .modeling_layerpool_encode import EncodeMixin
+from .modeling_layerpool_encode import EncodeMixin, EncodeStatesMixin
 from .modeling_layerpool_packing import (
     FLAT_ROW_INPUTS,
     PackedInputMixin,
     PackedSentences,
     PaddedSentences,
+    ReducedSentences,
     find_sequence_starts,
     sequences_from_lengths,
 )
+from .modeling_layerpool_pooler_base import Sentences, first_and_mean
 from .modeling_layerpool_poolers import build_pooler
 from .modeling_layerpool_saving import SavingMixin, SentenceTransformersFilesMixin
 
@@ -43,7 +46,7 @@ class LayerPoolModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(b, t, h)`):
-            The highest hidden state that the pooler reads, in the shape of the input.
+            The highest hidden state that the pooler reads, in the shape of the input. None for `encoder_states`.
         pooler_output (`torch.Tensor` of shape `(b, d)`, packed `(s, d)`):
             The sentence embeddings.
         hidden_states, attentions (`tuple(torch.Tensor)`, *optional*):
@@ -81,7 +84,7 @@ def _reading_states(reader) -> Iterator[None]:
         _active.reader = outer
 
 
-class LayerPoolMixin(PackedInputMixin, SavingMixin):
+class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
     """
     The base of all layer-pooled models. Comes before the class of transformers. An encoder's class builds the encoder
     and then calls [`add_pooler`].
@@ -156,6 +159,7 @@ class LayerPoolMixin(PackedInputMixin, SavingMixin):
         sequence_ids: torch.LongTensor | None = None,
         sequence_starts: torch.LongTensor | None = None,
         output_layer_attentions: bool = False,
+        encoder_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LayerPoolModelOutput:
         r"""
@@ -176,12 +180,71 @@ class LayerPoolMixin(PackedInputMixin, SavingMixin):
                 one synchronization with the device.
             output_layer_attentions (`bool`, *optional*, defaults to `False`):
                 Whether to return the weight of each hidden state.
+            encoder_states (`torch.Tensor` of shape `(b, n, 2, h)`, *optional*):
+                The output of [`encode_states`], instead of tokens. The encoder does not run.
 
         One flat row with `cu_seq_lens_q`, as sentence-transformers sends it, is packed input too.
 
         Raises:
-            ValueError: the input is both padded and packed, or `attention_mask` has another shape than `(b, t)`.
+            ValueError: the input is both padded and packed, `attention_mask` has another shape than `(b, t)`, or
+                `encoder_states` has another shape than `(b, n, 2, h)` or is for a pooler that reads every token.
         """
+        if encoder_states is not None:
+            self._check_states(encoder_states)
+            states = encoder_states.to(self.dtype).unbind(dim=1)
+            outputs, reduced = BaseModelOutput(), [self.pooler.reduce(state, ReducedSentences()) for state in states]
+        else:
+            outputs, reduced = self._read(
+                self.pooler.reduce,
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                inputs_embeds,
+                sequence_ids,
+                sequence_starts,
+                **kwargs,
+            )
+        embedding, layer_attentions = self.pooler(reduced)
+        return LayerPoolModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=embedding,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            layer_attentions=layer_attentions if output_layer_attentions else None,
+        )
+
+    def read_states(self, input_ids: torch.LongTensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """
+        The first token and the token mean of each hidden state that the pooler reads, `(b, n, 2, h)`. The arguments
+        are those of [`pool`].
+        """
+        _, states = self._read(first_and_mean, input_ids, **inputs)
+        return torch.stack(states, dim=1)
+
+    def _check_states(self, states: torch.Tensor) -> None:
+        if self.pooler.reads_tokens:
+            raise ValueError(f"pooler_type={self.config.pooler_type!r} reads every token: encoder_states lack them.")
+        n, h = len(self.pooler.states), self.config.hidden_size
+        if tuple(states.shape[1:]) != (n, 2, h):
+            raise ValueError(
+                f"encoder_states has shape {tuple(states.shape)}, but this model reads (b, {n}, 2, {h}): first token "
+                f"and token mean of the hidden states {self.pooler.states}."
+            )
+
+    def _read(
+        self,
+        reduce: Callable[[torch.Tensor, Sentences], Any],
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        sequence_ids: torch.LongTensor | None = None,
+        sequence_starts: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[BaseModelOutput, list]:
+        """The output of the encoder, and what `reduce` takes from each hidden state that the pooler reads."""
         shape = (input_ids if input_ids is not None else inputs_embeds).shape[:2]
         flat = {name: kwargs.pop(name) for name in FLAT_ROW_INPUTS if name in kwargs}
         if sequence_ids is None and flat.get("cu_seq_lens_q") is not None:
@@ -210,19 +273,13 @@ class LayerPoolMixin(PackedInputMixin, SavingMixin):
         reduced = {}
 
         def read(index: int, state: torch.Tensor) -> None:
-            reduced[index] = self.pooler.reduce(state, sentences)
+            reduced[index] = reduce(state, sentences)
 
         inputs = {name: value for name, value in inputs.items() if value is not None}
         with _reading_states(read):
             outputs = self.base_model(**inputs, return_dict=True, **kwargs)
-        embedding, layer_attentions = self.pooler([reduced[index] for index in self.pooler.states])
-        return LayerPoolModelOutput(
-            last_hidden_state=outputs.last_hidden_state.view(*shape, -1),
-            pooler_output=embedding,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            layer_attentions=layer_attentions if output_layer_attentions else None,
-        )
+        outputs.last_hidden_state = outputs.last_hidden_state.view(*shape, -1)
+        return outputs, [reduced[index] for index in self.pooler.states]
 
     @property
     def embedding_dim(self) -> int:
@@ -252,6 +309,7 @@ class LayerPoolEmbeddingMixin(EncodeMixin, SentenceTransformersFilesMixin):
         sequence_ids: torch.LongTensor | None = None,
         sequence_starts: torch.LongTensor | None = None,
         output_layer_attentions: bool = False,
+        encoder_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LayerPoolModelOutput:
         """The sentence embeddings. The arguments are those of [`~LayerPoolMixin.pool`]."""
@@ -264,6 +322,7 @@ class LayerPoolEmbeddingMixin(EncodeMixin, SentenceTransformersFilesMixin):
             sequence_ids,
             sequence_starts,
             output_layer_attentions,
+            encoder_states,
             **kwargs,
         )
 

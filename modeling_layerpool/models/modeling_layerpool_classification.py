@@ -46,6 +46,7 @@ class LayerPoolClassificationMixin:
         labels: torch.Tensor | None = None,
         sequence_ids: torch.LongTensor | None = None,
         sequence_starts: torch.LongTensor | None = None,
+        encoder_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         r"""
@@ -67,6 +68,7 @@ class LayerPoolClassificationMixin:
             inputs_embeds,
             sequence_ids,
             sequence_starts,
+            encoder_states=encoder_states,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.pooler_output))

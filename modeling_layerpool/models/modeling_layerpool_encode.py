@@ -1,6 +1,10 @@
-"""`encode`: from sentences to embeddings, in packed batches."""
+"""
+From sentences to embeddings, and to the states that they are pooled from, in packed batches.
 
-from collections.abc import Iterator, Sequence
+Notation: `n` hidden states read, `h` width, `d` width of the embedding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +16,128 @@ from .modeling_layerpool_packing import pack_sentences
 
 
 ENCODE_WINDOW = 16384  # sentences that are tokenized and sorted at once
+
+
+class EncodeStatesMixin:
+    """The `encode_states` methods of a model with a pooler over its hidden states."""
+
+    def encode_states(
+        self,
+        sentences: str | Sequence[str] | Sequence[tuple[str, str]],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_tokens_per_batch: int | None = None,
+        show_progress_bar: bool = False,
+        convert_to_numpy: bool = True,
+    ):
+        r"""
+        The first token and the token mean of each hidden state that the pooler reads, in evaluation mode and without
+        gradient: features for other models, or `encoder_states` of this one.
+
+        Args:
+            sentences (`str`, or sequence of `str` or of `tuple[str, str]`):
+                The texts, or pairs of texts that the encoder reads together.
+            tokenizer, max_tokens_per_batch, show_progress_bar, convert_to_numpy:
+                As in [`encode`].
+
+        Returns:
+            `(len(sentences), n, 2, h)` in the order of `sentences`, or `(n, 2, h)` for a single `str`: the states in
+            ascending order, of each first the first token, then the mean.
+
+        Raises:
+            ValueError: as in [`encode`].
+        """
+        is_single = isinstance(sentences, str)
+        if is_single:
+            sentences = [sentences]
+        _check_sentences(sentences, may_be_pairs=True)
+        inputs = self._tokenize(sentences, tokenizer)
+        states = self.encode_states_of_token_ids(
+            **inputs, max_tokens_per_batch=max_tokens_per_batch, show_progress_bar=show_progress_bar
+        )
+        if convert_to_numpy:
+            states = states.cpu().numpy()
+        return states[0] if is_single else states
+
+    def encode_states_of_token_ids(
+        self,
+        input_ids: Sequence[Sequence[int]],
+        token_type_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        max_tokens_per_batch: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> torch.Tensor:
+        """
+        Like [`encode_states`], for texts that are already tokenized, special tokens included.
+
+        Returns:
+            `torch.Tensor`: `(len(input_ids), n, 2, h)` in float32, on the model's device.
+        """
+        shape = (len(self.pooler.states), 2, self.config.hidden_size)
+        with logging.tqdm(total=len(input_ids), desc="Encoding", disable=not show_progress_bar) as progress:
+            return self._compute(self.read_states, shape, input_ids, token_type_ids, max_tokens_per_batch, progress)
+
+    def _compute(
+        self,
+        function: Callable[..., torch.Tensor],
+        shape: tuple[int, ...],
+        input_ids: Sequence[Sequence[int]],
+        token_type_ids: Sequence[Sequence[int]] | None,
+        max_tokens_per_batch: int | None,
+        progress: Any,
+    ) -> torch.Tensor:
+        """Results of a function of packed input, `(len(input_ids), *shape)` in float32."""
+        device = self.input_device
+        if max_tokens_per_batch is None:
+            max_tokens_per_batch = 2048 if device.type == "cpu" else 16384
+        if max_tokens_per_batch <= 0:
+            raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
+        results = torch.zeros(len(input_ids), *shape, device=device)
+        was_training = [module for module in self.modules() if module.training]
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for batch in _batches_by_length(input_ids, max_tokens_per_batch):
+                    packed = pack_sentences([input_ids[index] for index in batch], self.config.pad_token_id or 0)
+                    if token_type_ids is not None:
+                        row_length = packed["input_ids"].shape[1]
+                        types = pack_sentences([token_type_ids[index] for index in batch], 0, row_length)
+                        packed["token_type_ids"] = types["input_ids"]  # the rows depend on the lengths only
+                    result = function(**{name: value.to(device) for name, value in packed.items()})
+                    results[torch.tensor(batch, device=device)] = result.float().to(device)
+                    progress.update(len(batch))
+        finally:
+            for module in was_training:
+                module.training = True
+        return results
+
+    def _tokenize(
+        self, sentences: Sequence[str] | Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
+    ) -> dict[str, list[list[int]]]:
+        """`input_ids` and, for pairs, `token_type_ids` if the encoder has them."""
+        are_pairs = len(sentences) > 0 and not isinstance(sentences[0], str)
+        return dict(
+            tokenizer(
+                *(map(list, zip(*sentences, strict=True)) if are_pairs else [list(sentences)]),
+                truncation=True,
+                max_length=min(tokenizer.model_max_length, self.max_tokens),
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=are_pairs and self.has_token_types,
+                verbose=False,
+            )
+        )
+
+    @property
+    def input_device(self) -> torch.device:
+        """The device of the computation. Weights that accelerate has offloaded are elsewhere."""
+        if self.device.type == "meta":
+            for module in self.base_model.modules():
+                # accelerate has no public name for the hook that it attaches to a module.
+                device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+                if device is not None:
+                    return torch.device(device)
+        return self.device
 
 
 class EncodeMixin:
@@ -57,15 +183,13 @@ class EncodeMixin:
         is_single = isinstance(sentences, str)
         if is_single:
             sentences = [sentences]
-        for index, sentence in enumerate(sentences):
-            if not isinstance(sentence, str):
-                raise ValueError(f"Sentence {index} must be a str, got {type(sentence).__name__}: {sentence!r}")
+        _check_sentences(sentences)
         embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.input_device)
         with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
             # A window bounds the memory for token ids, and is long enough for sorting by length to save time.
             for begin in range(0, len(sentences), ENCODE_WINDOW):
                 window = sentences[begin : begin + ENCODE_WINDOW]
-                token_ids = self._tokenize(window, tokenizer)
+                token_ids = self._tokenize(window, tokenizer)["input_ids"]
                 embeddings[begin : begin + len(window)] = self._embed(token_ids, max_tokens_per_batch, progress)
         if normalize:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
@@ -92,47 +216,23 @@ class EncodeMixin:
     def _embed(
         self, token_ids: Sequence[Sequence[int]], max_tokens_per_batch: int | None, progress: Any
     ) -> torch.Tensor:
-        device = self.input_device
-        if max_tokens_per_batch is None:
-            max_tokens_per_batch = 2048 if device.type == "cpu" else 16384
-        if max_tokens_per_batch <= 0:
-            raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
-        embeddings = torch.zeros(len(token_ids), self.embedding_dim, device=device)
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                for batch in _batches_by_length(token_ids, max_tokens_per_batch):
-                    packed = pack_sentences([token_ids[index] for index in batch], self.config.pad_token_id or 0)
-                    output = self(**{name: value.to(device) for name, value in packed.items()})
-                    embeddings[torch.tensor(batch, device=device)] = output.pooler_output.float().to(device)
-                    progress.update(len(batch))
-        finally:
-            self.train(was_training)
-        return embeddings
+        def embed(**packed: torch.Tensor) -> torch.Tensor:
+            return self(**packed).pooler_output
 
-    def _tokenize(self, sentences: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        limit = min(tokenizer.model_max_length, self.max_tokens)
-        return tokenizer(
-            list(sentences),
-            truncation=True,
-            max_length=limit,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
+        return self._compute(embed, (self.embedding_dim,), token_ids, None, max_tokens_per_batch, progress)
 
-    @property
-    def input_device(self) -> torch.device:
-        """The device of the computation. Weights that accelerate has offloaded are elsewhere."""
-        if self.device.type == "meta":
-            for module in self.base_model.modules():
-                # accelerate has no public name for the hook that it attaches to a module.
-                device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-                if device is not None:
-                    return torch.device(device)
-        return self.device
+
+def _check_sentences(sentences: Sequence[Any], may_be_pairs: bool = False) -> None:
+    are_pairs = may_be_pairs and len(sentences) > 0 and isinstance(sentences[0], (tuple, list))
+    for index, sentence in enumerate(sentences):
+        if are_pairs and not (
+            isinstance(sentence, (tuple, list))
+            and len(sentence) == 2
+            and all(isinstance(text, str) for text in sentence)
+        ):
+            raise ValueError(f"Sentence {index} must be a pair of str like the first one, got {sentence!r}")
+        if not are_pairs and not isinstance(sentence, str):
+            raise ValueError(f"Sentence {index} must be a str, got {type(sentence).__name__}: {sentence!r}")
 
 
 def _batches_by_length(token_ids: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:

@@ -132,6 +132,16 @@ class PackedSentences:
         return ReadingOrder.of(lengths, lambda sentence, inside: starts[sentence] + inside, state.device)
 
 
+class ReducedSentences:
+    """First token and token mean of each sentence, kept instead of its tokens: a hidden state is `(s, 2, h)`."""
+
+    def first(self, state: torch.Tensor) -> torch.Tensor:
+        return state[:, 0]
+
+    def mean(self, state: torch.Tensor) -> torch.Tensor:
+        return state[:, 1]
+
+
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

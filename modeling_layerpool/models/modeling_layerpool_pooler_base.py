@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from .modeling_layerpool_packing import PackedSentences, PaddedSentences, at_least_float32
+from .modeling_layerpool_packing import PackedSentences, PaddedSentences, ReducedSentences, at_least_float32
 
 
-Sentences = PaddedSentences | PackedSentences
+Sentences = PaddedSentences | PackedSentences | ReducedSentences
 
 
 class PoolerOptions:
@@ -89,12 +89,14 @@ class Pooler(nn.Module):
             weights, `"per_text"` if each text has its own.
         citation: BibTeX of the paper, empty if there is none.
         learning_rate: the recommended learning rate of the pooler. None: that of the encoder.
+        reads_tokens: whether `reduce` needs every token of a state, and not only the first token and the token mean.
     """
 
     options: ClassVar[tuple[type[PoolerOptions], ...]] = ()
     weighting: ClassVar[Literal["fixed", "shared", "per_text"]] = "fixed"
     citation: ClassVar[str] = ""
     learning_rate: ClassVar[float | None] = None
+    reads_tokens: ClassVar[bool] = False
 
     def __init__(self, config):
         super().__init__()
@@ -178,6 +180,11 @@ def activation_by_name(name: str) -> nn.Module:
 def activate(activation: nn.Module, x: torch.Tensor) -> torch.Tensor:
     # torch has no float16 RReLU on a CPU.
     return activation(at_least_float32(x)).to(x.dtype)
+
+
+def first_and_mean(state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
+    """The first token and the token mean of each sentence: `(b, t, h) -> (b, 2, h)`."""
+    return torch.stack([sentences.first(state), sentences.mean(state)], dim=1)
 
 
 def normalize(pooled: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from .modeling_layerpool_pooler_base import (
     activate,
     activation_by_name,
     check_choice,
+    first_and_mean,
     normalize,
 )
 
@@ -130,8 +131,7 @@ class WeightedLayersPooler(ResidualPooler):
                 init.ones_(self.scale)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
-        mean = sentences.mean(state)
-        return torch.stack([sentences.first(state), mean], dim=1) if self.residual == "cls" else mean
+        return first_and_mean(state, sentences) if self.residual == "cls" else sentences.mean(state)
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         last = reduced[-1]
@@ -219,7 +219,7 @@ class LayerAttentionPooler(ResidualPooler):
             init.zeros_(module.bias)
 
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
-        return torch.stack([sentences.first(state), sentences.mean(state)], dim=1)  # (b, 2, h)
+        return first_and_mean(state, sentences)
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         first, mean = torch.stack(reduced, dim=2).unbind(dim=1)  # (b, n, h) each

@@ -40,6 +40,7 @@ from modeling_layerpool.training.classification import (
     tokenize_part,
 )
 from modeling_layerpool.training.data import set_max_seq_length
+from modeling_layerpool.training.frozen import describe_frozen
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
@@ -195,6 +196,7 @@ def describe(trainer: ClassificationTrainer, labels: Labels, parts: dict, checkp
         "tokens a row": f"at most {trainer.processing_class.model_max_length}",
         "trainable parameters": f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}",
         "pooler": describe_pooler(model),
+        **describe_frozen(trainer),
     }
     if args.early_stopping_patience is not None:
         plan["stops early"] = f"after {args.early_stopping_patience} evaluations without a better one"

@@ -22,6 +22,7 @@ from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, Contrast
 from modeling_layerpool.training.contrastive.arguments import DataArguments
 from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.data import read_train_rows
+from modeling_layerpool.training.frozen import describe_frozen
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
 from modeling_layerpool.training.model_arguments import LoraArguments, ModelArguments
@@ -73,6 +74,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "trainable parameters": f"{trainable:,}",
         **adapter,
         "pooler": describe_pooler(model),
+        **describe_frozen(trainer),
     }
     return describe_run(trainer, plan, data.validation_file, checkpoint)
 

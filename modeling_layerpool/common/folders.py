@@ -11,12 +11,13 @@ from .errors import InputError
 
 
 @contextlib.contextmanager
-def output_folder(output_dir: str | Path) -> Iterator[Path]:
+def output_folder(output_dir: str | Path, flag: str = "--output_dir") -> Iterator[Path]:
     """
     Create a folder and check that it is writable. A created folder that is still empty at the end is removed.
 
     Args:
         output_dir: an existing folder, or a new one, which is created with its parents.
+        flag: the flag that named the folder, for the error.
 
     Raises:
         InputError: the folder cannot be created or is not writable.
@@ -30,9 +31,7 @@ def output_folder(output_dir: str | Path) -> Iterator[Path]:
     except (OSError, ValueError) as error:
         _remove_if_empty(made)
         reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--output_dir {output_dir}: cannot be written to ({reason}); choose another folder"
-        ) from error
+        raise InputError(f"{flag} {output_dir}: cannot be written to ({reason}); choose another folder") from error
     try:
         yield path
     finally:

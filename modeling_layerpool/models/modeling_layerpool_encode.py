@@ -5,6 +5,7 @@ Notation: `n` hidden states read, `h` width, `d` width of the embedding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from .modeling_layerpool_packing import pack_sentences
 
 
 ENCODE_WINDOW = 16384  # sentences that are tokenized and sorted at once
+STATES_AT_ONCE = 1024  # sentences whose states are pooled at once
 
 
 class EncodeStatesMixin:
@@ -51,7 +53,7 @@ class EncodeStatesMixin:
         if is_single:
             sentences = [sentences]
         _check_sentences(sentences, may_be_pairs=True)
-        inputs = self._tokenize(sentences, tokenizer)
+        inputs = self.tokenize(sentences, tokenizer)
         states = self.encode_states_of_token_ids(
             **inputs, max_tokens_per_batch=max_tokens_per_batch, show_progress_bar=show_progress_bar
         )
@@ -93,25 +95,19 @@ class EncodeStatesMixin:
         if max_tokens_per_batch <= 0:
             raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
         results = torch.zeros(len(input_ids), *shape, device=device)
-        was_training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            with torch.inference_mode():
-                for batch in _batches_by_length(input_ids, max_tokens_per_batch):
-                    packed = pack_sentences([input_ids[index] for index in batch], self.config.pad_token_id or 0)
-                    if token_type_ids is not None:
-                        row_length = packed["input_ids"].shape[1]
-                        types = pack_sentences([token_type_ids[index] for index in batch], 0, row_length)
-                        packed["token_type_ids"] = types["input_ids"]  # the rows depend on the lengths only
-                    result = function(**{name: value.to(device) for name, value in packed.items()})
-                    results[torch.tensor(batch, device=device)] = result.float().to(device)
-                    progress.update(len(batch))
-        finally:
-            for module in was_training:
-                module.training = True
+        with _inference(self):
+            for batch in _batches_by_length(input_ids, max_tokens_per_batch):
+                packed = pack_sentences([input_ids[index] for index in batch], self.config.pad_token_id or 0)
+                if token_type_ids is not None:
+                    row_length = packed["input_ids"].shape[1]
+                    types = pack_sentences([token_type_ids[index] for index in batch], 0, row_length)
+                    packed["token_type_ids"] = types["input_ids"]  # the rows depend on the lengths only
+                result = function(**{name: value.to(device) for name, value in packed.items()})
+                results[torch.tensor(batch, device=device)] = result.float().to(device)
+                progress.update(len(batch))
         return results
 
-    def _tokenize(
+    def tokenize(
         self, sentences: Sequence[str] | Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
     ) -> dict[str, list[list[int]]]:
         """`input_ids` and, for pairs, `token_type_ids` if the encoder has them."""
@@ -189,7 +185,7 @@ class EncodeMixin:
             # A window bounds the memory for token ids, and is long enough for sorting by length to save time.
             for begin in range(0, len(sentences), ENCODE_WINDOW):
                 window = sentences[begin : begin + ENCODE_WINDOW]
-                token_ids = self._tokenize(window, tokenizer)["input_ids"]
+                token_ids = self.tokenize(window, tokenizer)["input_ids"]
                 embeddings[begin : begin + len(window)] = self._embed(token_ids, max_tokens_per_batch, progress)
         if normalize:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
@@ -213,6 +209,17 @@ class EncodeMixin:
         with logging.tqdm(total=len(token_ids), desc="Encoding", disable=not show_progress_bar) as progress:
             return self._embed(token_ids, max_tokens_per_batch, progress)
 
+    def pool_states(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        Like [`encode`], from the states `(s, n, 2, h)` that [`encode_states`] returned.
+
+        Returns:
+            `torch.Tensor`: `(s, d)` in float32, on the model's device.
+        """
+        with _inference(self):
+            parts = [part.to(self.input_device) for part in states.split(STATES_AT_ONCE)]
+            return torch.cat([self(encoder_states=part).pooler_output.float() for part in parts])
+
     def _embed(
         self, token_ids: Sequence[Sequence[int]], max_tokens_per_batch: int | None, progress: Any
     ) -> torch.Tensor:
@@ -220,6 +227,19 @@ class EncodeMixin:
             return self(**packed).pooler_output
 
         return self._compute(embed, (self.embedding_dim,), token_ids, None, max_tokens_per_batch, progress)
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradient. Afterwards each module is in the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _check_sentences(sentences: Sequence[Any], may_be_pairs: bool = False) -> None:

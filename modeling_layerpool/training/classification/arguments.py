@@ -8,8 +8,8 @@ from transformers.trainer_utils import SaveStrategy
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
 from ..data_arguments import HubDataArguments
+from ..frozen import FreezableRunArguments
 from ..model_arguments import ModelArguments
-from ..run_arguments import RunArguments
 
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
@@ -123,8 +123,8 @@ class ClassificationDataArguments(HubDataArguments):
 
 
 @dataclass
-class ClassificationTrainingArguments(RunArguments):
-    """[`RunArguments`] with the defaults of fine-tuning: evaluate and save after every epoch."""
+class ClassificationTrainingArguments(FreezableRunArguments):
+    """[`FreezableRunArguments`] with the defaults of fine-tuning: evaluate and save after every epoch."""
 
     RANGES: ClassVar = {
         "max_seq_length": Range(at_least=3),  # a text needs room between its special tokens

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 from ...common.card_facts import CardFacts, with_pooler
 from ...common.errors import InputError
 from ..base import LayerPoolTrainer, check_rows
+from ..frozen import TRAINED_FROZEN, FrozenTexts, freeze_encoder, frozen_texts, keep_frozen
 from .arguments import ClassificationTrainingArguments
 from .data import LabelledTexts
 from .labels import METRIC_NAMES, Labels
@@ -87,8 +88,10 @@ class ClassificationTrainer(LayerPoolTrainer):
             raise InputError("--label_smoothing_factor needs one class per row; leave it out")
         if train_dataset is not None:
             check_rows(train_dataset, args.least_rows)
+        if args.freeze_encoder:
+            freeze_encoder(model)
         if eval_dataset is not None:
-            eval_dataset = _inputs_of(eval_dataset.select(_longest_first(eval_dataset)), processing_class)
+            eval_dataset = eval_dataset.select(_longest_first(eval_dataset))
         # Tensor cores are fastest with multiples of 8, but padding must not exceed the positions of the model.
         fits = -(-processing_class.model_max_length // 8) * 8 <= model.max_tokens
         super().__init__(
@@ -101,6 +104,11 @@ class ClassificationTrainer(LayerPoolTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        self.frozen = frozen_texts(self)
+        if self.frozen is not None:
+            self.data_collator = StatesCollator(self.frozen, self.data_collator)
+        self._train_inputs = self._inputs_of(self.train_dataset)
+        self.eval_dataset = self._inputs_of(self.eval_dataset)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -111,7 +119,21 @@ class ClassificationTrainer(LayerPoolTrainer):
         return LengthGroupedBatchSampler(lengths, len(self.train_dataset), batch_size, **options)
 
     def rows_to_collate(self, sampler: LengthGroupedBatchSampler) -> Dataset:
-        return _inputs_of(self.train_dataset, self.processing_class)
+        return self._train_inputs
+
+    def _inputs_of(self, dataset: Dataset | None) -> Dataset | None:
+        """The columns that the collator reads: the tokens, or the index of the states of a frozen encoder."""
+        if dataset is None:
+            return None
+        labels = [name for name in ("labels",) if name in dataset.column_names]
+        if self.frozen is None:
+            names = self.processing_class.model_input_names
+            return dataset.select_columns([*labels, *(name for name in names if name in dataset.column_names)])
+        types = "token_type_ids"
+        has_types = self.model.has_token_types and types in dataset.column_names
+        indices = self.frozen.add(list(dataset["input_ids"]), list(dataset[types]) if has_types else None)
+        # A name of the model's inputs, which transformers does not remove.
+        return Dataset.from_dict({"encoder_states": indices} | {name: dataset[name] for name in labels})
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
         with self._all_rows_in_order():
@@ -142,6 +164,7 @@ class ClassificationTrainer(LayerPoolTrainer):
         """
         The loss of the model, weighted so that its mean over the processes is the mean over all rows of the batch.
         """
+        keep_frozen(self)
         rows = len(inputs["labels"])
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training and self.args.world_size > 1:
@@ -155,7 +178,7 @@ class ClassificationTrainer(LayerPoolTrainer):
     ) -> PredictionOutput:
         """The predictions of transformers, in the order of the rows; rows of similar length are computed together."""
         order = _longest_first(test_dataset)
-        rows = _inputs_of(test_dataset.select(order), self.processing_class)
+        rows = self._inputs_of(test_dataset.select(order))
         output = super().predict(rows, ignore_keys, metric_key_prefix)
         back = np.argsort(order)
         labels = None if output.label_ids is None else output.label_ids[back]
@@ -183,6 +206,8 @@ class ClassificationTrainer(LayerPoolTrainer):
             settings["batches in a step"] = f"{args.gradient_accumulation_steps}"
         if args.early_stopping_patience is not None:
             settings["early stopping"] = f"after {args.early_stopping_patience} evaluations without improvement"
+        if args.freeze_encoder:
+            settings["trained"] = TRAINED_FROZEN
         return replace(
             facts,
             task="text-classification",
@@ -192,10 +217,25 @@ class ClassificationTrainer(LayerPoolTrainer):
         )
 
 
-def _inputs_of(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The columns that the collator reads."""
-    columns = {*tokenizer.model_input_names, "labels"}
-    return dataset.select_columns([column for column in dataset.column_names if column in columns])
+class StatesCollator:
+    """
+    Reads the states of the rows of a batch: `encoder_states (b, n, 2, h)`, and `labels` if the rows have them.
+
+    Args:
+        frozen: the texts by their index, which a row has in `encoder_states`.
+        of_tokens: collates rows that have tokens.
+    """
+
+    def __init__(self, frozen: FrozenTexts, of_tokens: Callable[[list[dict]], dict[str, Any]]):
+        self.frozen, self.of_tokens = frozen, of_tokens
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if "encoder_states" not in features[0]:
+            return self.of_tokens(features)
+        batch = {"encoder_states": self.frozen.states(np.array([row["encoder_states"] for row in features]))}
+        if "labels" in features[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in features])
+        return batch
 
 
 def _longest_first(dataset: Dataset) -> np.ndarray:

@@ -7,6 +7,7 @@ from ...common.command_line import Range, check_used
 from ...common.errors import InputError
 from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
+from ..frozen import FreezableRunArguments
 from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
@@ -22,7 +23,7 @@ _RATES = ", ".join(f"{pooler.learning_rate:g} for {name}" for name, pooler in PO
 
 
 @dataclass
-class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
+class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *OBJECTIVE_OPTIONS):
     r"""
     [`RunArguments`], the options of all objectives, and the options of contrastive training with any of them.
 
@@ -91,7 +92,6 @@ class ContrastiveTrainingArguments(PackedRunArguments, *OBJECTIVE_OPTIONS):
         },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Fraction of the tokens to mask for --mlm_weight."})
-    freeze_encoder: bool = field(default=False, metadata={"help": "Train only the pooler."})
     pooler_learning_rate: float | None = field(
         default=None,
         metadata={

@@ -4,21 +4,19 @@ import torch
 from transformers import PreTrainedModel, Trainer
 
 from ...common.errors import InputError
-from ..lora import has_adapter
+from ..frozen import freeze_encoder
 
 
 def choose_trained_parameters(model: PreTrainedModel, args) -> None:
     """Freeze the encoder with `freeze_encoder`. Raise an `InputError` for options without a parameter to act on."""
     has_weights = any(True for _ in model.pooler.parameters())
     if args.freeze_encoder:
-        if has_adapter(model):
-            raise InputError("freeze_encoder leaves the adapter of use_lora nothing to do; drop one of them")
         if not has_weights:
             raise InputError(
                 f"freeze_encoder leaves nothing to train: pooler_type={model.config.pooler_type} has no weights of "
                 "its own"
             )
-        model.base_model.requires_grad_(False)
+        freeze_encoder(model)
     if args.pooler_learning_rate is not None and not has_weights:
         raise InputError(
             f"pooler_learning_rate does nothing: pooler_type={model.config.pooler_type} has no weights of its own"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ...common.card_facts import CardFacts, with_pooler
+from ...common.command_line import check_used
 from ...common.errors import InputError
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
@@ -27,6 +28,7 @@ from ..batching import (
 )
 from ..data import set_max_seq_length
 from ..distributed import gather_rows, rows_of_all, same_on_all
+from ..frozen import TRAINED_FROZEN, frozen_texts, keep_frozen
 from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
@@ -34,6 +36,7 @@ from .arguments import ContrastiveTrainingArguments
 from .data import check_row_length, is_tokenized, tokenize_dataset
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
+from .frozen_batches import StatesCollator, with_states
 from .gradient_cache import GradientCache
 from .mlm_term import MaskedLanguageTerm
 from .neighbours import NeighbourBatchSampler, load_plan
@@ -142,6 +145,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             **kwargs,
         )
         check_engine(self)
+        self.frozen = frozen_texts(self)
+        if self.frozen is not None:
+            check_used(
+                args, {"gradient_cache": False, "row_length": False}, "with the stored states of freeze_encoder"
+            )
+            self._train_states = with_states(self.train_dataset, self.columns, self.frozen)
+            self.eval_dataset = with_states(self.eval_dataset, self.columns, self.frozen)
+            self.data_collator = StatesCollator(self.columns, self.frozen, self.data_collator)
         self._whole_model = WholeModel(self) if self.is_fsdp_enabled else None
         self.extra_modules.to(args.device)
         self.add_callback(ExtraModulesCallback(self.extra_modules))
@@ -200,11 +211,17 @@ class ContrastiveTrainer(LayerPoolTrainer):
             return NoDuplicatesBatchSampler(texts, batch_size, **options)
         return super().make_batch_sampler(batch_size, **options)
 
+    def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset:
+        return self.train_dataset if self.frozen is None else self._train_states
+
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenized texts. Each process computes a part of them."""
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
-            embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
+            if self.frozen is None:
+                embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
+            else:
+                embeddings = self.model.pool_states(self.frozen.states_of(own))
         return gather_rows(embeddings.clone(), rows_of_all(len(own)))
 
     # --- loss ---
@@ -217,6 +234,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
         """The loss of the objective, and of masked language modeling if that is trained too."""
+        keep_frozen(self)
         chunks = chunks_of(inputs)
         embeddings = torch.cat([model(**model_inputs(chunk)).pooler_output for chunk in chunks])
         loss = self._objective_loss(model, embeddings, inputs)
@@ -242,6 +260,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     def _cached_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         model.train()
+        keep_frozen(self)
         chunks = chunks_of(inputs)
         cache = GradientCache(model, self.accelerator, chunks)
         embeddings = cache.represent()
@@ -382,7 +401,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
         settings |= facts.settings
         if args.freeze_encoder:
-            settings["trained"] = "the pooler only; the encoder was frozen"
+            settings["trained"] = TRAINED_FROZEN
         if args.pooler_learning_rate is not None:
             settings["learning rate of the pooler"] = f"{args.pooler_learning_rate:g}"
         citations = [*([objective.citation] if objective.citation else []), *facts.citations]

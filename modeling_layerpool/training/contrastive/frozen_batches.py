@@ -1,0 +1,51 @@
+"""Batches of the stored states of a frozen encoder, in place of packed tokens."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..frozen import FrozenTexts
+
+
+def with_states(dataset: Dataset | None, columns: Sequence[str], frozen: FrozenTexts) -> Dataset | None:
+    """A tokenized dataset with the index of each text among `frozen` in `<column>_states` instead of its tokens."""
+    if not dataset:  # no dataset, or one without rows
+        return dataset
+    names = list(dict.fromkeys(columns))
+    texts = [ids for name in names for ids in dataset[f"{name}_input_ids"]]
+    indices = frozen.add(texts).reshape(len(names), -1)
+    kept = {name: dataset[name] for name in ("row_number", "value") if name in dataset.column_names}
+    return Dataset.from_dict(kept | {f"{name}_states": row for name, row in zip(names, indices, strict=True)})
+
+
+class StatesCollator:
+    """
+    Reads the states of all texts of a batch.
+
+    Args:
+        columns: the text columns of each row, as for the [`PackingCollator`].
+        frozen: the texts that `with_states` numbered.
+        of_tokens: collates rows that have tokens.
+
+    The batch holds `encoder_states (b * c, n, 2, h)`, `text_ids (b, c)`, `row_numbers`, and `values (b,)` if the rows
+    have one.
+    """
+
+    def __init__(self, columns: Sequence[str], frozen: FrozenTexts, of_tokens: Callable[[list[dict]], dict[str, Any]]):
+        self.columns, self.frozen, self.of_tokens = list(columns), frozen, of_tokens
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+        if f"{self.columns[0]}_states" not in features[0]:
+            return self.of_tokens(features)
+        indices = np.array([[feature[f"{column}_states"] for column in self.columns] for feature in features])
+        batch = {
+            "encoder_states": self.frozen.states(indices.flatten()),
+            "text_ids": torch.from_numpy(indices),
+            "row_numbers": [feature["row_number"] for feature in features],
+        }
+        if "value" in features[0]:
+            batch["values"] = torch.tensor([feature["value"] for feature in features])
+        return batch

@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,7 @@ class StateFile:
     The `.npy` file of the states of some texts, float16 or float32, `(len(input_ids), n, 2, h)`.
 
     Its name is a checksum of the texts, the weights and all options that the states depend on, so a file of another
-    encoder or of other texts is never read. It appears under this name when it is complete.
+    encoder or of other texts is never read. Until it is complete it has the suffix `.part`.
 
     Args:
         model: a layer-pooled model.
@@ -67,7 +68,8 @@ class StateFile:
         self.shape = (len(input_ids), len(model.pooler.states), 2, model.config.hidden_size)
         self.dtype = np.dtype(dtype)
         self.path = Path(folder) / f"{self._checksum()[:32]}.npy"
-        self.part = self.path.with_suffix(".part")
+        # Of this run alone: another one may compute the same states at the same time.
+        self.part = self.path.with_suffix(f".{os.getpid()}.part")
 
     def _checksum(self) -> str:
         model = self.model
@@ -98,14 +100,24 @@ class StateFile:
             return False
         return states.shape == self.shape and states.dtype == self.dtype
 
-    def allocate(self) -> None:
+    @contextmanager
+    def complete(self) -> Iterator[None]:
+        """Reserve the space; give the file its name after all states were computed, or remove it after an error."""
+        self._allocate()
+        try:
+            yield
+            os.replace(self.part, self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
+
+    def _allocate(self) -> None:
         """Reserve the space. Raises an `InputError` if the folder cannot be written to or the disk is too small."""
         folder = self.path.parent
         with output_folder(folder, "--state_cache_dir"):
             free = shutil.disk_usage(folder).free
             try:
                 if free < self.size:
-                    raise OSError(0, f"{free / 2**20:,.0f} MiB are free")
+                    raise OSError(0, f"{free / 2**20:,.1f} MiB are free")
                 np.lib.format.open_memmap(self.part, mode="w+", dtype=self.dtype, shape=self.shape)
                 if hasattr(os, "posix_fallocate"):  # writing to a memory-mapped file on a full disk ends the process
                     with open(self.part, "r+b") as file:
@@ -126,7 +138,8 @@ class StateFile:
             for first in range(begin, end, WINDOW):
                 window = slice(first, min(first + WINDOW, end))
                 types = None if self.token_type_ids is None else self.token_type_ids[window]
-                states[window] = self.model.encode_states_of_token_ids(self.input_ids[window], types).cpu().numpy()
+                computed = self.model.encode_states_of_token_ids(self.input_ids[window], types)
+                states[window] = computed.to(getattr(torch, self.dtype.name)).cpu().numpy()
                 if not np.isfinite(states[window]).all():
                     raise InputError(
                         f"states of the encoder are not finite in {self.dtype.name}; "
@@ -134,10 +147,6 @@ class StateFile:
                     )
                 progress.update(window.stop - window.start)
         states.flush()
-
-    def finish(self) -> None:
-        """Give the complete file its name."""
-        os.replace(self.part, self.path)
 
 
 class StateCache:
@@ -215,7 +224,6 @@ def cached_states(
     input_ids, token_type_ids, rows = distinct_texts(tokens["input_ids"], tokens.get("token_type_ids"))
     file = StateFile(model, input_ids, token_type_ids, folder, dtype)
     if not file.is_complete():
-        file.allocate()
-        file.fill(0, len(input_ids), show_progress_bar)
-        file.finish()
+        with file.complete():
+            file.fill(0, len(input_ids), show_progress_bar)
     return StateCache(file.path, rows)

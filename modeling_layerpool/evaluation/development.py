@@ -5,10 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.checksums import encoder_checksum
 from ..common.errors import InputError
 from ..common.rows import is_folder, read_rows
 from . import retrieval, sts
-from .encoders import LayerPoolEncoder
+from .encoders import FrozenLayerPoolEncoder, LayerPoolEncoder
 from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file
 
 
@@ -48,7 +49,14 @@ def development_evaluator(path: str | Path) -> tuple[DevelopmentEvaluator | None
         else:
             return None, {}
 
+    frozen: dict[str, FrozenLayerPoolEncoder] = {}  # by the weights of the encoder
+
     def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-        return evaluate(LayerPoolEncoder(model, tokenizer, show_progress_bar=False), *data)
+        encoder = LayerPoolEncoder(model, tokenizer, show_progress_bar=False)
+        if not (model.pooler.reads_tokens or any(weight.requires_grad for weight in model.base_model.parameters())):
+            weights = encoder_checksum(model)
+            encoder = frozen.setdefault(weights, FrozenLayerPoolEncoder(model, tokenizer))
+            encoder.model = model
+        return evaluate(encoder, *data)
 
     return measure, metrics

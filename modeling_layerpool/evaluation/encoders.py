@@ -124,6 +124,27 @@ class LayerPoolEncoder:
         )
 
 
+class FrozenLayerPoolEncoder:
+    """A model of this package whose encoder does not change: keeps the states of all texts that it has embedded.
+
+    Args:
+        model, tokenizer: a model, whose pooler may be trained between calls, and its tokenizer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        self.model, self.tokenizer = model, tokenizer
+        self.rows: dict[str, int] = {}
+        self.states = torch.zeros(0)
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(sentences) if text not in self.rows]
+        if new:
+            states = self.model.encode_states(new, self.tokenizer, convert_to_numpy=False).cpu()
+            self.rows |= {text: len(self.rows) + index for index, text in enumerate(new)}
+            self.states = torch.cat([self.states, states]) if len(self.states) else states
+        return self.model.pool_states(self.states[[self.rows[text] for text in sentences]]).cpu().numpy()
+
+
 @dataclass
 class SentenceTransformersEncoder:
     """A `SentenceTransformer` with the modules that its folder lists.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,18 +104,9 @@ class FrozenTexts:
         folder = args.state_cache_dir or Path(args.output_dir) / STATES_FOLDER
         with trainer.compute_loss_context_manager():
             file = StateFile(trainer.model, input_ids, token_type_ids, folder, args.state_cache)
-            is_new = same_on_all(not file.is_complete())
-            if is_new:
+            if same_on_all(not file.is_complete()):
                 logger.info(f"The encoder computes the states of {file} into {folder}, once.")
-                if trainer.is_world_process_zero():
-                    file.allocate()
-                trainer.accelerator.wait_for_everyone()
-                own = local_rows(range(len(input_ids)), args.process_index, args.world_size)
-                file.fill(own.start, own.stop, not args.disable_tqdm and trainer.is_world_process_zero())
-                trainer.accelerator.wait_for_everyone()
-                if trainer.is_world_process_zero():
-                    file.finish()
-                trainer.accelerator.wait_for_everyone()
+                self._compute(file)
             else:
                 logger.info(f"The states of {file} are read from {folder}.")
         first = len(self)
@@ -122,6 +114,18 @@ class FrozenTexts:
         self.begins.append(first)
         self.index_of |= {text_id(ids): first + index for index, ids in enumerate(input_ids)}
         return first + np.asarray(rows)
+
+    def _compute(self, file: StateFile) -> None:
+        """Fill a new file; each process computes a part of it."""
+        args, accelerator = self.trainer.args, self.trainer.accelerator
+        is_main = self.trainer.is_world_process_zero()
+        file.part = same_on_all(file.part)
+        own = local_rows(range(len(file.input_ids)), args.process_index, args.world_size)
+        with file.complete() if is_main else nullcontext():
+            accelerator.wait_for_everyone()  # the main process has reserved the space
+            file.fill(own.start, own.stop, is_main and not args.disable_tqdm)
+            accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
     def __len__(self) -> int:
         return sum(len(cache) for cache in self.caches)

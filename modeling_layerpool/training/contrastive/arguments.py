@@ -130,6 +130,11 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
             raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
         if self.neighbour_search == "faiss":
             require_faiss()
+        if self.freeze_encoder and self.objective == "unsupervised":
+            raise InputError(
+                "freeze_encoder turns off the dropout that objective=unsupervised makes two views of a text with; "
+                "drop one of them"
+            )
         if self.freeze_encoder and self.mlm_weight > 0:
             raise InputError("mlm_weight trains the encoder, which freeze_encoder leaves as it is; drop one of them")
 

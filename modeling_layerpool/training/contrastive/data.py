@@ -117,10 +117,10 @@ def tokenize_dataset(
 
 
 def check_row_length(
-    row_length: int, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
+    row_length: int | None, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
 ) -> None:
     """Raise an `InputError` if a text does not fit into a packed row. A stream may hold texts of any length."""
-    if dataset is None:
+    if row_length is None or dataset is None:
         return
     longest = max_seq_length
     if isinstance(dataset, Dataset):

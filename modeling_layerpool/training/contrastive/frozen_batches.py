@@ -6,11 +6,25 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import Trainer
 
+from ...common.command_line import check_used
 from ..frozen import FrozenTexts
 
 
-def with_states(dataset: Dataset | None, columns: Sequence[str], frozen: FrozenTexts) -> Dataset | None:
+def read_states(trainer: Trainer) -> tuple[Dataset | None, Dataset | None, "StatesCollator"]:
+    """
+    The training and the evaluation rows of a contrastive trainer with their states in place of tokens, and their
+    collator. Raises an `InputError` for options that have no effect then.
+    """
+    unread = {"gradient_cache": False, "row_length": False}
+    check_used(trainer.args, unread, "with the stored states of freeze_encoder")
+    columns, frozen = trainer.columns, trainer.frozen
+    train, evaluation = (_with_states(rows, columns, frozen) for rows in (trainer.train_dataset, trainer.eval_dataset))
+    return train, evaluation, StatesCollator(columns, frozen, trainer.data_collator)
+
+
+def _with_states(dataset: Dataset | None, columns: Sequence[str], frozen: FrozenTexts) -> Dataset | None:
     """A tokenized dataset with the index of each text among `frozen` in `<column>_states` instead of its tokens."""
     if not dataset:  # no dataset, or one without rows
         return dataset
@@ -27,7 +41,7 @@ class StatesCollator:
 
     Args:
         columns: the text columns of each row, as for the [`PackingCollator`].
-        frozen: the texts that `with_states` numbered.
+        frozen: the texts by their index, which a row has in `<column>_states`.
         of_tokens: collates rows that have tokens.
 
     The batch holds `encoder_states (b * c, n, 2, h)`, `text_ids (b, c)`, `row_numbers`, and `values (b,)` if the rows

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ...common.card_facts import CardFacts, with_pooler
-from ...common.command_line import check_used
 from ...common.errors import InputError
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
@@ -36,7 +35,7 @@ from .arguments import ContrastiveTrainingArguments
 from .data import check_row_length, is_tokenized, tokenize_dataset
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
-from .frozen_batches import StatesCollator, with_states
+from .frozen_batches import read_states
 from .gradient_cache import GradientCache
 from .mlm_term import MaskedLanguageTerm
 from .neighbours import NeighbourBatchSampler, load_plan
@@ -121,15 +120,13 @@ class ContrastiveTrainer(LayerPoolTrainer):
         with args.main_process_first(desc="tokenizing"):
             train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
-        if args.row_length is not None:
-            for dataset in (train_dataset, eval_dataset):
-                check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
+        for dataset in (train_dataset, eval_dataset):
+            check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
             check_rows(train_dataset, max(2, args.least_rows))
         if data_collator is None:
-            masking = None
-            if self.mlm_head is not None:
-                masking = TokenMasking(processing_class, args.mlm_probability, args.sampling_seed)
+            options = (processing_class, args.mlm_probability, args.sampling_seed)
+            masking = None if self.mlm_head is None else TokenMasking(*options)
             data_collator = PackingCollator(
                 self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
             )
@@ -147,12 +144,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         check_engine(self)
         self.frozen = frozen_texts(self)
         if self.frozen is not None:
-            check_used(
-                args, {"gradient_cache": False, "row_length": False}, "with the stored states of freeze_encoder"
-            )
-            self._train_states = with_states(self.train_dataset, self.columns, self.frozen)
-            self.eval_dataset = with_states(self.eval_dataset, self.columns, self.frozen)
-            self.data_collator = StatesCollator(self.columns, self.frozen, self.data_collator)
+            self._train_states, self.eval_dataset, self.data_collator = read_states(self)
         self._whole_model = WholeModel(self) if self.is_fsdp_enabled else None
         self.extra_modules.to(args.device)
         self.add_callback(ExtraModulesCallback(self.extra_modules))

@@ -4,9 +4,9 @@ Compare an epoch on the stored states of a frozen encoder with an epoch through 
     python benchmarks/frozen_encoder.py --triplets nli/train.jsonl.gz --pairs nli/labelled_train.jsonl.gz
 
 For the trainers of run_contrastive.py (triplets) and run_classification.py (premise, hypothesis and label), with
-all-MiniLM-L6-v2: seconds that 1,000 rows take in training through the encoder and from its states, and the time and the
-space that the states took. Random rows, whole `train()` calls, in turns; the median of the rounds. Figures and their
-machine: docs/performance.md.
+all-MiniLM-L6-v2: seconds that 1,000 rows take in training through the encoder and from its states, and the time and
+the space that the states took. Random rows, whole `train()` calls, in turns; the median of the rounds. Figures and
+their machine: docs/performance.md.
 """
 
 import argparse
@@ -115,13 +115,14 @@ def main() -> None:
                         direct.append(seconds_of_1000_rows(trainer, options.batch_size))
                         progress.update()
                     ratios = [one / other for one, other in zip(direct, cached, strict=True)]
+                    spread = f"{statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
                     table.append(
                         {
                             "training": make.__name__,
                             "pooler": name,
                             "through the encoder, s": f"{statistics.median(direct):.2f}",
                             "from its states, s": f"{statistics.median(cached):.3f}",
-                            "times faster": f"{statistics.median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})",
+                            "times faster": spread,
                             "preparing, s": f"{preparing:.0f}",
                             "states, MiB": f"{size / 2**20:.0f}",
                         }

@@ -6,6 +6,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from .common import checkpoints, errors
 from .common.checkpoints import MODELS, load_layerpool
+from .common.state_cache import cached_states
 from .models import modeling_layerpool_packing
 from .models.configuration_layerpool_bert import LayerPoolBertConfig
 from .models.configuration_layerpool_deberta_v2 import LayerPoolDebertaV2Config
@@ -72,5 +73,6 @@ __all__ = [
     "LayerPoolRobertaForSequenceClassification",
     "LayerPoolRobertaModel",
     "__version__",
+    "cached_states",
     "load_layerpool",
 ]

@@ -21,7 +21,7 @@ from .lora import has_adapter
 from .run_arguments import RunArguments
 
 
-STATES_FOLDER = "states"
+STATES_FOLDER = "_states"  # pushes to the Hub leave out names with an underscore
 TRAINED_FROZEN = "the head only; the encoder was frozen"  # for the model card
 
 logger = logging.getLogger(__name__)

@@ -84,7 +84,16 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
             *("-c", textwrap.dedent(PUBLISH)),
             *(ROOT / "run_contrastive.py", "--model_name_or_path", tiny_folder, "--train_file", train),
             *("--output_dir", out, "--max_steps", "2", "--per_device_train_batch_size", "4", "--save_strategy", "no"),
-            *("--push_to_hub", "--hub_model_id", "tester/layers", "--hub_token", "hf_test", "--use_cpu"),
+            *(
+                "--push_to_hub",
+                "--hub_model_id",
+                "tester/layers",
+                "--hub_token",
+                "hf_test",
+                "--use_cpu",
+                "--freeze_encoder",
+                *("--pooler_type", "weighted_layers"),
+            ),
         ],
         address,
         tmp_path,
@@ -104,6 +113,8 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
         "tokenizer.json",
     }
     assert [name for name, content in files.items() if b"hf_test" in content] == []
+    assert list(out.glob("_states/*.npy"))
+    assert [name for name in files if name.endswith(".npy")] == []  # they may tell the texts
     assert any(request == "POST /api/validate-yaml" for request in server.requests)
     expected = LayerPoolBertModel.from_pretrained(out).encode(list(SENTENCES), AutoTokenizer.from_pretrained(out))
     # Somebody else's later commit does not matter to who pins a revision.

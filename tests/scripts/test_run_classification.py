@@ -11,7 +11,7 @@ import yaml
 from datasets import ClassLabel, Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
 from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
@@ -253,6 +253,23 @@ def test_a_resumed_run_ends_in_the_weights_of_an_unbroken_one(run, arguments, fi
     assert "checkpoint-6" in told
     resumed = weights(out)
     assert all(resumed[name].equal(expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "regression", "several"])
+def test_a_frozen_encoder_is_trained_on_by_its_states_whatever_is_learned(run, arguments, files, out, tmp_path, kind):
+    options = arguments | files(kind) | {"freeze_encoder": True, "pooler_type": "mean", "state_cache": "float32"}
+    told = run(options)
+    assert "read from the states of" in told
+    assert len(list(out.glob("_states/*.npy"))) == 3  # of each part
+    assert "the head only; the encoder was frozen" in (out / "README.md").read_text()
+    before, after = AutoModel.from_pretrained(arguments["model_name_or_path"]).state_dict(), weights(out)
+    assert all(after[name].equal(weight) for name, weight in before.items() if name.startswith("bert."))
+    predicted = read_lines(out / "predictions.jsonl")
+    run(options | {"state_cache": "off", "state_cache_dir": None, "output_dir": tmp_path / "off"})
+    for one, other in zip(predicted, read_lines(tmp_path / "off" / "predictions.jsonl"), strict=True):
+        assert one.get("scores", one["prediction"]) == pytest.approx(
+            other.get("scores", other["prediction"]), rel=1e-3
+        )
 
 
 def test_two_processes_take_the_steps_of_one(run, arguments, files, out, tmp_path, tiny_model, tokenizer):

@@ -238,6 +238,6 @@ def test_two_processes_compute_the_states_together_and_train_as_one(tmp_path):
         folder = tmp_path / str(processes)
         done = launch("-m", "tests.training.frozen_run", folder, processes, processes=processes)
         assert done.returncode == 0, done.stderr
-        results.append((torch.load(folder / "weights.pt"), np.load(next((folder / "out" / "states").glob("*.npy")))))
+        results.append((torch.load(folder / "weights.pt"), np.load(next((folder / "out" / "_states").glob("*.npy")))))
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-5)
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-5)

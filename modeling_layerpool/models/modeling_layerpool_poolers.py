@@ -275,7 +275,7 @@ class AttentiveLayersPooler(Pooler):
     of the state and kind of each, and the q learned queries `q_i`: `alpha_im = softmax_m(q_i . (v_m + e_m) / sqrt(h))`,
     and the pooled vector `[sum_m alpha_1m v_m ; ... ; sum_m alpha_qm v_m]` is `q * h` wide. With another width in
     `projection_dim` a linear map `projection (d, q * h)` follows. In training whole states are left out at random, by
-    `pooler_layer_dropout`; at least one stays.
+    `pooler_layer_dropout`; a text that would lose all of them keeps them.
 
     The learned queries without key and value maps follow efficient probing (Psomas et al., ICLR 2026, arXiv
     2506.10178), which attends to the patches of a frozen image encoder's last state, and has a value map. The learned
@@ -298,7 +298,7 @@ class AttentiveLayersPooler(Pooler):
         n, width = len(self.states), config.hidden_size
         self.queries = nn.Parameter(torch.empty(config.pooler_queries, width))
         self.state_embeddings = nn.Parameter(torch.empty(n, 2, width))
-        self.layer_dropout = config.pooler_layer_dropout
+        self.layer_dropout = nn.Dropout(config.pooler_layer_dropout)
         self.projection = self.projection_of(config)
 
     @classmethod
@@ -315,19 +315,15 @@ class AttentiveLayersPooler(Pooler):
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         values = normalize(torch.stack(reduced, dim=1))  # (b, n, 2, h)
-        scores = torch.einsum("bnkh,qh->bqnk", values + self.state_embeddings, self.queries) / values.shape[-1] ** 0.5
-        if self.training and self.layer_dropout > 0:
-            scores = scores.masked_fill(self._dropped(scores).unsqueeze(1).unsqueeze(-1), -math.inf)
+        scores = torch.einsum("bnkh,qh->bqnk", values + self.state_embeddings, self.queries) / math.sqrt(values.shape[-1])
+        if self.training:
+            dropped = self.layer_dropout(torch.ones_like(scores[:, 0, :, :1])) == 0  # (b, n, 1)
+            dropped &= ~dropped.all(dim=1, keepdim=True)  # a text that would lose every state keeps them
+            scores = scores.masked_fill(dropped.unsqueeze(1), -math.inf)
         attention = scores.flatten(2).softmax(dim=-1)  # (b, q, 2n)
         pooled = attention @ values.flatten(1, 2)  # (b, q, h)
         weights = attention.mean(dim=1).unflatten(-1, (-1, 2)).sum(dim=-1)
         return self.projection(pooled.flatten(1)), weights
-
-    def _dropped(self, scores: torch.Tensor) -> torch.Tensor:
-        """Which states each text leaves out, `(b, n)`."""
-        drawn = torch.rand(scores.shape[0], scores.shape[2], device=scores.device)
-        # The state with the highest number stays, so that one always does.
-        return (drawn < self.layer_dropout) & (drawn < drawn.amax(dim=1, keepdim=True))
 
 
 # A new pooler is a class and a line here.

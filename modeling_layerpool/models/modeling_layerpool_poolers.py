@@ -254,7 +254,8 @@ class AttentiveLayersOptions(PoolerOptions):
         default=0.1,
         metadata={
             "help": "Probability that attentive_layers leaves a hidden state out in training, drawn for each text and "
-            "state; at least 0 and below 1."
+            "state; at least 0 and below 1.",
+            "below": 1,
         },
     )
 
@@ -272,7 +273,7 @@ class AttentiveLayersPooler(Pooler):
     `attentive_layers`: learned queries attend to the first token and the token mean of each state read.
 
     With the 2n vectors `c_j` and `x_j`, each normalized to mean 0 and variance 1, as `v_m`, a learned embedding `e_m`
-    of the state and kind of each, and the q learned queries `q_i`: `alpha_im = softmax_m(q_i . (v_m + e_m) / sqrt(h))`,
+    of the state and kind of each, and q learned queries `r_i`: `alpha_im = softmax_m(r_i . (v_m + e_m) / sqrt(h))`,
     and the pooled vector `[sum_m alpha_1m v_m ; ... ; sum_m alpha_qm v_m]` is `q * h` wide. With another width in
     `projection_dim` a linear map `projection (d, q * h)` follows. In training whole states are left out at random, by
     `pooler_layer_dropout`; a text that would lose all of them keeps them.
@@ -315,7 +316,8 @@ class AttentiveLayersPooler(Pooler):
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         values = normalize(torch.stack(reduced, dim=1))  # (b, n, 2, h)
-        scores = torch.einsum("bnkh,qh->bqnk", values + self.state_embeddings, self.queries) / math.sqrt(values.shape[-1])
+        keys = values + self.state_embeddings
+        scores = torch.einsum("qh,bnkh->bqnk", self.queries / math.sqrt(keys.shape[-1]), keys)
         if self.training:
             dropped = self.layer_dropout(torch.ones_like(scores[:, 0, :, :1])) == 0  # (b, n, 1)
             dropped &= ~dropped.all(dim=1, keepdim=True)  # a text that would lose every state keeps them

@@ -251,7 +251,7 @@ class AttentiveLayersOptions(PoolerOptions):
         },
     )
     pooler_layer_dropout: float = field(
-        default=0.1,
+        default=0.2,
         metadata={
             "help": "Probability that attentive_layers leaves a hidden state out in training, drawn for each text and "
             "state; at least 0 and below 1.",

@@ -343,10 +343,10 @@ def main() -> None:
     study.progress.close()
     rates = ", ".join(f"{rate:g}" for rate in options.learning_rates)
     about = (
-        f"{Path(study.model).name}, frozen. Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation "
-        f"over them. {options.epochs:g} epochs of at most {options.max_train_rows:,} rows, at least {LEAST_STEPS} "
-        f"steps, batches of {options.batch_size}; learning rate of {rates}, chosen on dev. torch {torch.__version__}, "
-        f"float32, states in float16, {torch.get_num_threads()} threads."
+        f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. {options.epochs:g} epochs "
+        f"of at most {options.max_train_rows:,} rows, at least {LEAST_STEPS} steps, batches of {options.batch_size}; "
+        f"learning rate of {rates}, chosen on dev. torch {torch.__version__}, float32, states in float16, "
+        f"{torch.get_num_threads()} threads."
     )
     report(options.output_dir, about, rows)
 

@@ -117,10 +117,10 @@ def main() -> None:
         rows[-1]["commands"] = [result["command"] for result in results]
     rates = ", ".join(f"{rate:g}" for rate in options.learning_rates)
     about = (
-        f"{Path(options.model_name_or_path).name}, frozen. Seeds {', '.join(map(str, options.seeds))}; mean ± "
-        f"standard deviation over them. {options.epochs:g} epochs of at most {options.max_train_rows:,} NLI triplets, batches "
-        f"of {options.batch_size}; learning rate of {rates}, chosen on STS-B dev, which is optimistic. torch "
-        f"{torch.__version__}, float32, states in float16, {torch.get_num_threads()} threads."
+        f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. {options.epochs:g} epochs "
+        f"of at most {options.max_train_rows:,} NLI triplets, batches of {options.batch_size}; learning rate of "
+        f"{rates}, chosen on STS-B dev, which is optimistic. torch {torch.__version__}, float32, states in float16, "
+        f"{torch.get_num_threads()} threads."
     )
     table = {"table": "Contrastive training of a head, STS-B dev, Spearman"}
     report(options.output_dir, about, [table | row for row in rows])

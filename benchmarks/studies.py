@@ -22,14 +22,15 @@ from modeling_layerpool.training.fault_tolerance import last_whole_checkpoint
 SCRIPTS = Path(__file__).parent.parent
 DATA_SEED = 0  # for every split and sample, whatever the seeds of the runs
 DEV_SHARE = 0.1
+TEST_SHARE = 0.2
 
 
 class Task(NamedTuple):
-    """The files of a task, under `--data`; without a dev part, one is split off the training rows."""
+    """The files of a task, under `--data`; a dev or test part that it lacks is split off the training rows."""
 
     train: str
     validation: str | None
-    test: str
+    test: str | None
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -43,8 +44,8 @@ def make_files(name: str, source: Task, options: argparse.Namespace) -> dict[str
     """
     Return the train, validation and test file of a task, and write them if they do not exist.
 
-    Without a dev part, a tenth of the training rows becomes one. At most `--max_train_rows` training rows are sampled,
-    always the same ones.
+    Without a test part, a fifth of the training rows becomes one; without a dev part, a tenth of the rest. At most
+    `--max_train_rows` training rows are sampled, always the same ones.
     """
     folder = options.output_dir / "data" / f"{name}-{options.max_train_rows}"
     files = {part: folder / f"{part}.jsonl" for part in Task._fields}
@@ -56,6 +57,9 @@ def make_files(name: str, source: Task, options: argparse.Namespace) -> dict[str
         }
         draw = random.Random(DATA_SEED)
         draw.shuffle(parts["train"])
+        if source.test is None:
+            size = round(TEST_SHARE * len(parts["train"]))
+            parts["test"], parts["train"] = parts["train"][:size], parts["train"][size:]
         if source.validation is None:
             size = round(DEV_SHARE * len(parts["train"]))
             parts["validation"], parts["train"] = parts["train"][:size], parts["train"][size:]

@@ -19,7 +19,8 @@ class PoolerOptions:
     Base class of a pooler's options: a dataclass of configuration fields, of which each has a help text.
 
     `LayerPoolConfigMixin` inherits from the options of all poolers, and the scripts make a flag of every field. On the
-    command line, a field with `at_most` in its metadata is a number from 1 to that one.
+    command line, a field with `at_most` in its metadata is a number from 1 to that one, and one with `below` a number
+    from 0 up to that one, which is excluded.
     """
 
     def check_options(self) -> None:

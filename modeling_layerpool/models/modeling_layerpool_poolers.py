@@ -25,6 +25,7 @@ from .modeling_layerpool_pooler_base import (
     activation_by_name,
     check_choice,
     first_and_mean,
+    is_int,
     normalize,
 )
 
@@ -237,12 +238,103 @@ class LayerAttentionPooler(ResidualPooler):
         return embedding if last is None else last + embedding, weights
 
 
+@dataclass(kw_only=True)
+class AttentiveLayersOptions(PoolerOptions):
+    """Options of `attentive_layers` alone."""
+
+    pooler_queries: int = field(
+        default=4,
+        metadata={
+            "help": "Number of learned queries in attentive_layers, 1 to 4. The pooled vector has the width of the "
+            "encoder times this number.",
+            "at_most": 4,
+        },
+    )
+    pooler_layer_dropout: float = field(
+        default=0.2,
+        metadata={
+            "help": "Probability that attentive_layers leaves a hidden state out in training, drawn for each text and "
+            "state; at least 0 and below 1.",
+            "below": 1,
+        },
+    )
+
+    def check_options(self) -> None:
+        super().check_options()
+        if not (is_int(self.pooler_queries) and 1 <= self.pooler_queries <= 4):
+            raise ValueError(f"pooler_queries={self.pooler_queries!r} must be an integer from 1 to 4.")
+        rate = self.pooler_layer_dropout
+        if not (isinstance(rate, float) or is_int(rate)) or not 0 <= rate < 1:
+            raise ValueError(f"pooler_layer_dropout={rate!r} must be a number that is at least 0 and below 1.")
+
+
+class AttentiveLayersPooler(Pooler):
+    """
+    `attentive_layers`: learned queries attend to the first token and the token mean of each state read.
+
+    With the 2n vectors `c_j` and `x_j`, each normalized to mean 0 and variance 1, as `v_m`, a learned embedding `e_m`
+    of the state and kind of each, and q learned queries `r_i`: `alpha_im = softmax_m(r_i . (v_m + e_m) / sqrt(h))`,
+    and the pooled vector `[sum_m alpha_1m v_m ; ... ; sum_m alpha_qm v_m]` is `q * h` wide. With another width in
+    `projection_dim` a linear map `projection (d, q * h)` follows. In training whole states are left out at random, by
+    `pooler_layer_dropout`; a text that would lose all of them keeps them.
+
+    The learned queries without key and value maps follow efficient probing (Psomas et al., ICLR 2026, arXiv
+    2506.10178), which attends to the patches of a frozen image encoder's last state, and has a value map. The learned
+    embedding of each state, and queries that attend to the states of all layers, are of Tang and Yang's Multi-Layers
+    Trainable Pooling (arXiv 2409.02727), which has 768 queries, key and value maps and a feed-forward network.
+    """
+
+    options = (AttentiveLayersOptions,)
+    weighting = "per_text"
+    learning_rate = 2e-3
+    citation = """@article{tang2024pooling,
+  title = {Pooling and Attention: What are Effective Designs for {LLM}-Based Embedding Models?},
+  author = {Tang, Yixuan and Yang, Yi},
+  journal = {arXiv preprint arXiv:2409.02727},
+  year = {2024}
+}"""
+
+    def __init__(self, config):
+        super().__init__(config)
+        n, width = len(self.states), config.hidden_size
+        self.queries = nn.Parameter(torch.empty(config.pooler_queries, width))
+        self.state_embeddings = nn.Parameter(torch.empty(n, 2, width))
+        self.layer_dropout = nn.Dropout(config.pooler_layer_dropout)
+        self.projection = self.projection_of(config)
+
+    @classmethod
+    def pooled_width(cls, config) -> int:
+        return config.pooler_queries * config.hidden_size
+
+    def init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            init.normal_(self.queries)
+            init.normal_(self.state_embeddings, std=0.02)
+
+    def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
+        return first_and_mean(state, sentences)
+
+    def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        values = normalize(torch.stack(reduced, dim=1))  # (b, n, 2, h)
+        keys = values + self.state_embeddings
+        scores = torch.einsum("qh,bnkh->bqnk", self.queries / math.sqrt(keys.shape[-1]), keys)
+        if self.training:
+            dropped = self.layer_dropout(torch.ones_like(scores[:, 0, :, :1])) == 0  # (b, n, 1)
+            dropped &= ~dropped.all(dim=1, keepdim=True)  # a text that would lose every state keeps them
+            scores = scores.masked_fill(dropped.unsqueeze(1), -math.inf)
+        attention = scores.flatten(2).softmax(dim=-1)  # (b, q, 2n)
+        pooled = attention @ values.flatten(1, 2)  # (b, q, h)
+        weights = attention.mean(dim=1).unflatten(-1, (-1, 2)).sum(dim=-1)
+        return self.projection(pooled.flatten(1)), weights
+
+
 # A new pooler is a class and a line here.
 POOLERS: dict[str, type[Pooler]] = {
     "layer_attention": LayerAttentionPooler,
     "hire": HirePooler,
     "weighted_layers": WeightedLayersPooler,
     "concat_layers": ConcatLayersPooler,
+    "attentive_layers": AttentiveLayersPooler,
     "cls": ClsPooler,
     "mean": MeanPooler,
     "mean_first_last": MeanFirstLastPooler,

@@ -81,6 +81,10 @@ class ModelArguments(PoolerArguments, CheckpointArguments):
         name: Range(at_least=1, at_most=option.metadata["at_most"])
         for name, option in _OPTIONS.items()
         if "at_most" in option.metadata
+    } | {
+        name: Range(at_least=0, below=option.metadata["below"])
+        for name, option in _OPTIONS.items()
+        if "below" in option.metadata
     }
 
     def __post_init__(self):

@@ -39,6 +39,8 @@ def saved(tiny_model, tokenizer, tmp_path):
         ("cls", {"pooler_normalize_inputs": True}, "layer_attention and weighted_layers"),
         ("layer_attention", {"pooler_gru_size": 8}, "hire"),
         (None, {"pooler_gru_layers": 1}, "hire"),
+        ("concat_layers", {"pooler_queries": 2}, "attentive_layers"),
+        ("mean", {"pooler_layer_dropout": 0.5}, "attentive_layers"),
     ],
 )
 def test_an_option_that_the_pooler_does_not_read_is_refused(saved, pooler_type, option, readers):

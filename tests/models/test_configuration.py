@@ -18,7 +18,8 @@ def test_defaults_are_the_papers():
     assert config.pooled_states == list(range(13))
 
 
-def test_the_pooled_width_is_that_of_the_encoder_but_for_hire():
+def test_the_pooled_width_is_that_of_the_encoder_but_for_poolers_that_concatenate():
+    assert LayerPoolBertConfig(pooler_type="attentive_layers", pooler_queries=3).pooled_width == 3 * 768
     assert LayerPoolBertConfig(pooler_type="cls").pooled_width == 768
     assert LayerPoolBertConfig(pooler_type="hire").pooled_width == 1536
     assert LayerPoolBertConfig(pooler_type="hire", pooler_gru_size=100).pooled_width == 200
@@ -48,6 +49,10 @@ def test_pooler_layers_count_from_both_ends():
         ({"pooler_residual": "mean", "projection_dim": 64}, "as wide as the encoder, 768, not projection_dim=64"),
         ({"pooler_output_activation": "swoosh"}, "pooler_output_activation='swoosh' is unknown"),
         ({"pooler_gru_layers": 0}, "pooler_gru_layers=0 must be a positive integer"),
+        ({"pooler_queries": 5}, "pooler_queries=5 must be an integer from 1 to 4"),
+        ({"pooler_queries": 0}, "pooler_queries=0 must be an integer from 1 to 4"),
+        ({"pooler_layer_dropout": 1.0}, "pooler_layer_dropout=1.0 must be a number that is at least 0 and below 1"),
+        ({"pooler_layer_dropout": -0.1}, "pooler_layer_dropout=-0.1 must be a number"),
         ({"pooler_type": "mean_last_two", "pooler_layers": [0]}, "mean_last_two"),
     ],
 )

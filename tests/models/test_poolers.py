@@ -246,6 +246,55 @@ def test_concat_layers_equals_its_formula(tiny_model, tokenizer, tmp_path, optio
     assert type(model).from_pretrained(tmp_path).embedding_dim == output.pooler_output.shape[1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooler_layers": [1, -1]}, {"projection_dim": 10}, {"pooler_queries": 1}, {"pooler_layers": [-1]}],
+)
+def test_attentive_layers_equal_their_formula(tiny_model, tokenizer, tmp_path, options):
+    model = tiny_model(pooler_type="attentive_layers", **options).double()
+    pooler = model.pooler
+    nn.init.normal_(pooler.state_embeddings)
+    batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, output_hidden_states=True, output_layer_attentions=True)
+        for sentence, tokens in enumerate(batch["attention_mask"].sum(dim=1).tolist()):
+            values, keys = [], []
+            for position, state in enumerate(pooler.states):
+                vectors = output.hidden_states[state][sentence, :tokens]
+                for kind, vector in enumerate((vectors[0], vectors.mean(dim=0))):
+                    values.append(normalized(vector))
+                    keys.append(values[-1] + pooler.state_embeddings[position, kind])
+            mixed, weights = [], [0.0] * len(pooler.states)
+            for query in pooler.queries:
+                scores = [math.exp(query @ key / math.sqrt(32)) for key in keys]
+                mixed.append(sum(score / sum(scores) * value for score, value in zip(scores, values, strict=True)))
+                for index, score in enumerate(scores):
+                    weights[index // 2] += score / sum(scores) / len(pooler.queries)
+            expected = torch.cat(mixed)
+            if "projection_dim" in options:
+                expected = pooler.projection.weight @ expected + pooler.projection.bias
+            torch.testing.assert_close(output.pooler_output[sentence], expected, atol=1e-12, rtol=0)
+            torch.testing.assert_close(
+                output.layer_attentions[sentence], torch.tensor(weights, dtype=torch.float64), atol=1e-12, rtol=0
+            )
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.embedding_dim == output.pooler_output.shape[1]
+    assert torch.equal(again.pooler.queries, pooler.queries)
+
+
+def test_layer_dropout_leaves_out_whole_states_but_never_all(tiny_model):
+    pooler = tiny_model(pooler_type="attentive_layers", pooler_layer_dropout=0.75).pooler
+    states = list(torch.randn(4, 2000, 2, 32))
+    torch.testing.assert_close(pooler(states)[1] > 0, torch.ones(2000, 4, dtype=torch.bool))
+    embedding, weights = pooler.train()(states)
+    assert embedding.isfinite().all()
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(2000))
+    assert abs((weights == 0).double().mean() - (0.75 - 0.75**4)) < 0.02  # less the texts that would lose all
+    pooler.layer_dropout.p = 0.0
+    torch.testing.assert_close(pooler(states)[1], pooler.eval()(states)[1])
+
+
 def test_weighted_layers_start_as_the_mean_over_the_layers(tiny_model):
     pooler = tiny_model(pooler_type="weighted_layers").pooler
     states = list(torch.randn(4, 5, 32))

@@ -117,7 +117,9 @@ def largest_difference(model, exported_model):
     return max(differences)
 
 
-@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers", "mean_first_last"])
+@pytest.mark.parametrize(
+    "pooler_type", ["layer_attention", "weighted_layers", "concat_layers", "attentive_layers", "mean_first_last"]
+)
 def test_torch_export_keeps_batch_and_length_free(tiny_model, pooler_type, record_difference):
     model = tiny_model(pooler_type=pooler_type)
     difference = largest_difference(model, export(model).module())

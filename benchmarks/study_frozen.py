@@ -82,6 +82,7 @@ TWINS = {
 }
 PARTS = ("heads", "states", "rows", "fine-tuning")
 LEAST_STEPS = 300  # of a head, however few its rows
+COLOR_LIMIT = 5  # points of accuracy; the lowest states would leave no colors for the others
 INVERSE_REGULARIZATION = (0.01, 0.1, 1.0)
 
 
@@ -266,17 +267,17 @@ def plot_states(scores: dict[str, dict[str, float]], path: Path) -> None:
     """Heat map of tasks and states; the number is the accuracy, the color its difference from the last state."""
     values = np.array([list(of.values()) for of in scores.values()])
     gains = values - values[:, -1:]
-    figure = Figure(figsize=(7, 1.2 + 0.36 * len(values)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(7, 1.4 + 0.36 * len(values)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    limit = max(1.0, np.abs(gains).max())
-    image = axes.imshow(gains, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    image = axes.imshow(gains, cmap="RdBu", vmin=-COLOR_LIMIT, vmax=COLOR_LIMIT, aspect="auto")
     for row, column in np.ndindex(*values.shape):
-        color = "white" if abs(gains[row, column]) > 0.6 * limit else "black"
+        color = "white" if abs(gains[row, column]) > 0.6 * COLOR_LIMIT else "black"
         axes.text(column, row, f"{values[row, column]:.1f}", ha="center", va="center", color=color, fontsize=7)
     axes.set_xticks(range(values.shape[1]), list(next(iter(scores.values()))))
     axes.set_yticks(range(len(values)), [name.upper() for name in scores])
     axes.set_xlabel("hidden state (0: embedding output)")
-    figure.colorbar(image, label="accuracy against the last state")
+    axes.set_title("test accuracy; color: its difference from the last state", fontsize=10)
+    figure.colorbar(image, extend="both")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 

@@ -7,12 +7,10 @@ from transformers.trainer_utils import SaveStrategy
 
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
+from ...common.labels import PROBLEM_TYPES
 from ..data_arguments import HubDataArguments
 from ..frozen import FreezableRunArguments
 from ..model_arguments import ModelArguments
-
-
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 # The tasks of GLUE, and the metric by which the best checkpoint of each is chosen.

@@ -143,11 +143,7 @@ def save_head(
             are not in float32.
     """
     config = model.config
-    if not isinstance(model, LayerPoolClassificationMixin):
-        raise InputError(f"{type(model).__name__} has no classifier; save an encoder whole with save_pretrained")
-    check_separable(config.pooler_type)
-    if model.dtype != torch.float32:
-        raise InputError(f"a head is saved from weights in float32, not {model.dtype}; train it without --dtype")
+    check_separable(model)
     if len(text_columns) not in (1, 2):
         raise InputError(f"text_columns={shown(text_columns)} must be one name or two")
     options = [name for name, poolers in POOLER_OPTIONS.items() if config.pooler_type in poolers]
@@ -180,13 +176,17 @@ def save_head(
         temporary.write_text(json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_separable(pooler_type: str) -> None:
-    """Raise an [`InputError`] if a pooler reads more of an encoder than the states that a head is computed from."""
-    if POOLERS[pooler_type].reads_tokens:
+def check_separable(model: PreTrainedModel) -> None:
+    """Raise an [`InputError`] if [`save_head`] cannot save the head of this model."""
+    if not isinstance(model, LayerPoolClassificationMixin):
+        raise InputError(f"{type(model).__name__} has no classifier; save an encoder whole with save_pretrained")
+    if model.pooler.reads_tokens:
         raise InputError(
-            f"a head with pooler_type={pooler_type} cannot be saved without its encoder, because it reads every token "
-            "and not only the first one and the mean; save the whole model, or choose another pooler_type"
+            f"a head with pooler_type={model.config.pooler_type} cannot be saved without its encoder, because it "
+            "reads every token and not only the first one and the mean; save the whole model, or choose another pooler_type"
         )
+    if model.dtype != torch.float32:
+        raise InputError(f"a head is saved from weights in float32, not {model.dtype}; train it without --dtype")
 
 
 def read_weights(folder: str | os.PathLike) -> dict[str, torch.Tensor]:

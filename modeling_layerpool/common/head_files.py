@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..models.configuration_layerpool import POOLER_OPTIONS, LayerPoolConfigMixin
@@ -171,7 +171,7 @@ def save_head(
     # A crash between the two files must not leave the description of one head with the weights of another.
     (folder / HEAD_FILE).unlink(missing_ok=True)
     with _replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
     with _replacing(folder / HEAD_FILE) as temporary:
         temporary.write_text(json.dumps(asdict(description), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -183,7 +183,8 @@ def check_separable(model: PreTrainedModel) -> None:
     if model.pooler.reads_tokens:
         raise InputError(
             f"a head with pooler_type={model.config.pooler_type} cannot be saved without its encoder, because it "
-            "reads every token and not only the first one and the mean; save the whole model, or choose another pooler_type"
+            "reads every token and not only the first one and the mean; save the whole model, or choose another "
+            "pooler_type"
         )
     if model.dtype != torch.float32:
         raise InputError(f"a head is saved from weights in float32, not {model.dtype}; train it without --dtype")

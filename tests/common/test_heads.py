@@ -196,7 +196,7 @@ def test_a_folder_says_what_it_belongs_to(saved, tiny_folder, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["head.json", "head.safetensors"]
 
 
-@pytest.mark.parametrize("function", ["save_file", "asdict"])
+@pytest.mark.parametrize("function", ["save", "asdict"])
 def test_a_failed_save_leaves_no_head(saved, monkeypatch, function):
     _, folder = saved()
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 from tabulate import tabulate
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PrinterCallback, set_seed
 from transformers.utils import logging
 
 from modeling_layerpool import load_heads, load_layerpool, save_head
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pooler_type", default="concat_layers", help="pooler of each head; default: %(default)s")
     parser.add_argument("--max_train_rows", type=int, default=2000, help="rows to train on; default: %(default)s")
     parser.add_argument("--max_test_rows", type=int, default=500, help="rows to test on; default: %(default)s")
-    parser.add_argument("--num_train_epochs", type=float, default=20, help="default: %(default)s")
+    parser.add_argument("--num_train_epochs", type=float, default=10, help="default: %(default)s")
     options = parser.parse_args(arguments)
     with usage_errors():
         run(options)
@@ -69,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.monotonic()
     logging.set_verbosity_error()  # each head is new, and transformers would list its weights as missing
     logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     encoder = options.model_name_or_path or find_minilm()
     data = {task: read_task(Path(options.data), task, options) for task in TASKS}
 
@@ -98,10 +100,9 @@ def run(options: argparse.Namespace) -> None:
         [sentence, *(cell(predictions[task][index]) for task in TASKS)] for index, sentence in enumerate(SENTENCES)
     ]
     print(tabulate(answers, headers=("", *TASKS), maxcolwidths=[34, *[12] * len(TASKS)]))
-    whole = size_of(Path(encoder))
     print(
-        f"\nThe encoder has {whole / 1e6:,.1f} MB and the {len(TASKS)} heads have {sum(sizes) / 1e6:,.2f} MB together, "
-        f"in {options.output_dir}. Total time: {time.monotonic() - began:.0f} s"
+        f"\nThe heads in {options.output_dir} have {sum(sizes) / 1000:,.0f} KB together, and their encoder has "
+        f"{size_of(Path(encoder)) / 1000:,.0f} KB. Total time: {time.monotonic() - began:.0f} s"
     )
 
 
@@ -162,6 +163,7 @@ def train_head(
     encoder: str, train: LabelledTexts, test: LabelledTexts, folder: Path, options: argparse.Namespace
 ) -> float:
     """Train a head on the frozen encoder and save it without the encoder. Returns its accuracy on the test rows."""
+    set_seed(42)
     labels = Labels.from_rows(train)
     model, tokenizer = load_layerpool(
         encoder, task="sequence-classification", pooler_type=options.pooler_type, **labels.config_fields
@@ -176,7 +178,7 @@ def train_head(
             freeze_encoder=True,
             state_cache_dir=str(folder.parent / "states"),
             num_train_epochs=options.num_train_epochs,
-            per_device_train_batch_size=32,
+            per_device_train_batch_size=64,
             per_device_eval_batch_size=256,
             save_strategy="no",
             report_to="none",
@@ -188,6 +190,7 @@ def train_head(
         processing_class=tokenizer,
         compute_metrics=accuracy,
     )
+    trainer.remove_callback(PrinterCallback)  # the table below has its scores
     trainer.train()
     scores = trainer.evaluate()
     save_head(model, tokenizer, folder, encoder=encoder, text_columns=train.text_columns)

@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
         accuracy = train_head(encoder, train, test, Path(options.output_dir, task), options)
         rows.append((task, len(train.row_numbers), len(test.row_numbers), accuracy, time.monotonic() - started))
     sizes = [size_of(Path(options.output_dir, task)) for task in TASKS]
-    print(f"\n{options.pooler_type} on the frozen encoder {Path(encoder).name}\n")
+    print(f"\n{options.pooler_type} on the frozen encoder {options.model_name_or_path or 'all-MiniLM-L6-v2'}\n")
     print(
         tabulate(
             [(*row, size / 1000) for row, size in zip(rows, sizes, strict=True)],
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> None:
     answers = [
         [sentence, *(cell(predictions[task][index]) for task in TASKS)] for index, sentence in enumerate(SENTENCES)
     ]
-    print(tabulate(answers, headers=("", *TASKS), maxcolwidths=[34, *[12] * len(TASKS)]))
+    print(tabulate(answers, headers=("", *TASKS), maxcolwidths=[34, *[14] * len(TASKS)]))
     print(
         f"\nThe heads in {options.output_dir} have {sum(sizes) / 1000:,.0f} KB together, and their encoder has "
         f"{size_of(Path(encoder)) / 1000:,.0f} KB. Total time: {time.monotonic() - began:.0f} s"

@@ -21,8 +21,9 @@ from transformers import EvalPrediction
 
 from modeling_layerpool.common.checkpoint_files import has_classifier, read_config
 from modeling_layerpool.common.checkpoints import load_layerpool
-from modeling_layerpool.common.command_line import read_arguments
+from modeling_layerpool.common.command_line import check_used, read_arguments
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.head_files import check_separable, save_head
 from modeling_layerpool.evaluation.metrics import ClassificationMetric, MultiLabelMetric, SentenceSimilarityMetric
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training.classification import (
@@ -87,6 +88,7 @@ def parse_arguments() -> tuple[
             raise InputError(f"--{flag} needs a --{path}")
     if training.early_stopping_patience is not None and not (training.do_train and training.do_eval):
         raise InputError("--early_stopping_patience needs a --validation_file, to know when to stop")
+    check_used(training, {"save_head_only": training.do_train}, "without do_train")
     evaluate_when_saving(training)
     if training.early_stopping_patience is not None and training.eval_strategy == "no":
         raise InputError(
@@ -238,8 +240,10 @@ def run(
     )
     if not is_saved:
         restart_classifier(model)
-    texts_of_a_row = len(next(iter(parts.values())).texts)
-    set_max_seq_length(model, tokenizer, training_args.max_seq_length, texts_of_a_row)
+    if training_args.save_head_only:
+        check_separable(model)
+    text_columns = next(iter(parts.values())).text_columns
+    set_max_seq_length(model, tokenizer, training_args.max_seq_length, len(text_columns))
     datasets = {key: tokenize_part(part, encoded[key], tokenizer) for key, part in parts.items()}
 
     # 3. Trainer
@@ -258,7 +262,7 @@ def run(
                 validation_data=(data_args.hub_name or data_args.validation_file) if training_args.do_eval else None,
                 test_data=(data_args.hub_name or data_args.test_file) if training_args.do_predict else None,
                 hub_parts=data_args.hub_parts,
-                text_columns=next(iter(parts.values())).text_columns,
+                text_columns=text_columns,
                 command=shlex.join(["python", *sys.argv]),
             ),
         )
@@ -267,7 +271,16 @@ def run(
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, labels, parts, checkpoint), flush=True)
-        train_and_save(trainer, checkpoint)
+        save_only_head = partial(
+            save_head,
+            model,
+            tokenizer,
+            training_args.output_dir,
+            encoder=model_args.model_name_or_path,
+            revision=model_args.revision,
+            text_columns=text_columns,
+        )
+        train_and_save(trainer, checkpoint, save_only_head if training_args.save_head_only else None)
 
     # 5. Evaluation
     if training_args.do_eval:

@@ -6,6 +6,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from .common import checkpoints, errors
 from .common.checkpoints import MODELS, load_layerpool
+from .common.head_files import save_head
+from .common.heads import load_heads
 from .common.state_cache import cached_states
 from .models import modeling_layerpool_packing
 from .models.configuration_layerpool_bert import LayerPoolBertConfig
@@ -74,5 +76,7 @@ __all__ = [
     "LayerPoolRobertaModel",
     "__version__",
     "cached_states",
+    "load_heads",
     "load_layerpool",
+    "save_head",
 ]

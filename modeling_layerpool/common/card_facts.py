@@ -55,6 +55,7 @@ class CardFacts:
     pooler_residual: str | None = None
     problem_type: str | None = None  # of a classifier
     labels: Sequence[str] = ()  # of a classifier
+    is_head: bool = False  # whether a classifier was saved without its encoder
     mask_token: str | None = None  # of a masked language model
 
 

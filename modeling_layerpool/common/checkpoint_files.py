@@ -29,6 +29,7 @@ SIZES = (
 )
 MOST_LAYERS = 1000
 MOST_TOKENS = 10_000_000
+HEAD_FILE = "head.json"  # of a head that was saved without its encoder
 # Files of a checkpoint, other than config.json, that hold one JSON object.
 JSON_FILES = (
     "tokenizer_config.json",
@@ -43,6 +44,8 @@ def no_model(name: str, revision: str = "main") -> InputError:
     """The error for a name without a `config.json`."""
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
         return InputError(f"{name}: an adapter, which is not a whole model; use the folder that it was merged into")
+    if os.path.isfile(os.path.join(name, HEAD_FILE)):
+        return InputError(f"{name}: a head without its encoder; open it in Python with modeling_layerpool.load_heads")
     if os.path.isdir(name):
         return InputError(f"{name}: has no config.json")
     of_revision = "" if revision == "main" else f" at the revision {revision}"

@@ -9,6 +9,9 @@ from transformers import PreTrainedModel
 
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 
+# Weights that only the last hidden state of the whole encoder depends on: those of ModernBERT's last norm.
+OF_LAST_STATE = ("final_norm.weight", "final_norm.bias")
+
 
 def encoder_checksum(model: PreTrainedModel, depth: int | None = None) -> str:
     """
@@ -21,10 +24,11 @@ def encoder_checksum(model: PreTrainedModel, depth: int | None = None) -> str:
     Two models of different depth have the same checksum if their common layers have the same weights.
     """
     depth = model.pooler.states[-1] if depth is None else depth
+    is_whole = depth == model.config.num_hidden_layers
     digest = hashlib.sha256()
     for name, tensor in sorted(model.base_model.state_dict().items()):
         layer = LAYER.search(name)
-        if layer is not None and int(layer[1]) >= depth:
+        if (layer is not None and int(layer[1]) >= depth) or (name in OF_LAST_STATE and not is_whole):
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -50,7 +50,7 @@ def metadata(
     facts: CardFacts, name: str, base_model: str | None, train_data: Sequence[str], results: Sequence[EvalResult] = ()
 ) -> ModelCardData:
     """The metadata of a card. Models and data that are not on the Hub are left out."""
-    library, tags = LIBRARIES_AND_TAGS[facts.task]
+    library, tags = (None, [facts.task]) if facts.is_head else LIBRARIES_AND_TAGS[facts.task]
     return ModelCardData(
         library_name=library,
         pipeline_tag=facts.task,

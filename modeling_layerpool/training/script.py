@@ -199,11 +199,15 @@ def _check_unused(args: RunArguments, checkpoint: str | None) -> None:
         read_json_object(output_dir / METRICS_FILE)  # transformers adds the metrics of this run to it
 
 
-def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
+def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None, save: Callable[[], None] | None = None) -> None:
     """
     Train from a checkpoint or from the start; save the model, the metrics and the state in `args.output_dir`.
 
     An adapter is saved on its own, then merged into the trainer's model.
+
+    Args:
+        checkpoint: the checkpoint to resume from, if any.
+        save: saves what is kept of the model, on one process. Default: the whole model.
     """
     args = trainer.args
     if args.overwrite_output_dir and checkpoint is None and args.process_index == 0:
@@ -217,7 +221,10 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None) -> None:
     with write_errors(trainer, args.output_dir):
         if has_adapter(trainer.model):
             save_and_merge(trainer)
-        trainer.save_model()
+        if save is None:
+            trainer.save_model()
+        elif args.should_save:
+            save()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()

@@ -268,6 +268,15 @@ def test_the_card_of_a_classifier_does_not_call_it_an_encoder(write):
     assert "On the test data" in section(card, "Results")
 
 
+def test_the_card_of_a_head_opens_it_with_its_encoder(write):
+    card = write(**CLASSIFIER, is_head=True, data={"text_columns": ("text",), "command": "python run.py"})
+    usage = section(card, "Usage")
+    assert 'heads = load_heads("my-encoder")' in usage
+    assert "transformers" not in usage
+    assert "this folder holds the pooler and the classifier only" in card
+    assert ModelCard(card).data.library_name is None
+
+
 # --- pictures ---
 
 

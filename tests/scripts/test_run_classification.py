@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
+from modeling_layerpool import load_heads
 from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS
@@ -352,6 +353,53 @@ def test_a_checkpoint_in_half_precision_trains_like_the_same_one_in_float32(
     assert all(half[name].equal(weight) for name, weight in whole.items())
 
 
+# --- a head without its encoder ---
+
+
+HEAD_ONLY = {
+    "freeze_encoder": True,
+    "save_head_only": True,
+    "state_cache": "float32",
+    "pooler_type": "layer_attention",
+}
+
+
+@pytest.mark.parametrize("kind", ["single", "pair", "regression", "several"])
+def test_a_head_alone_is_saved_and_predicts_as_the_run_did(run, arguments, files, out, kind, monkeypatch, capsys):
+    run(arguments | files(kind) | HEAD_ONLY | {"save_strategy": "no", "state_cache_dir": str(out.parent / "states")})
+    assert {"head.json", "head.safetensors", "eval_results.json", "test_results.json"} <= set(os.listdir(out))
+    assert not {"config.json", "model.safetensors", "tokenizer.json"} & set(os.listdir(out))
+    rows = list(rows_of(kind, 7, 40))
+    texts = [(row["sentence1"], row["sentence2"]) if "sentence1" in row else row["sentence"] for row in rows]
+    heads = load_heads(out)
+    for found, row in zip(heads.predict(texts)["out"], read_lines(out / "predictions.jsonl"), strict=True):
+        if kind == "regression":
+            assert found["prediction"] == pytest.approx(row["prediction"], abs=1e-5)
+        else:
+            assert (found["prediction"], found["scores"]) == (
+                row["prediction"],
+                pytest.approx(row["scores"], abs=1e-5),
+            )
+    description = read_json(out / "head.json")
+    assert (description["encoder"], description["max_seq_length"]) == (arguments["model_name_or_path"], 32)
+    assert description["text_columns"] == (["sentence1", "sentence2"] if isinstance(texts[0], tuple) else ["sentence"])
+    card = ModelCard.load(out / "README.md")
+    assert "trust_remote_code" not in card.text
+    assert str(out.parent) not in card.content
+    (block,) = re.findall(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(out.parent)
+    exec(compile(block, "card", "exec"), {})
+    assert "prediction" in capsys.readouterr().out
+
+
+def test_the_head_of_the_best_checkpoint_is_saved(run, arguments, files, out):
+    run(arguments | files() | HEAD_ONLY | {"num_train_epochs": 3, "learning_rate": 0.1})
+    best = Path(read_json(out / "trainer_state.json")["best_model_checkpoint"])
+    kept, whole = load_file(out / "head.safetensors"), load_file(best / "model.safetensors")
+    assert kept
+    assert all(kept[name].equal(whole[name]) for name in kept)
+
+
 # --- the card ---
 
 
@@ -514,6 +562,11 @@ def test_a_train_file_that_cannot_be_learned_from_is_refused(refused, arguments,
         ({"label_names": ["label"]}, "label_names does nothing in this kind of training"),
         ({"problem_type": "several"}, "invalid choice: 'several'"),
         ({"train_sampling_strategy": "batch_rebalance"}, "invalid choice: 'batch_rebalance'"),
+        ({"save_head_only": True}, "save_head_only does nothing without freeze_encoder; leave it out"),
+        (HEAD_ONLY | {"push_to_hub": True}, "save_head_only does not work with push_to_hub, FSDP or DeepSpeed"),
+        (HEAD_ONLY | {"train_file": None}, "save_head_only does nothing without do_train; leave it out"),
+        (HEAD_ONLY | {"pooler_type": "hire", "pooler_gru_size": 8}, "pooler_type=hire cannot be saved without its"),
+        (HEAD_ONLY | {"dtype": "bfloat16"}, "a head is saved from weights in float32, not torch.bfloat16"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(refused, arguments, files, options, message):

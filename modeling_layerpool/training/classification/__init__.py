@@ -1,9 +1,9 @@
 """Classification and regression on the pooled vector."""
 
+from ...common.labels import PROBLEM_TYPES
 from .arguments import (
     GLUE,
     GLUE_DATASET,
-    PROBLEM_TYPES,
     ClassificationDataArguments,
     ClassificationModelArguments,
     ClassificationTrainingArguments,

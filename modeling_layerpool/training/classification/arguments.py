@@ -7,12 +7,10 @@ from transformers.trainer_utils import SaveStrategy
 
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
+from ...common.labels import PROBLEM_TYPES
 from ..data_arguments import HubDataArguments
 from ..frozen import FreezableRunArguments
 from ..model_arguments import ModelArguments
-
-
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 
 
 # The tasks of GLUE, and the metric by which the best checkpoint of each is chosen.
@@ -139,6 +137,14 @@ class ClassificationTrainingArguments(FreezableRunArguments):
             "the encoder's positions."
         },
     )
+    save_head_only: bool = field(
+        default=False,
+        metadata={
+            "help": "With --freeze_encoder, save the pooler and the classifier without the encoder at the end, for "
+            "modeling_layerpool.load_heads. Checkpoints of the training hold the whole model; --save_strategy no "
+            "leaves them out."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations in a row without improvement."}
     )
@@ -157,3 +163,9 @@ class ClassificationTrainingArguments(FreezableRunArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Keep the count of --early_stopping_patience when a run is resumed."}
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_used(self, {"save_head_only": self.freeze_encoder}, "without freeze_encoder")
+        if self.save_head_only and (self.push_to_hub or self.fsdp or self.deepspeed):
+            raise InputError("save_head_only does not work with push_to_hub, FSDP or DeepSpeed; leave one of them out")

@@ -214,6 +214,7 @@ class ClassificationTrainer(LayerPoolTrainer):
             settings=settings | facts.settings,
             problem_type=labels.problem_type,
             labels=labels.names,
+            is_head=args.save_head_only,
         )
 
 

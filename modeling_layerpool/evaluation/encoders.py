@@ -1,6 +1,7 @@
 """Encoders, the only interface between evaluation and a model: `encode(list[str]) -> array (len, d)`.
 
 There are three kinds: a model of this package, a sentence-transformers model, and any other encoder of transformers.
+A fourth one returns the hidden states of a model of this package.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -122,6 +123,29 @@ class LayerPoolEncoder:
             show_progress_bar=self.show_progress_bar,
             convert_to_numpy=True,
         )
+
+
+@dataclass
+class StatesEncoder:
+    """All hidden states that a model of this package reads, as one vector for each text: the encoder of `transfer`.
+
+    `encode` returns (len(sentences), n * 2 * h): of each of the n states the first token, then the mean of the tokens.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens_per_batch: int = 8192
+    prompt: str = ""
+
+    @property
+    def states(self) -> int:
+        """n, the number of hidden states."""
+        return len(self.model.pooler.states)
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        texts = [self.prompt + sentence for sentence in sentences]
+        options = {"max_tokens_per_batch": self.max_tokens_per_batch, "show_progress_bar": True}
+        return self.model.encode_states(texts, self.tokenizer, **options).reshape(len(texts), -1)
 
 
 @dataclass

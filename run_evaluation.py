@@ -115,8 +115,8 @@ class EvaluationArguments:
         default="pooled",
         metadata={
             "choices": FEATURES,
-            "help": "Features of --transfer: pooled is the embedding, with logistic regression; states is the first "
-            "token and the token mean of all hidden states, with kernel ridge regression.",
+            "help": "Features of --transfer: pooled is the embedding, with logistic regression; states is the "
+            "token mean of every hidden state, with kernel ridge regression.",
         },
     )
     max_seq_length: int | None = field(

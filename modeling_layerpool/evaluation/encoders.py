@@ -1,7 +1,7 @@
 """Encoders, the only interface between evaluation and a model: `encode(list[str]) -> array (len, d)`.
 
 There are three kinds: a model of this package, a sentence-transformers model, and any other encoder of transformers.
-A fourth one returns the hidden states of a model of this package.
+A fourth one returns the token means of all hidden states of a model of this package.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -127,9 +127,9 @@ class LayerPoolEncoder:
 
 @dataclass
 class StatesEncoder:
-    """All hidden states that a model of this package reads, as one vector for each text: the encoder of `transfer`.
+    """All hidden states that a model of this package reads, as one vector for each text, for transfer tasks.
 
-    `encode` returns (len(sentences), n * 2 * h): of each of the n states the first token, then the mean of the tokens.
+    `encode` returns (len(sentences), n * h): the mean over the tokens of each of the n states.
     """
 
     model: PreTrainedModel
@@ -145,7 +145,8 @@ class StatesEncoder:
     def encode(self, sentences: list[str]) -> np.ndarray:
         texts = [self.prompt + sentence for sentence in sentences]
         options = {"max_tokens_per_batch": self.max_tokens_per_batch, "show_progress_bar": True}
-        return self.model.encode_states(texts, self.tokenizer, **options).reshape(len(texts), -1)
+        states = self.model.encode_states(texts, self.tokenizer, **options)  # (len, n, 2, h): first token and mean
+        return states[:, :, 1].reshape(len(texts), -1)
 
 
 @dataclass

@@ -153,22 +153,22 @@ def test_pairs_are_their_difference_and_their_product():
     assert encoder.calls == [["a", "b", "b", "c"]]
 
 
-def test_features_of_states_are_each_vector_with_mean_0_and_variance_1(tiny_folder):
+def test_features_of_states_are_their_token_means_with_mean_0_and_variance_1(tiny_folder):
     encoder = load_states_encoder(tiny_folder)
     task = task_of([0, 1, 0])
     features = transfer_features(encoder, task, encoder.states)
     model = LayerPoolBertModel.from_pretrained(tiny_folder, pooler_type="concat_layers")
-    expected = model.encode_states(task.first, encoder.tokenizer).astype(np.float64)  # (3, n, 2, h)
+    expected = model.encode_states(task.first, encoder.tokenizer)[:, :, 1].astype(np.float64)  # (3, n, h)
     expected -= expected.mean(axis=-1, keepdims=True)
     expected /= expected.std(axis=-1, keepdims=True)
-    assert features.shape == (3, 4, 64)
-    np.testing.assert_allclose(features, expected.reshape(3, 4, 64), rtol=1e-4, atol=1e-4)
+    assert features.shape == (3, 4, 32)
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_states_are_read_from_a_plain_encoder_in_a_sentence_transformers_folder(minilm):
     encoder = load_states_encoder(minilm, prompt="query: ")
-    encoded = encoder.encode(["a text"]).reshape(7, 2, 384)
-    states = encoder.model.encode_states(["query: a text"], encoder.tokenizer)[0]
+    encoded = encoder.encode(["a text"]).reshape(7, 384)
+    states = encoder.model.encode_states(["query: a text"], encoder.tokenizer)[0, :, 1]
     np.testing.assert_array_equal(encoded, states)
 
 

@@ -49,11 +49,10 @@ def transfer_features(encoder: Encoder, task: TransferTask, states: int | None =
 
     Returns:
         (rows, width) for embeddings; (rows, states, width) for states, each normalized to mean 0 and variance 1 over
-        its width. Pairs have |u - v| and u * v side by side, and so
-        twice the width. float32.
+        its width. Pairs have |u - v| and u * v side by side, and so twice the width. float32.
 
     Raises:
-        InputError: there are more rows than a kernel matrix can be held of in memory.
+        InputError: there are more than 20,000 rows, whose kernel matrix would take more than 1.6 GB.
     """
     rows = len(task.first)
     if states is not None and rows > MAX_KERNEL_ROWS:

@@ -172,6 +172,26 @@ def test_states_are_read_from_a_plain_encoder_in_a_sentence_transformers_folder(
     np.testing.assert_array_equal(encoded, states)
 
 
+def test_all_states_of_a_trained_model_are_read_whatever_its_pooler_reads(tiny_model, tokenizer, tmp_path):
+    for number, options in enumerate(
+        (
+            {"pooler_type": "mean"},
+            {"pooler_type": "layer_attention", "pooler_residual": "mean"},
+            {"pooler_type": "concat_layers", "projection_dim": 8},
+        )
+    ):
+        folder = tmp_path / str(number)
+        model = tiny_model(**options)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        encoder = load_states_encoder(folder)
+        encoded = encoder.encode(["a text", "another"]).reshape(2, encoder.states, 32)
+        tokens = tokenizer(["a text"], return_tensors="pt")
+        hidden = model.bert(**tokens, output_hidden_states=True).hidden_states
+        expected = np.stack([state.detach().numpy()[0].mean(0) for state in hidden])
+        np.testing.assert_allclose(encoded[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_encoder_whose_states_cannot_be_read_is_one_sentence(tmp_path):
     write_lines(tmp_path / "config.json", [{"model_type": "gpt2"}])
     with pytest.raises(InputError, match=r"--features states: .*'gpt2'.*; --features pooled takes any encoder"):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure a sentence encoder: semantic similarity, retrieval and the geometry of its space.
+"""Measure a sentence encoder: semantic similarity, retrieval, transfer tasks and the geometry of its space.
 
     python run_evaluation.py --model_name_or_path M --sts stsb=test.jsonl --retrieval scifact=folder --output_dir D
 
@@ -21,6 +21,7 @@ from modeling_layerpool.common.folders import output_folder
 from modeling_layerpool.common.rows import read_json
 from modeling_layerpool.evaluation import (
     STS_DATASETS,
+    TRANSFER_TASKS,
     CachingEncoder,
     ShardedEncoder,
     evaluate_geometry,
@@ -31,17 +32,24 @@ from modeling_layerpool.evaluation import (
     is_main_process,
     join_processes,
     load_encoder,
+    load_states_encoder,
     load_sts,
+    load_transfer_task,
     positive_pairs,
     read_pairs_file,
     read_retrieval_folder,
     read_sts_file,
+    read_transfer_task,
     relevant_pairs,
     run_metadata,
+    single_state_accuracies,
+    transfer_accuracy,
+    transfer_features,
     write_results,
 )
 from modeling_layerpool.evaluation.encoders import prompts_in_use, query_and_document_encoders
 from modeling_layerpool.evaluation.report import results_folder
+from modeling_layerpool.evaluation.transfer import FEATURES
 
 
 SUBSET_COLUMN = "subset"
@@ -92,6 +100,23 @@ class EvaluationArguments:
             "action": "extend",
             "help": "Retrieval sets as NAME=FOLDER ... in BEIR's layout: corpus.jsonl[.gz], queries.jsonl[.gz], and "
             "qrels_test.tsv or qrels/test.tsv.",
+        },
+    )
+    transfer: list[str] = field(
+        default_factory=list,
+        metadata={
+            "action": "extend",
+            "help": "Transfer tasks as NAME=FILE (10 folds) or NAME=FOLDER (train, test, perhaps dev) ...: the "
+            "accuracy of a classifier on frozen features. Columns: sentence, or sentence1 and sentence2; label. The "
+            f"name alone means a built-in task from the Hub: {', '.join(TRANSFER_TASKS)}.",
+        },
+    )
+    features: str = field(
+        default="pooled",
+        metadata={
+            "choices": FEATURES,
+            "help": "Features of --transfer: pooled is the embedding, with logistic regression; states is the "
+            "token mean of every hidden state, with kernel ridge regression.",
         },
     )
     max_seq_length: int | None = field(
@@ -163,8 +188,10 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
 
 def measure(arguments: EvaluationArguments) -> dict[str, Any]:
     """[`run`] with an existing output folder."""
-    if not (arguments.sts or arguments.pairs or arguments.retrieval):
-        raise InputError("nothing to evaluate: give --sts, --pairs or --retrieval")
+    if not (arguments.sts or arguments.pairs or arguments.retrieval or arguments.transfer):
+        raise InputError("nothing to evaluate: give --sts, --pairs, --retrieval or --transfer")
+    if arguments.features != FEATURES[0] and not arguments.transfer:
+        raise InputError(f"--features {arguments.features} does nothing without --transfer")
     if arguments.compare and not arguments.plots:
         raise InputError("--compare does nothing without --plots")
     plots = None
@@ -185,20 +212,22 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         if not (dev.are_labels and pairs[name].are_labels):
             raise InputError(f"--pairs_dev {name}: thresholds need labels, and one of the two files has scores")
     retrieval = read_sets("--retrieval", arguments.retrieval, read_retrieval_folder)
+    transfer = read_sets("--transfer", arguments.transfer, read_transfer_task, load_transfer_task)
 
+    options = ("revision", "max_seq_length", "max_tokens_per_batch", "device", "allow_pickle")
+    loading = {option: getattr(arguments, option) for option in options}
     loaded = load_encoder(
         arguments.model_name_or_path,
-        revision=arguments.revision,
-        max_seq_length=arguments.max_seq_length,
         pooling=arguments.pooling,
-        max_tokens_per_batch=arguments.max_tokens_per_batch,
-        device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
-        allow_pickle=arguments.allow_pickle,
+        **loading,
     )
     encoder = ShardedEncoder(loaded)
-    prompts = prompts_in_use(loaded, sentences=bool(sts or pairs), retrieval=bool(retrieval))
+    prompts = prompts_in_use(loaded, sentences=bool(sts or pairs or transfer), retrieval=bool(retrieval))
     of_sentences, of_documents = prompts.get("sentences", ""), prompts.get("documents", "")
+    of_states = None
+    if arguments.features == "states":
+        of_states = load_states_encoder(arguments.model_name_or_path, prompt=of_sentences, **loading)
     results: dict[str, Any] = {"sts": {}, "retrieval": {}, "geometry": {}}
     for name, (sentences1, sentences2, scores, subsets) in sts.items():
         remembered = CachingEncoder(encoder)
@@ -223,6 +252,12 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         if not results["geometry"]:
             positives = relevant_pairs(corpus, queries, qrels)
             results["geometry"] = evaluate_geometry(document_encoder, *positives, texts, query_encoder=query_encoder)
+    if transfer:
+        states = of_states and of_states.states
+        results["transfer"] = measure_transfer(transfer, ShardedEncoder(of_states or loaded), states, plots)
+        for name, task in transfer.items():
+            if plots:
+                plots.note_texts(name, [*task.first, *(task.second or ())], prompt=of_sentences)
     if prompts:
         results["prompts"] = prompts
     results |= run_metadata(arguments.model_name_or_path, arguments.revision)
@@ -230,6 +265,20 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         write_results(results, arguments.output_dir)
         if plots:
             plots.write(Path(arguments.output_dir, "plots"), loaded, results["geometry"])
+    return results
+
+
+def measure_transfer(tasks: dict[str, Any], encoder: Any, states: int | None, plots: Any) -> dict[str, Any]:
+    """The accuracy of each transfer task. Only the main process fits classifiers; the others return no tasks."""
+    results = {}
+    for name, task in tasks.items():
+        features = transfer_features(CachingEncoder(encoder), task, states)
+        if is_main_process():
+            options = {"name": name, "show_progress_bar": True}
+            results[name] = transfer_accuracy(features, task, **options)
+            if plots and states is not None:
+                single = single_state_accuracies(features, task, **options)
+                plots.note_transfer(name, single | {"all states": results[name]["accuracy"]})
     return results
 
 

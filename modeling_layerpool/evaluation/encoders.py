@@ -1,6 +1,7 @@
 """Encoders, the only interface between evaluation and a model: `encode(list[str]) -> array (len, d)`.
 
 There are three kinds: a model of this package, a sentence-transformers model, and any other encoder of transformers.
+A fourth one returns the token means of all hidden states of a model of this package.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -143,6 +144,30 @@ class FrozenLayerPoolEncoder:
             self.rows |= {text: len(self.rows) + index for index, text in enumerate(new)}
             self.states = torch.cat([self.states, states]) if len(self.states) else states
         return self.model.pool_states(self.states[[self.rows[text] for text in sentences]]).cpu().numpy()
+
+
+@dataclass
+class StatesEncoder:
+    """All hidden states that a model of this package reads, as one vector for each text, for transfer tasks.
+
+    `encode` returns (len(sentences), n * h): the mean over the tokens of each of the n states.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens_per_batch: int = 8192
+    prompt: str = ""
+
+    @property
+    def states(self) -> int:
+        """n, the number of hidden states."""
+        return len(self.model.pooler.states)
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        texts = [self.prompt + sentence for sentence in sentences]
+        options = {"max_tokens_per_batch": self.max_tokens_per_batch, "show_progress_bar": True}
+        states = self.model.encode_states(texts, self.tokenizer, **options)  # (len, n, 2, h): first token and mean
+        return states[:, :, 1].reshape(len(texts), -1)
 
 
 @dataclass

@@ -18,10 +18,11 @@ from ..common.checkpoint_files import (
     loading_errors,
     no_model,
 )
+from ..common.checkpoints import load_layerpool
 from ..common.errors import InputError
 from ..common.positions import position_limit
 from ..common.rows import is_folder
-from .encoders import Encoder, LayerPoolEncoder, PooledEncoder, SentenceTransformersEncoder
+from .encoders import Encoder, LayerPoolEncoder, PooledEncoder, SentenceTransformersEncoder, StatesEncoder
 from .sentence_transformers_files import Module, Settings, check_modules, read_modules, read_settings
 
 
@@ -120,6 +121,41 @@ def load_encoder(
             encoder.documents = replace(encoder, prompt=prompts.documents)
         return encoder
     return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
+
+
+def load_states_encoder(
+    model_name_or_path: str | Path,
+    *,
+    revision: str = "main",
+    max_seq_length: int | None = None,
+    max_tokens_per_batch: int = 8192,
+    device: str | torch.device | None = None,
+    allow_pickle: bool = False,
+    prompt: str = "",
+) -> StatesEncoder:
+    """Open a model of this package, or an encoder that it can pool, to read all of its hidden states.
+
+    The encoder of a sentence-transformers folder is read without the folder's other modules.
+
+    Args:
+        model_name_or_path, revision, max_seq_length, max_tokens_per_batch, device, allow_pickle: as in
+            [`load_encoder`].
+        prompt: goes before each text.
+
+    Raises:
+        InputError: [`load_layerpool`] cannot open the model, or the device does not exist.
+    """
+    name = str(model_name_or_path)
+    try:
+        # A pooler without weights, which reads all states.
+        model, tokenizer = load_layerpool(
+            name, revision=revision, allow_pickle=allow_pickle, pooler_type="concat_layers", projection_dim=None
+        )
+    except InputError as error:
+        raise InputError(f"--features states: {error}; --features pooled takes any encoder") from error
+    tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
+    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return StatesEncoder(model.eval().to(device), tokenizer, max_tokens_per_batch, prompt)
 
 
 def _usable_device(device: str | torch.device) -> torch.device:

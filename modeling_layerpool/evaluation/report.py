@@ -23,7 +23,9 @@ PACKAGES = ("modeling-layerpool", "torch", "transformers", "accelerate", "senten
 
 
 def format_results(results: Mapping[str, Any]) -> str:
-    """`results` (as in `evaluation.json`) as tables: STS, pairs, retrieval, the geometry, and the prompts if any."""
+    """`results` (as in `evaluation.json`) as tables: STS, pairs, retrieval, transfer tasks with their average, the
+    geometry, and the prompts if any.
+    """
     tables = []
     for group in ("sts", "pairs", "retrieval"):
         if sets := results.get(group):
@@ -31,6 +33,10 @@ def format_results(results: Mapping[str, Any]) -> str:
             absent = dict.fromkeys((column for scores in sets.values() for column in scores), "")
             rows = [{group: name, **absent, **scores} for name, scores in sets.items()]
             tables.append(tabulate(rows, headers="keys", floatfmt=".2f", missingval="undefined"))
+    if tasks := results.get("transfer"):
+        rows = [{"transfer": name, **scores} for name, scores in tasks.items()]
+        rows.append({"transfer": "average", "accuracy": sum(row["accuracy"] for row in rows) / len(rows)})
+        tables.append(tabulate(rows, headers="keys", floatfmt=".2f"))
     if geometry := results.get("geometry"):
         tables.append(tabulate([geometry], headers="keys", floatfmt=".4f", missingval="undefined"))
     if prompts := results.get("prompts"):

@@ -10,6 +10,7 @@ from .plots import (
     plot_scores,
     plot_similarities,
     plot_spectrum,
+    plot_transfer,
 )
 
 
@@ -23,5 +24,6 @@ __all__ = [
     "plot_scores",
     "plot_similarities",
     "plot_spectrum",
+    "plot_transfer",
     "write_model_card",
 ]

@@ -19,6 +19,7 @@ from .plots import (
     plot_layer_weights,
     plot_similarities,
     plot_spectrum,
+    plot_transfer,
     require_matplotlib,
 )
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_FILE_NAME = 200  # in bytes; file systems have 255
 # The files of an evaluation in its folder.
-PICTURES = ("similarities_*.png", "alignment_uniformity.png", "spectrum.png", "layer_weights*.png")
+PICTURES = ("similarities_*.png", "alignment_uniformity.png", "spectrum.png", "layer_weights*.png", "transfer.png")
 THIS_MODEL = "this model"
 # Texts drawn at random from each set: enough for a mean, and for the directions of a space.
 LAYER_TEXTS, SPECTRUM_TEXTS = 1_000, 10_000
@@ -51,6 +52,7 @@ class EvaluationPlots:
         self.texts: dict[str, list[str]] = {}
         self.similarities: dict[str, tuple[np.ndarray, Sequence[float]]] = {}
         self.variances: np.ndarray | None = None
+        self.transfer: dict[str, Mapping[str, float]] = {}
 
     def note_texts(
         self, name: str, texts: Sequence[str], encoder: CachingEncoder | None = None, prompt: str = ""
@@ -69,6 +71,10 @@ class EvaluationPlots:
         """Note the cosine of the two sides of each pair; the encoder remembers their embeddings."""
         self.similarities[name] = (pair_cosines(encoder, first, second), scores)
 
+    def note_transfer(self, name: str, accuracies: Mapping[str, float]) -> None:
+        """Note the accuracies of a transfer task, by what they are read from."""
+        self.transfer[name] = accuracies
+
     def write(self, folder: Path, encoder: Encoder, geometry: Mapping[str, float]) -> None:
         """Draw all plots that the evaluation has data for, and remove those of an earlier evaluation.
 
@@ -84,6 +90,8 @@ class EvaluationPlots:
                 path.unlink()
         for name, (cosines, scores) in self.similarities.items():
             plot_similarities(cosines, scores, folder / f"similarities_{_file_name(name)}.png")
+        if self.transfer:
+            plot_transfer(self.transfer, folder / "transfer.png")
         if np.isfinite([geometry.get(value, np.nan) for value in ("alignment", "uniformity")]).all():
             plot_alignment_uniformity({THIS_MODEL: geometry, **self.compared}, folder / "alignment_uniformity.png")
         else:

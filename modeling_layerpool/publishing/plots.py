@@ -26,6 +26,7 @@ SCORE_BINS = 5
 MAX_NAME = 30
 # Heat maps with more columns have no room for a number in each cell or a label on each column.
 MAX_COLUMNS_WITH_NUMBERS = 14
+MAX_BARS_WITH_NUMBERS = 27
 # A smaller share of the variance is rounding of float32.
 LEAST_SHARE = 1e-10
 
@@ -247,6 +248,40 @@ def plot_scores(
     for axes in grid[len(scores) :]:
         axes.set_axis_off()
     figure.supxlabel(f"{metric}: each seed (dot), lowest to highest (line), mean (stroke)", size=10)
+    return _save(figure, path)
+
+
+def plot_transfer(accuracies: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
+    """Accuracies on transfer tasks: a group of bars for each task, a bar for each thing that the classifier reads.
+
+    Args:
+        accuracies: by task and what is read (`last layer`, `best single state`, `all states`), in percent. Each task
+            has the same names.
+        path: the PNG file to write.
+
+    Raises:
+        InputError: there is no task, the names differ between tasks, or an accuracy is not finite.
+    """
+    if not accuracies:
+        raise InputError("no accuracies to plot")
+    kinds = list(next(iter(accuracies.values())))
+    if any(list(by_kind) != kinds for by_kind in accuracies.values()):
+        raise InputError("accuracies: each task needs the same names")
+    values = np.stack([_numbers(list(row.values()), f"accuracies on {name!r}") for name, row in accuracies.items()])
+    figure = _figure(3.6)
+    axes = figure.add_subplot()
+    width = 0.8 / len(kinds)
+    for number, kind in enumerate(kinds):
+        middles = np.arange(len(values)) + (number - (len(kinds) - 1) / 2) * width
+        bars = axes.bar(middles, values[:, number], width, label=_name(kind), color=COLORS[number % len(COLORS)])
+        if values.size <= MAX_BARS_WITH_NUMBERS:
+            axes.bar_label(bars, fmt="%.1f", fontsize=6.5, padding=1)
+    # Bars start at a round number below the lowest, since all are far above 0.
+    axes.set_ylim(max(0, 10 * np.floor((values.min() - 2) / 10)), min(100, 5 * np.ceil((values.max() + 2) / 5)))
+    axes.set_xticks(range(len(values)), [_name(name) for name in accuracies])
+    axes.set_ylabel("accuracy in % (the axis does not start at 0)")
+    _quiet(axes)
+    figure.legend(loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=9)
     return _save(figure, path)
 
 

@@ -58,6 +58,15 @@ def write_retrieval(folder: Path) -> Path:
     return folder
 
 
+def write_transfer(path: Path) -> Path:
+    """A task of 40 short texts, about cats or about guitars."""
+    words = (("cat", "sleeps"), ("guitar", "sounds"))
+    texts = [
+        (" ".join(["The", noun, verb, *["again"] * (row % 5)]), noun) for row in range(20) for noun, verb in words
+    ]
+    return write_lines(path, [{"sentence": text, "label": label} for text, label in texts])
+
+
 class VectorEncoder:
     """An encoder that looks up the vector of each text, and notes the texts of each call."""
 

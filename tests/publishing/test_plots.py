@@ -33,6 +33,9 @@ EXAMPLES = {
     "plot_similarities": ([0.1, 0.5, 0.9], [0, 2.5, 5]),
     "plot_scores": ({"stsb": {"mean": [80.0, 81.0]}},),
     "plot_spectrum": ({"ours": [3.0, 1.0, 0.5]},),
+    "plot_transfer": (
+        {"mr": {"last layer": 77.2, "all states": 79.7}, "cr": {"last layer": 82.3, "all states": 85.9}},
+    ),
 }
 OPTIONS = {"plot_learning_curves": {"metric": "spearman"}}
 
@@ -153,6 +156,9 @@ def test_a_name_is_neither_a_formula_nor_endless(draw):
         ("plot_similarities", ([], []), "cosines: expected a row of numbers, not an array of shape (0,)"),
         ("plot_scores", ({"stsb": {}},), "no scores to plot"),
         ("plot_scores", ({"stsb": {"mean": [float("nan")]}},), "scores of 'mean' on 'stsb': not all of them"),
+        ("plot_transfer", ({},), "no accuracies to plot"),
+        ("plot_transfer", ({"mr": {"a": 1.0}, "cr": {"b": 1.0}},), "accuracies: each task needs the same names"),
+        ("plot_transfer", ({"mr": {"a": float("nan")}},), "accuracies on 'mr': not all of them are finite"),
         ("plot_spectrum", ({},), "no spectrum to plot"),
         ("plot_spectrum", ({"a": [1.0, -1.0]},), "spectrum of 'a': variances must not be negative"),
     ],

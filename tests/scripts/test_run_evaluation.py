@@ -10,7 +10,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
-from transformers import BertConfig, BertModel
+from transformers import AlbertConfig, AlbertModel, BertConfig, BertModel
 
 import run_evaluation
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
@@ -25,7 +25,7 @@ from modeling_layerpool.evaluation import (
     write_results,
 )
 from modeling_layerpool.evaluation.metrics import similarity_scores
-from tests.evaluation.data import PAIRS, real_data, write_lines, write_pairs, write_retrieval
+from tests.evaluation.data import PAIRS, real_data, write_lines, write_pairs, write_retrieval, write_transfer
 from tests.processes import ROOT, launch
 
 
@@ -145,6 +145,58 @@ def test_the_prompts_in_use_are_told_and_no_others(evaluate, tiny_folder, sts_fi
     assert geometry["mean_cosine"] == pytest.approx(mean_cosine(documents), abs=1e-6)
     expected = alignment(encoder.queries.encode(first), encoder.documents.encode(second))
     assert geometry["alignment"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("features", ["pooled", "states"])
+def test_transfer_tasks_have_a_row_each_and_their_average(evaluate, tiny_folder, tmp_path, features):
+    easy = write_transfer(tmp_path / "task.jsonl")
+    rows = [json.loads(line) for line in easy.read_text().splitlines()]
+    pairs = [{"sentence1": row["sentence"], "sentence2": "The cat sleeps.", "label": row["label"]} for row in rows]
+    for part, begin in (("train", 0), ("test", 30)):
+        write_lines(tmp_path / "pairs" / f"{part}.jsonl", pairs[begin:])
+    tasks = ("--transfer", f"easy={easy}", f"pairs={tmp_path / 'pairs'}")
+    code, output, errors, path = evaluate("--model_name_or_path", tiny_folder, *tasks, "--features", features)
+    results = json.loads(path.read_text())
+    assert code == 0
+    assert list(results) == ["sts", "retrieval", "geometry", "transfer", "model", "versions", "date"]
+    assert results["transfer"] == {
+        "easy": {"accuracy": 100.0, "rows": 40, "features": features},
+        "pairs": {"accuracy": 100.0, "rows": 10, "features": features},
+    }
+    lines = [line.split() for line in output.splitlines()]
+    assert lines[0] == ["transfer", "accuracy", "rows", "features"]
+    assert lines[-1] == ["average", "100.00"]
+    assert errors.count("Classifying easy:   0%") == 1
+
+
+def test_states_give_a_plot_of_transfer_tasks(evaluate, tiny_folder, tmp_path):
+    task = ("--transfer", f"easy={write_transfer(tmp_path / 'task.jsonl')}")
+    for features, drawn in (("states", True), ("pooled", False)):
+        code, *_, path = evaluate("--model_name_or_path", tiny_folder, *task, "--plots", "--features", features)
+        assert code == 0
+        assert Path(path.parent, "plots", "transfer.png").exists() == drawn
+
+
+def test_states_that_cannot_be_read_end_in_one_sentence(evaluate, tiny_folder, tmp_path):
+    sizes = {"vocab_size": 2000, "embedding_size": 16, "hidden_size": 32, "num_attention_heads": 2}
+    AlbertModel(AlbertConfig(**sizes, intermediate_size=37, num_hidden_layers=1)).save_pretrained(tmp_path / "albert")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny_folder, file), tmp_path / "albert")
+    task = ("--transfer", f"easy={write_transfer(tmp_path / 'task.jsonl')}", "--features", "states")
+    code, _, errors, path = evaluate("--model_name_or_path", str(tmp_path / "albert"), *task)
+    assert code == 2
+    assert "error: --features states: " in errors
+    assert "a model of type 'albert'; use one of bert, " in errors
+    assert errors.endswith("; --features pooled takes any encoder\n")
+    assert not path.exists()
+
+
+def test_features_without_a_transfer_task_are_refused(evaluate, tiny_folder, sts_file):
+    code, _, errors, _ = evaluate(
+        "--model_name_or_path", tiny_folder, "--sts", f"a={sts_file}", "--features", "states"
+    )
+    assert code == 2
+    assert errors.splitlines()[-1] == "error: --features states does nothing without --transfer"
 
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}

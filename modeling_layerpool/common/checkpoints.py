@@ -95,7 +95,7 @@ def load_layerpool(
         ignore_mismatched_sizes: start a new classifier if that of the checkpoint is missing or has another shape.
             Default: False.
         config_overrides: fields of the configuration to change. With another `pooler_type`, the options of the old
-            pooler return to their defaults.
+            pooler return to their defaults, and `projection_dim` too, unless a classifier on it is kept.
 
     Raises:
         InputError: the checkpoint does not exist, is broken, or is not of a known encoder; it has no weights or no
@@ -111,7 +111,12 @@ def load_layerpool(
             f"{model_name_or_path}: a model of type {model_type!r}; use one of {known}, or of this package"
         )
     check_sizes(model_name_or_path, config, classes.config)
+    trained = config.get("pooler_type")
     config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
+    keeps_classifier = task == "sequence-classification" and has_classifier(config) and not ignore_mismatched_sizes
+    if config_overrides.get("pooler_type", trained) != trained and not keeps_classifier:
+        # Every save writes the width of the pooler that it had, which a kept classifier still needs.
+        config_overrides.setdefault("projection_dim", None)
     model, info = open_checkpoint(
         getattr(classes, task.replace("-", "_")),
         model_name_or_path,

@@ -209,6 +209,12 @@ def test_a_trained_classifier_of_another_shape_is_not_quietly_replaced(saved_cla
     assert model.classifier.weight.shape == (5, 32)
 
 
+@pytest.mark.parametrize("task", ["embedding", "sequence-classification"])
+def test_a_new_pooler_on_a_saved_encoder_has_the_width_of_its_own(saved, task):
+    model, _ = load_layerpool(saved(pooler_type="mean"), task=task, pooler_type="concat_layers")
+    assert model.embedding_dim == 4 * 32
+
+
 def test_a_saved_sentence_encoder_gets_a_new_classifier(saved):
     folder = saved(pooler_type="layer_attention")
     model, _ = load_layerpool(folder, task="sequence-classification", num_labels=4)

@@ -276,7 +276,6 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         (["--transfer", "unheard"], "--transfer unheard: no built-in task of this name"),
         (["--transfer", "mr"], "cornell-movie-review-data/rotten_tomatoes could not be loaded from the Hub"),
         (["--transfer", "t=missing.jsonl"], "missing.jsonl: no such file"),
-        (["--transfer", "t=x.jsonl", "--features", "all"], "argument --features: invalid choice: 'all'"),
         (["--sts", "a={sts}", "--sts", "a={sts}"], "--sts: the name 'a' is given twice"),
         (["--sts", "a="], "--sts a=: expected NAME=PATH"),
         (["--sts", "={sts}"], "expected NAME=PATH"),

@@ -269,10 +269,13 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to evaluate: give --sts, --pairs or --retrieval"),
+        ([], "nothing to evaluate: give --sts, --pairs, --retrieval or --transfer"),
         (["--sts", "a=missing.jsonl"], "missing.jsonl: no such file"),
         (["--sts", "unheard"], "--sts unheard: no built-in set of this name"),
         (["--sts", "sts12"], "mteb/sts12-sts could not be loaded from the Hub"),
+        (["--transfer", "unheard"], "--transfer unheard: no built-in task of this name"),
+        (["--transfer", "mr"], "cornell-movie-review-data/rotten_tomatoes could not be loaded from the Hub"),
+        (["--transfer", "t=missing.jsonl"], "missing.jsonl: no such file"),
         (["--sts", "a={sts}", "--sts", "a={sts}"], "--sts: the name 'a' is given twice"),
         (["--sts", "a="], "--sts a=: expected NAME=PATH"),
         (["--sts", "={sts}"], "expected NAME=PATH"),

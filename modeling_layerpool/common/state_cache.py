@@ -179,7 +179,12 @@ class StateCache:
 def distinct_texts(
     input_ids: Sequence[Sequence[int]], token_type_ids: Sequence[Sequence[int]] | None = None
 ) -> tuple[list[Sequence[int]], list[Sequence[int]] | None, list[int]]:
-    """`(input_ids, token_type_ids, rows)`: each text once, in order, and for each given text its index among these."""
+    """
+    `(input_ids, token_type_ids, rows)`: each text once, in order, and for each given text its index among these. Token
+    types that are all 0 are None, as encoders take them for 0 then.
+    """
+    if token_type_ids is not None and not any(map(any, token_type_ids)):
+        token_type_ids = None
     index_of: dict[tuple, int] = {}
     first: list[int] = []
     rows = []

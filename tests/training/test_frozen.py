@@ -1,6 +1,7 @@
 """Training on the stored states of a frozen encoder gives what training through the encoder gives."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from transformers import TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertForSequenceClassification
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.state_cache import cached_states
 from modeling_layerpool.evaluation.development import development_evaluator
 from modeling_layerpool.training.classification import (
     ClassificationTrainer,
@@ -107,6 +109,14 @@ def test_classification_on_stored_states_equals_training_through_the_encoder(
     torch.testing.assert_close(weights_of(cached), weights_of(direct), **tolerance)
     assert losses(cached) == pytest.approx(losses(direct), rel=tolerance["rtol"])
     assert cached.evaluate()["eval_loss"] == pytest.approx(direct.evaluate()["eval_loss"], rel=tolerance["rtol"])
+
+
+def test_the_states_of_a_classifier_are_those_of_the_same_texts_in_python(make_classifier, tokenizer):
+    trainer = make_classifier(pairs=False)
+    texts = [row["anchor"] for row in triplets(20)]
+    cached_states(trainer.model, texts, tokenizer, f"{trainer.args.output_dir}/_states")
+    # The evaluation rows are in the order of their lengths.
+    assert len(os.listdir(f"{trainer.args.output_dir}/_states")) == 2
 
 
 def test_predictions_from_stored_states_are_in_the_order_of_the_rows(make_classifier, tokenizer):

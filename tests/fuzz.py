@@ -55,6 +55,7 @@ MOST_MEMORY = 4 << 30  # more than there is now, so that a case fails and not th
 MOST_STEPS = 6  # longer plans are valid, too, and are ended here as an early stop would
 MOST_WORKERS = 4
 SENTENCE = re.compile(r"error: \S+(\s+\S+){2,}")
+HEAD = ("head.safetensors", "head.json", "README.md", "trainer_state.json")
 TRAINED = ("model.safetensors", "config.json", "tokenizer.json", "README.md", "trainer_state.json")
 
 
@@ -330,7 +331,8 @@ def missing(plan: dict, folder: Path) -> list[str]:
         # Labelled pairs alone give nothing to draw.
         names = ["evaluation.json", *(["plots"] if plan["plots"] and (plan["sts"] or plan["retrieval"]) else [])]
     else:
-        names += TRAINED if plan["do_train"] else []
+        if plan["do_train"]:
+            names += HEAD if plan.get("save_head_only") else TRAINED
         names += ["eval_results.json"] if plan["do_eval"] else []
         names += ["predictions.jsonl", "test_results.json"] if plan["do_predict"] else []
         names += ["curves.png"] if plan.get("plot_curves") else []

@@ -112,7 +112,8 @@ class FrozenTexts:
         first = len(self)
         self.caches.append(StateCache(file.path, np.arange(len(input_ids))))
         self.begins.append(first)
-        self.index_of |= {text_id(ids): first + index for index, ids in enumerate(input_ids)}
+        # A text that was added before keeps its index.
+        self.index_of = {text_id(ids): first + index for index, ids in enumerate(input_ids)} | self.index_of
         return first + np.asarray(rows)
 
     def _compute(self, file: StateFile) -> None:
@@ -131,7 +132,7 @@ class FrozenTexts:
         return sum(len(cache) for cache in self.caches)
 
     def states_of(self, input_ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The states of texts that were added together, by their tokens."""
+        """The states of texts that were added first, by their tokens."""
         return self.states(np.array([self.index_of[text_id(ids)] for ids in input_ids]))
 
     def states(self, indices: np.ndarray) -> torch.Tensor:

@@ -16,7 +16,6 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..models.modeling_layerpool_packing import ReducedSentences
 from ..models.modeling_layerpool_poolers import build_pooler
 from .checkpoint_files import HEAD_FILE, loading_errors
 from .checkpoints import load_layerpool
@@ -50,9 +49,7 @@ class Head(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """The logits `(b, c)` for the states that this pooler reads, `(b, its states, 2, h)`."""
-        states = states.to(self.classifier.weight.dtype)
-        reduced = [self.pooler.reduce(state, ReducedSentences()) for state in states.unbind(dim=1)]
-        return self.classifier(self.pooler(reduced)[0])
+        return self.classifier(self.pooler.pool_states(states.to(self.classifier.weight.dtype))[0])
 
 
 class Heads(nn.Module):

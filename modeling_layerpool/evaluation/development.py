@@ -49,13 +49,13 @@ def development_evaluator(path: str | Path) -> tuple[DevelopmentEvaluator | None
         else:
             return None, {}
 
-    frozen: dict[str, FrozenLayerPoolEncoder] = {}  # by the weights of the encoder
+    frozen: dict[tuple, FrozenLayerPoolEncoder] = {}  # by all that the states depend on
 
     def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
         encoder = LayerPoolEncoder(model, tokenizer, show_progress_bar=False)
         if not (model.pooler.reads_tokens or any(weight.requires_grad for weight in model.base_model.parameters())):
-            weights = encoder_checksum(model)
-            encoder = frozen.setdefault(weights, FrozenLayerPoolEncoder(model, tokenizer))
+            key = (encoder_checksum(model), tuple(model.pooler.states), tokenizer.model_max_length)
+            encoder = frozen.setdefault(key, FrozenLayerPoolEncoder(model, tokenizer))
             encoder.model = model
         return evaluate(encoder, *data)
 

@@ -30,7 +30,6 @@ from .modeling_layerpool_packing import (
     PackedInputMixin,
     PackedSentences,
     PaddedSentences,
-    ReducedSentences,
     find_sequence_starts,
     sequences_from_lengths,
 )
@@ -191,8 +190,8 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
         """
         if encoder_states is not None:
             self._check_states(encoder_states)
-            states = encoder_states.to(self.dtype).unbind(dim=1)
-            outputs, reduced = BaseModelOutput(), [self.pooler.reduce(state, ReducedSentences()) for state in states]
+            outputs = BaseModelOutput()
+            embedding, layer_attentions = self.pooler.pool_states(encoder_states.to(self.dtype))
         else:
             outputs, reduced = self._read(
                 self.pooler.reduce,
@@ -205,7 +204,7 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
                 sequence_starts,
                 **kwargs,
             )
-        embedding, layer_attentions = self.pooler(reduced)
+            embedding, layer_attentions = self.pooler(reduced)
         return LayerPoolModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=embedding,

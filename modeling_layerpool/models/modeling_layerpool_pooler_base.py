@@ -135,6 +135,10 @@ class Pooler(nn.Module):
         """The part of a hidden state `(b, t, h)` that this pooler needs."""
         return sentences.mean(state)
 
+    def pool_states(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As [`forward`], from the first token and the token mean of each state read, `(b, n, 2, h)`."""
+        return self([self.reduce(state, ReducedSentences()) for state in states.unbind(dim=1)])
+
     def forward(self, reduced: list) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:

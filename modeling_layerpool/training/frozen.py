@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from ..common.command_line import check_used
 from ..common.errors import InputError
 from ..common.state_cache import DTYPES, StateCache, StateFile, distinct_texts
-from .batching import local_rows, text_id
+from .batching import local_rows
 from .distributed import same_on_all
 from .lora import has_adapter
 from .run_arguments import RunArguments
@@ -86,7 +86,6 @@ class FrozenTexts:
         self.trainer = trainer
         self.caches: list[StateCache] = []
         self.begins: list[int] = []  # the index of the first text of each cache
-        self.index_of: dict[int, int] = {}  # from the identity of a text to its index
 
     def __getstate__(self) -> dict[str, Any]:
         # Data workers only read states.
@@ -112,8 +111,6 @@ class FrozenTexts:
         first = len(self)
         self.caches.append(StateCache(file.path, np.arange(len(input_ids))))
         self.begins.append(first)
-        # A text that was added before keeps its index.
-        self.index_of = {text_id(ids): first + index for index, ids in enumerate(input_ids)} | self.index_of
         return first + np.asarray(rows)
 
     def _compute(self, file: StateFile) -> None:
@@ -130,10 +127,6 @@ class FrozenTexts:
 
     def __len__(self) -> int:
         return sum(len(cache) for cache in self.caches)
-
-    def states_of(self, input_ids: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The states of texts that were added first, by their tokens."""
-        return self.states(np.array([self.index_of[text_id(ids)] for ids in input_ids]))
 
     def states(self, indices: np.ndarray) -> torch.Tensor:
         """The states of some texts that were added together, `(len(indices), n, 2, h)`."""

@@ -266,7 +266,7 @@ def test_a_frozen_encoder_is_trained_on_by_its_states_whatever_is_learned(run, a
     before, after = AutoModel.from_pretrained(arguments["model_name_or_path"]).state_dict(), weights(out)
     assert all(after[name].equal(weight) for name, weight in before.items() if name.startswith("bert."))
     predicted = read_lines(out / "predictions.jsonl")
-    run(options | {"state_cache": "off", "state_cache_dir": None, "output_dir": tmp_path / "off"})
+    run(options | {"state_cache": "off", "output_dir": tmp_path / "off"})
     for one, other in zip(predicted, read_lines(tmp_path / "off" / "predictions.jsonl"), strict=True):
         assert one.get("scores", one["prediction"]) == pytest.approx(
             other.get("scores", other["prediction"]), rel=1e-3

@@ -243,6 +243,22 @@ def test_development_data_is_encoded_once_while_the_encoder_is_frozen(make_encod
     assert after["eval_pearson"] == pytest.approx(direct.evaluate()["eval_pearson"], rel=1e-4)
 
 
+def test_development_states_of_other_layers_or_another_length_are_not_mixed_up(tiny_model, tokenizer, tmp_path):
+    rows = [
+        {"sentence1": row["anchor"], "sentence2": row["positive"], "score": number % 5}
+        for number, row in enumerate(triplets(9))
+    ]
+    evaluator, _ = development_evaluator(write_lines(tmp_path / "dev.jsonl", rows))
+    weights = tiny_model().bert.state_dict()
+    for layers, length in (([0, 3], 512), ([3], 512), ([3], 4)):
+        model = tiny_model(pooler_type="concat_layers", pooler_layers=layers)
+        model.bert.load_state_dict(weights)
+        tokenizer.model_max_length = length
+        expected = evaluator(model, tokenizer)  # trains its encoder
+        model.base_model.requires_grad_(False)
+        assert evaluator(model, tokenizer) == pytest.approx(expected, rel=1e-4)
+
+
 def test_two_processes_compute_the_states_together_and_train_as_one(tmp_path):
     results = []
     for processes in (1, 2):

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from ...common.command_line import check_used
+from ..batching import text_id
 from ..frozen import FrozenTexts
 
 
@@ -22,6 +23,13 @@ def read_states(trainer: Trainer) -> tuple[Dataset | None, Dataset | None, "Stat
     columns, frozen = trainer.columns, trainer.frozen
     train, evaluation = (_with_states(rows, columns, frozen) for rows in (trainer.train_dataset, trainer.eval_dataset))
     return train, evaluation, StatesCollator(columns, frozen, trainer.data_collator)
+
+
+def states_of(texts: Sequence[Sequence[int]], column: str, trainer: Trainer) -> torch.Tensor:
+    """The states of tokenized texts that a column of the training rows holds, `(len(texts), n, 2, h)`."""
+    known = map(text_id, trainer.train_dataset[f"{column}_input_ids"])
+    index_of = dict(zip(known, trainer.train_states[f"{column}_states"], strict=True))
+    return trainer.frozen.states(np.array([index_of[text_id(ids)] for ids in texts]))
 
 
 def _with_states(dataset: Dataset | None, columns: Sequence[str], frozen: FrozenTexts) -> Dataset | None:

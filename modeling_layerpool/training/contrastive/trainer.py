@@ -35,7 +35,7 @@ from .arguments import ContrastiveTrainingArguments
 from .data import check_row_length, is_tokenized, tokenize_dataset
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
-from .frozen_batches import read_states
+from .frozen_batches import read_states, states_of
 from .gradient_cache import GradientCache
 from .mlm_term import MaskedLanguageTerm
 from .neighbours import NeighbourBatchSampler, load_plan
@@ -144,7 +144,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         check_engine(self)
         self.frozen = frozen_texts(self)
         if self.frozen is not None:
-            self._train_states, self.eval_dataset, self.data_collator = read_states(self)
+            self.train_states, self.eval_dataset, self.data_collator = read_states(self)
         self._whole_model = WholeModel(self) if self.is_fsdp_enabled else None
         self.extra_modules.to(args.device)
         self.add_callback(ExtraModulesCallback(self.extra_modules))
@@ -204,7 +204,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().make_batch_sampler(batch_size, **options)
 
     def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset:
-        return self.train_dataset if self.frozen is None else self._train_states
+        return self.train_dataset if self.frozen is None else self.train_states
 
     def _embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenized texts. Each process computes a part of them."""
@@ -213,7 +213,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             if self.frozen is None:
                 embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
             else:
-                embeddings = self.model.pool_states(self.frozen.states_of(own))
+                embeddings = self.model.pool_states(states_of(own, self.columns[0], self))
         return gather_rows(embeddings.clone(), rows_of_all(len(own)))
 
     # --- loss ---

@@ -69,8 +69,9 @@ def with_pooler(facts: CardFacts, model: PreTrainedModel, output: dict[str, str]
     """
     config, states = model.config, model.pooler.states
     settings = {}
-    if config.pooler_residual is not None:
-        settings["pooler residual"] = f"the pooler adds to the {config.pooler_residual} of the highest state read"
+    residual = model.pooler.residual
+    if residual is not None:
+        settings["pooler residual"] = f"the pooler adds to the {residual} of the highest state read"
     if config.pooler_normalize_inputs:
         settings["pooler inputs"] = "each hidden state normalized to mean 0 and variance 1"
     if config.pooler_output_activation is not None:
@@ -90,7 +91,7 @@ def with_pooler(facts: CardFacts, model: PreTrainedModel, output: dict[str, str]
         width=model.embedding_dim,
         pooler_type=config.pooler_type,
         pooler_weighting=model.pooler.weighting,
-        pooler_residual=config.pooler_residual,
+        pooler_residual=residual,
     )
 
 

@@ -1,5 +1,6 @@
 """Finds, reads and checks the files of a checkpoint. An unusable file ends in one sentence."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from .errors import InputError
 from .rows import read_json, shown
 
 
+logger = logging.getLogger(__name__)
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # Packages raise these for a model that is missing, broken, or needs another package. Their text gives the reason.
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
@@ -29,6 +32,15 @@ SIZES = (
 )
 MOST_LAYERS = 1000
 MOST_TOKENS = 10_000_000
+# The switches of `1_Pooling/config.json`, and the modes that they stand for.
+POOLING_SWITCHES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 HEAD_FILE = "head.json"  # of a head that was saved without its encoder
 # Files of a checkpoint, other than config.json, that hold one JSON object.
 JSON_FILES = (
@@ -101,6 +113,27 @@ def find_config(name: str, revision: str = "main") -> dict[str, Any] | None:
             f"{name}: config.json: id2label must give the name of each class by its number, not {shown(id2label)}"
         )
     return config
+
+
+def published_pooling(name: str, revision: str = "main") -> str:
+    """
+    The pooling that a sentence-transformers folder names in `1_Pooling/config.json`: `"mean"` or `"cls"`. `"mean"` if
+    there is no such file; with a warning if it names a pooling that is neither.
+    """
+    path = find_file(name, "1_Pooling/config.json", revision)
+    if path is None:
+        return "mean"
+    config = read_json_object(path)
+    # Until sentence-transformers 5, the file had a switch for each mode: pooling_mode_cls_token.
+    switches = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
+    modes = config.get("pooling_mode", switches or "mean")
+    mode = modes[0] if isinstance(modes, list) and len(modes) == 1 else modes
+    if mode == "cls":
+        return "cls"
+    # A mean over the root of the number of tokens is the mean times a number, with the same cosines.
+    if mode not in ("mean", "mean_sqrt_len_tokens"):
+        logger.warning("%s: pooled by %s, which no pooler here does; it starts as mean", path, shown(mode))
+    return "mean"
 
 
 def has_classifier(config: dict[str, Any]) -> bool:

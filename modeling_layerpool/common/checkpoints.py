@@ -25,6 +25,7 @@ from ..models.modeling_layerpool_modernbert import (
     LayerPoolModernBertModel,
 )
 from ..models.modeling_layerpool_mpnet import LayerPoolMPNetForSequenceClassification, LayerPoolMPNetModel
+from ..models.modeling_layerpool_pooler_base import Pooler
 from ..models.modeling_layerpool_poolers import POOLERS
 from ..models.modeling_layerpool_roberta import LayerPoolRobertaForSequenceClassification, LayerPoolRobertaModel
 from .checkpoint_files import (
@@ -34,6 +35,7 @@ from .checkpoint_files import (
     has_classifier,
     load_tokenizer,
     open_checkpoint,
+    published_pooling,
     read_config,
 )
 from .errors import InputError
@@ -63,6 +65,8 @@ MODELS = (
 )
 # Prefixes of the tensors of the pooler and the classifier.
 HEADS = ("classifier.", "pooler.")
+# The pooler of an encoder that has none. It starts as the pooling that the encoder was published with.
+DEFAULT_POOLER = "residual_layers"
 
 
 def load_layerpool(
@@ -79,10 +83,11 @@ def load_layerpool(
     """
     Open a checkpoint of this package, or of a plain encoder, with its tokenizer, for training.
 
-    A plain encoder gets a new pooler and a new classifier. A checkpoint of this package must hold both as trained,
-    unless a new one is requested: a pooler by another `pooler_type`, a linear map to another width by
-    `projection_dim`, a classifier by `ignore_mismatched_sizes`. A sentence encoder without a classifier gets a new
-    one.
+    A plain encoder, or a sentence-transformers folder, gets a new pooler and a new classifier. Without a `pooler_type`
+    the new pooler is `residual_layers`, which starts as the pooling that the folder names in `1_Pooling/config.json`,
+    or else as `mean`. A checkpoint of this package must hold both as trained, unless a new one is requested: a pooler
+    by another `pooler_type`, a linear map to another width by `projection_dim`, a classifier by
+    `ignore_mismatched_sizes`. A sentence encoder without a classifier gets a new one.
 
     Args:
         model_name_or_path: a folder or a Hub model ID.
@@ -111,6 +116,10 @@ def load_layerpool(
             f"{model_name_or_path}: a model of type {model_type!r}; use one of {known}, or of this package"
         )
     check_sizes(model_name_or_path, config, classes.config)
+    if model_type == classes.config.model_type:
+        config, config_overrides = _by_new_names(config), _by_new_names(config_overrides)
+    else:
+        config_overrides = _with_default_pooler(model_name_or_path, revision, config_overrides)
     trained = config.get("pooler_type")
     config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
     keeps_classifier = task == "sequence-classification" and has_classifier(config) and not ignore_mismatched_sizes
@@ -178,6 +187,20 @@ def _new_head_by(key: str) -> str:
     return "start a new pooler with another --pooler_type"
 
 
+def _by_new_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a configuration, where `weighted_layers` with a residual has its name of today, `residual_layers`."""
+    is_renamed = fields.get("pooler_type") == "weighted_layers" and fields.get("pooler_residual") is not None
+    return fields | {"pooler_type": "residual_layers"} if is_renamed else fields
+
+
+def _with_default_pooler(name: str, revision: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The given fields for a plain encoder, and the pooler that it gets if they name none."""
+    given = _by_new_names({"pooler_type": DEFAULT_POOLER} | given)
+    if given["pooler_type"] == DEFAULT_POOLER:
+        given.setdefault("pooler_residual", published_pooling(name, revision))
+    return given
+
+
 def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The given overrides, checked against the pooler. Options of the checkpoint's old pooler return to defaults."""
     trained = config.get("pooler_type")  # None: a plain encoder
@@ -189,14 +212,16 @@ def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) 
             continue
         if given.get(option, default) != default:
             raise InputError(
-                f"{option}={given[option]} does nothing with pooler_type={pooler}; it is of {' and '.join(poolers)}"
+                f"{option}={given[option]} does nothing with pooler_type={pooler}; it is of {', '.join(poolers)}"
             )
         if option in config:
             overrides[option] = default
-    residual = config.get("pooler_residual")
+    residual = config.get("pooler_residual") or POOLERS.get(pooler, Pooler).residual
     if pooler == trained and given.get("pooler_residual", residual) != residual:
         raise InputError(
             f"{name}: its {pooler} was trained with pooler_residual={residual}, and its weights mean something else "
             f"with {given['pooler_residual']}; leave pooler_residual as it is, or start from an encoder without pooler"
         )
+    if pooler == "residual_layers" and given.get("pooler_residual", "mean") is None:
+        raise InputError("residual_layers needs a pooler_residual, mean or cls; weighted_layers has none")
     return overrides

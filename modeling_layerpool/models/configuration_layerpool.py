@@ -30,10 +30,7 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
 
     pooler_type: str = field(
         default="layer_attention",
-        metadata={
-            "help": f"Pooler that turns the hidden states into one vector: {', '.join(POOLERS)}. A plain "
-            "encoder, which has no pooler, gets layer_attention."
-        },
+        metadata={"help": f"Pooler that turns the hidden states into one vector: {', '.join(POOLERS)}."},
     )
     pooler_layers: list[int] | None = field(
         default=None,
@@ -70,7 +67,7 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
         readers = POOLER_OPTIONS["pooler_residual"]
         if self.pooler_residual is not None and self.pooler_type not in readers:
             raise ValueError(
-                f"pooler_residual={self.pooler_residual!r} is for {' and '.join(readers)}, not for "
+                f"pooler_residual={self.pooler_residual!r} is for {', '.join(readers)}, not for "
                 f"{self.pooler_type}: set it to None."
             )
         POOLERS[self.pooler_type].validate(self)

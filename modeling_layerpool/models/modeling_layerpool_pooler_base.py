@@ -51,21 +51,21 @@ class ActivationOptions(PoolerOptions):
 
 @dataclass(kw_only=True)
 class ResidualOptions(PoolerOptions):
-    """Options of the poolers that can add to a plain pooling: `layer_attention` and `weighted_layers`."""
+    """Options of the poolers that can add to a plain pooling."""
 
     pooler_residual: str | None = field(
         default=None,
         metadata={
-            "help": "Plain pooling of the highest hidden state read, to which layer_attention or weighted_layers adds "
-            "its output: mean (token mean), cls (first token) or none. The added output is zero before training. Not "
-            "in the papers."
+            "help": "Plain pooling of the highest hidden state read, to which residual_layers, layer_attention or "
+            "weighted_layers adds its output: mean (token mean), cls (first token) or none. The added output is zero "
+            "before training. residual_layers has mean if it is not set. Not in the papers."
         },
     )
     pooler_normalize_inputs: bool = field(
         default=False,
         metadata={
-            "help": "Normalize the pooled vector of each state to mean 0 and variance 1 before layer_attention or "
-            "weighted_layers, so that states with larger values do not dominate. Not in the papers."
+            "help": "Normalize the pooled vector of each state to mean 0 and variance 1 before residual_layers, "
+            "layer_attention or weighted_layers, so that states with larger values do not dominate. Not in the papers."
         },
     )
 
@@ -89,8 +89,9 @@ class Pooler(nn.Module):
         weighting: `"fixed"` if the weights of the hidden states are not learned, `"shared"` if all texts have the same
             weights, `"per_text"` if each text has its own.
         citation: BibTeX of the paper, empty if there is none.
-        learning_rate: the recommended learning rate of the pooler. None: that of the encoder.
+        learning_rate: the learning rate of the pooler in contrastive training. None: that of the encoder.
         reads_tokens: whether `reduce` needs every token of a state, and not only the first token and the token mean.
+        residual: the plain pooling that the output is added to, `"mean"` or `"cls"`, or None.
     """
 
     options: ClassVar[tuple[type[PoolerOptions], ...]] = ()
@@ -98,6 +99,7 @@ class Pooler(nn.Module):
     citation: ClassVar[str] = ""
     learning_rate: ClassVar[float | None] = None
     reads_tokens: ClassVar[bool] = False
+    residual: str | None = None
 
     def __init__(self, config):
         super().__init__()
@@ -157,15 +159,8 @@ class ResidualPooler(Pooler):
 
     def __init__(self, config):
         super().__init__(config)
-        self.residual, self.normalizes_inputs = config.pooler_residual, config.pooler_normalize_inputs
-
-    @classmethod
-    def validate(cls, config) -> None:
-        if config.pooler_residual is not None and config.projection_dim not in (None, config.hidden_size):
-            raise ValueError(
-                f"pooler_residual={config.pooler_residual!r} needs an embedding as wide as the encoder, "
-                f"{config.hidden_size}, not projection_dim={config.projection_dim}."
-            )
+        self.residual = config.pooler_residual or self.residual
+        self.normalizes_inputs = config.pooler_normalize_inputs
 
 
 class RReLU(nn.RReLU):

@@ -111,8 +111,7 @@ class WeightedLayersPooler(ResidualPooler):
     `layer_weights (n,)` start at 0 and `scale` at 1: a new pooler is the plain mean over the states. With another
     width in `projection_dim` a linear map `projection (d, h)` follows.
 
-    With `pooler_residual` the embedding is `x_last` or `c_last` plus `sum_j layer_weights_j x_j`: any weights, without
-    softmax and scale, which start at 0 and can be negative.
+    With `pooler_residual` this is `residual_layers`.
     """
 
     weighting = "shared"
@@ -144,12 +143,24 @@ class WeightedLayersPooler(ResidualPooler):
             pooled = normalize(pooled)
         if self.residual is None:
             weights = self.layer_weights.softmax(dim=0)
-            embedding = self.projection(self.scale * torch.einsum("n,bnh->bh", weights, pooled))
+            embedding = self.scale * torch.einsum("n,bnh->bh", weights, pooled)
         else:
             embedding = last + torch.einsum("n,bnh->bh", self.layer_weights, pooled)
             coefficients = torch.cat([self.layer_weights[:-1], self.layer_weights[-1:] + 1]).abs()
             weights = coefficients / coefficients.sum()
-        return embedding, weights.expand(pooled.shape[0], -1)
+        return self.projection(embedding), weights.expand(pooled.shape[0], -1)
+
+
+class ResidualLayersPooler(WeightedLayersPooler):
+    """
+    `residual_layers`: a plain pooling and one learned scalar for each hidden state, without softmax.
+
+    The embedding is `x_last`, or `c_last` with `pooler_residual="cls"`, plus `sum_j layer_weights_j x_j`. The weights
+    start at 0, so that a new pooler is the plain pooling exactly, and can be negative. With another width in
+    `projection_dim` a linear map `projection (d, h)` follows.
+    """
+
+    residual = "mean"
 
 
 @dataclass(kw_only=True)
@@ -202,6 +213,14 @@ class LayerAttentionPooler(ResidualPooler):
   year = {2022},
   url = {https://aclanthology.org/2022.coling-1.405}
 }"""
+
+    @classmethod
+    def validate(cls, config) -> None:
+        if config.pooler_residual is not None and config.projection_dim not in (None, config.hidden_size):
+            raise ValueError(
+                f"pooler_residual={config.pooler_residual!r} needs an embedding as wide as the encoder, "
+                f"{config.hidden_size}, not projection_dim={config.projection_dim}."
+            )
 
     def __init__(self, config):
         super().__init__(config)
@@ -332,6 +351,7 @@ class AttentiveLayersPooler(Pooler):
 POOLERS: dict[str, type[Pooler]] = {
     "layer_attention": LayerAttentionPooler,
     "hire": HirePooler,
+    "residual_layers": ResidualLayersPooler,
     "weighted_layers": WeightedLayersPooler,
     "concat_layers": ConcatLayersPooler,
     "attentive_layers": AttentiveLayersPooler,

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 from modeling_layerpool import LayerPoolBertModel
-from modeling_layerpool.common.checkpoint_files import loading_errors, read_json_object
+from modeling_layerpool.common.checkpoint_files import loading_errors, published_pooling, read_json_object
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.masked_lm.models import load_masked_language_model
@@ -32,11 +32,11 @@ def saved(tiny_model, tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("pooler_type", "option", "readers"),
     [
-        ("mean", {"pooler_residual": "mean"}, "layer_attention and weighted_layers"),
+        ("mean", {"pooler_residual": "mean"}, "layer_attention, residual_layers, weighted_layers"),
         ("mean", {"pooler_scaling": "sqrt_hidden_size"}, "layer_attention"),
         ("hire", {"pooler_output_activation": "relu"}, "layer_attention"),
-        ("weighted_layers", {"pooler_activation": "gelu"}, "layer_attention and hire"),
-        ("cls", {"pooler_normalize_inputs": True}, "layer_attention and weighted_layers"),
+        ("weighted_layers", {"pooler_activation": "gelu"}, "layer_attention, hire"),
+        ("cls", {"pooler_normalize_inputs": True}, "layer_attention, residual_layers, weighted_layers"),
         ("layer_attention", {"pooler_gru_size": 8}, "hire"),
         (None, {"pooler_gru_layers": 1}, "hire"),
         ("concat_layers", {"pooler_queries": 2}, "attentive_layers"),
@@ -74,9 +74,66 @@ def test_another_pooler_keeps_what_both_read(saved):
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
 def test_the_weights_of_a_pooler_are_not_read_as_those_of_another_residual(saved, pooler_type, trained, given):
     folder = saved(pooler_type=pooler_type, pooler_residual=trained)
-    with pytest.raises(InputError, match=f"its {pooler_type} was trained with pooler_residual={trained}"):
+    name = "residual_layers" if pooler_type == "weighted_layers" and trained else pooler_type
+    with pytest.raises(InputError, match=f"its {name} was trained with pooler_residual={trained}"):
         load_layerpool(folder, pooler_residual=given)
     load_layerpool(folder, pooler_residual=trained)
+
+
+@pytest.mark.parametrize(
+    ("trained", "given"),
+    [
+        ({"pooler_type": "weighted_layers", "pooler_residual": "mean"}, {"pooler_type": "residual_layers"}),
+        ({"pooler_type": "residual_layers"}, {"pooler_type": "weighted_layers", "pooler_residual": "mean"}),
+        ({"pooler_type": "residual_layers", "pooler_residual": "cls"}, {"pooler_type": "residual_layers"}),
+    ],
+)
+def test_residual_layers_under_their_old_name_keep_their_weights(tiny_model, tokenizer, tmp_path, trained, given):
+    model = tiny_model(**trained)
+    torch.nn.init.normal_(model.pooler.layer_weights)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again, _ = load_layerpool(str(tmp_path), **given)
+    assert torch.equal(again.pooler.layer_weights, model.pooler.layer_weights)
+    assert again.pooler.residual == model.pooler.residual
+    assert (again.encode(["a b"], tokenizer) == model.encode(["a b"], tokenizer)).all()
+
+
+def test_residual_layers_without_a_residual_are_refused(minilm):
+    with pytest.raises(InputError, match="residual_layers needs a pooler_residual, mean or cls"):
+        load_layerpool(minilm, pooler_residual=None)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        (None, "mean"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+        ({"pooling_mode": "mean_sqrt_len_tokens"}, "mean"),
+    ],
+)
+def test_an_encoder_without_pooler_starts_as_the_pooling_that_it_was_published_with(
+    tmp_path, tokenizer, tiny_config, pooling, expected
+):
+    BertModel(BertConfig(**tiny_config)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    if pooling is not None:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    model, _ = load_layerpool(str(tmp_path))
+    assert model.config.pooler_type == "residual_layers"
+    plain, _ = load_layerpool(str(tmp_path), pooler_type=expected)
+    assert (model.encode(list(SENTENCES), tokenizer) == plain.encode(list(SENTENCES), tokenizer)).all()
+
+
+def test_a_pooling_that_no_pooler_does_is_warned_of(tmp_path, caplog):
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["mean", "max"]}')
+    assert published_pooling(str(tmp_path)) == "mean"
+    assert "pooled by ['mean', 'max'], which no pooler here does; it starts as mean" in caplog.text
 
 
 def test_a_plain_encoder_takes_any_residual(minilm):

@@ -43,7 +43,10 @@ def test_pooler_layers_count_from_both_ends():
         ({"projection_dim": 0}, "projection_dim=0 must be a positive integer"),
         ({"pooler_gru_size": -1}, "pooler_gru_size=-1 must be a positive integer"),
         ({"pooler_residual": "max"}, "pooler_residual='max' is unknown; use one of mean, cls"),
-        ({"pooler_residual": "mean", "pooler_type": "hire"}, "for layer_attention and weighted_layers, not for hire"),
+        (
+            {"pooler_residual": "mean", "pooler_type": "hire"},
+            "residual_layers, weighted_layers, not for hire",
+        ),
         ({"pooler_residual": "cls", "pooler_type": "mean"}, "not for mean: set it to None"),
         ({"pooler_normalize_inputs": "false"}, "pooler_normalize_inputs='false' must be True or False"),
         ({"pooler_residual": "mean", "projection_dim": 64}, "as wide as the encoder, 768, not projection_dim=64"),

@@ -100,10 +100,21 @@ def test_layer_attention_with_a_residual_equals_its_formula(tiny_model, tokenize
     torch.testing.assert_close(got.pooler_output, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("residual", ["mean", "cls", None])
+@pytest.mark.parametrize(
+    ("pooler_type", "given", "residual"),
+    [
+        ("weighted_layers", None, None),
+        ("weighted_layers", "mean", "mean"),
+        ("weighted_layers", "cls", "cls"),
+        ("residual_layers", None, "mean"),
+        ("residual_layers", "cls", "cls"),
+    ],
+)
 @pytest.mark.parametrize("normalize", [False, True])
-def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokenizer, residual, normalize):
-    model = tiny_model(pooler_type="weighted_layers", pooler_residual=residual, pooler_normalize_inputs=normalize)
+def test_weighted_and_residual_layers_equal_their_formula(
+    tiny_model, tokenizer, pooler_type, given, residual, normalize
+):
+    model = tiny_model(pooler_type=pooler_type, pooler_residual=given, pooler_normalize_inputs=normalize)
     nn.init.normal_(model.double().pooler.layer_weights)
     weights = model.pooler.layer_weights.detach().clone()
     if residual is None:
@@ -124,7 +135,7 @@ def test_weighted_layers_with_a_residual_equal_their_formula(tiny_model, tokeniz
     torch.testing.assert_close(got.layer_attentions[0], weights.abs() / weights.abs().sum())
 
 
-@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
+@pytest.mark.parametrize("pooler_type", ["layer_attention", "residual_layers", "weighted_layers"])
 @pytest.mark.parametrize("residual", ["mean", "cls"])
 @pytest.mark.parametrize("options", [{}, {"pooler_normalize_inputs": True}])
 def test_a_new_residual_pooler_is_the_plain_one_exactly(minilm, minilm_tokenizer, pooler_type, residual, options):

@@ -96,7 +96,7 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
         default=None,
         metadata={
             "help": "Learning rate of the pooler, with the same schedule as --learning_rate. "
-            f"Default: --learning_rate (recommended: {_RATES})."
+            f"Default: {_RATES}; --learning_rate for other poolers, with --freeze_encoder and under DeepSpeed."
         },
     )
     max_seq_length: int | None = field(

@@ -23,17 +23,25 @@ def choose_trained_parameters(model: PreTrainedModel, args) -> None:
         )
 
 
+def pooler_learning_rate(model: PreTrainedModel, args) -> float | None:
+    """The learning rate of the pooler if it has its own: the given one, or the one recommended for the pooler."""
+    if args.pooler_learning_rate is not None:
+        return args.pooler_learning_rate
+    # A frozen encoder leaves --learning_rate to the pooler, and DeepSpeed has one rate for all parameters.
+    shares_rate = args.freeze_encoder or args.deepspeed_plugin is not None
+    return None if shares_rate else model.pooler.learning_rate
+
+
 def add_parameter_groups(optimizer: torch.optim.Optimizer, trainer: Trainer) -> None:
     """Give the pooler its learning rate, and add the parameters that do not belong to the model."""
     args = trainer.args
-    if args.pooler_learning_rate is not None:
+    rate = pooler_learning_rate(trainer.model, args)
+    if rate is not None:
         pooler = {id(parameter) for parameter in trainer.model.pooler.parameters()}
         for group in list(optimizer.param_groups):
             own = [parameter for parameter in group["params"] if id(parameter) in pooler]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in pooler]
-            optimizer.add_param_group(
-                {"params": own, "weight_decay": group["weight_decay"], "lr": args.pooler_learning_rate}
-            )
+            optimizer.add_param_group({"params": own, "weight_decay": group["weight_decay"], "lr": rate})
     if trainer.mlm_head is not None:
         decaying = set(trainer.get_decay_parameter_names(trainer.mlm_head.language_model))
         for decays, weight_decay in ((True, args.weight_decay), (False, 0.0)):

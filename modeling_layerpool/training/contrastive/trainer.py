@@ -41,7 +41,7 @@ from .mlm_term import MaskedLanguageTerm
 from .neighbours import NeighbourBatchSampler, load_plan
 from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
-from .parameter_groups import add_parameter_groups, choose_trained_parameters
+from .parameter_groups import add_parameter_groups, choose_trained_parameters, pooler_learning_rate
 
 
 # The Trainer requires an evaluation dataset, even if only the evaluator is to run.
@@ -394,7 +394,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         settings |= facts.settings
         if args.freeze_encoder:
             settings["trained"] = TRAINED_FROZEN
-        if args.pooler_learning_rate is not None:
-            settings["learning rate of the pooler"] = f"{args.pooler_learning_rate:g}"
+        if (rate := pooler_learning_rate(self.model, args)) is not None:
+            settings["learning rate of the pooler"] = f"{rate:g}"
         citations = [*([objective.citation] if objective.citation else []), *facts.citations]
         return replace(facts, task="sentence-similarity", settings=settings, citations=citations)

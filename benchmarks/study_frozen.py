@@ -16,8 +16,8 @@ Each run is one command of a script. A finished run is a file in `output_dir/res
 interrupted study continues. Once a first process has written the files and states of a task, several processes can
 share the work by `--tasks`, `--parts` or `--seeds`. With `--mlm_steps` the encoder is first trained further with
 masked language modeling, so that its last layer serves another task. The tables are printed and written to
-`output_dir/study.jsonl`, the heat map to `output_dir/states.png`. `study_frozen_contrastive.py` has the contrastive
-training of heads.
+`output_dir/study.jsonl`, the plots to `output_dir/heads.png` and `output_dir/states.png`.
+`study_frozen_contrastive.py` has the contrastive training of heads.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from tqdm.auto import tqdm
 from modeling_layerpool import load_layerpool
 from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.common.state_cache import cached_states
+from modeling_layerpool.publishing.plots import plot_transfer
 from modeling_layerpool.training.classification import ClassificationDataArguments, read_part
 
 
@@ -67,11 +68,12 @@ CONTROLS = {
     "attention": {**ATTENTION, **LAST},
 }
 BEST_STATE = "best single state"
+ALL_STATES = "concat_layers"  # in the plot
 HEADS = {
     BEST_STATE: {"pooler_type": "concat_layers"},  # and the state that logistic regression chooses on dev
     "weighted_layers": {"pooler_type": "weighted_layers", "pooler_normalize_inputs": "true"},
     "layer_attention": PERCEPTRON,
-    "concat_layers": {"pooler_type": "concat_layers"},
+    ALL_STATES: {"pooler_type": "concat_layers"},
     "attentive_layers": ATTENTION,
 }
 ALL_HEADS = {**{f"last: {name}": flags for name, flags in CONTROLS.items()}, **HEADS}
@@ -220,6 +222,9 @@ def head_rows(study: Study, options: argparse.Namespace) -> list[dict]:
         }
         controls[task] = max(dev, key=dev.get)
     best = {task: test[control][task] for task, control in controls.items()}
+    bars = {"best head on the last state": best, "best single state": test[BEST_STATE], "all states": test[ALL_STATES]}
+    means = {task.upper(): {name: statistics.mean(of[task]) for name, of in bars.items()} for task in options.tasks}
+    plot_transfer(means, options.output_dir / "heads.png")
     seven = [task for task in TRANSFER if task in options.tasks]
     rows = []
     for head, of in test.items():

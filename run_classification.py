@@ -235,6 +235,7 @@ def run(
         task="sequence-classification",
         **model_args.loading_options(training_args.do_train),
         ignore_mismatched_sizes=not is_saved,
+        default_pooler="concat_layers" if training_args.freeze_encoder else None,
         **labels.config_fields,
         **model_args.config_overrides(),
     )

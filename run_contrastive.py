@@ -104,6 +104,7 @@ def run(
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         **model_args.loading_options(training_args.do_train),
+        default_pooler="residual_layers" if training_args.freeze_encoder else None,
         **model_args.config_overrides(),
     )
     adapter = {}

@@ -27,7 +27,7 @@ STARTS = ("mean", "concat_layers")
 NORMALIZED = {"pooler_normalize_inputs": "true"}
 LAST = {"pooler_layers": [-1]}
 HEADS = {
-    "mean + weighted_layers": {"pooler_type": "weighted_layers", "pooler_residual": "mean"},
+    "residual_layers": {"pooler_type": "residual_layers"},
     "mean + layer_attention": {"pooler_type": "layer_attention", "pooler_residual": "mean", **NORMALIZED},
     "mean + layer_attention, last layer": {
         "pooler_type": "layer_attention",

@@ -44,7 +44,7 @@ def main() -> None:
     train(minilm, data, model, options.pooler_type)
     evaluate("evaluation after training", model, data / "test", output_dir / "after")
 
-    print_comparison(read_scores(output_dir / "before"), read_scores(output_dir / "after"))
+    print_comparison(read_scores(output_dir / "before"), read_scores(output_dir / "after"), options.pooler_type)
     answer_questions(model, data / "test" / "corpus.jsonl")
     print_closing(model, time.monotonic() - started)
 
@@ -134,11 +134,15 @@ def read_scores(folder: Path) -> dict[str, float]:
     return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["retrieval"]["test"]
 
 
-def print_comparison(before: dict[str, float], after: dict[str, float]) -> None:
+def print_comparison(before: dict[str, float], after: dict[str, float], pooler: str) -> None:
     """Print both evaluations side by side, and one sentence about them."""
     rows = [(metric, before[metric], after[metric], after[metric] - before[metric]) for metric in METRICS]
     print(f"\n=== retrieval on modules not seen in training ({before['queries']} queries, percent)")
-    print(tabulate(rows, headers=("", "before", "after", "change"), floatfmt=("", ".2f", ".2f", "+.2f")))
+    print(
+        tabulate(
+            rows, headers=("", "before (mean)", f"after ({pooler})", "change"), floatfmt=("", ".2f", ".2f", "+.2f")
+        )
+    )
     print(f"\n{verdict(before['ndcg@10'], after['ndcg@10'])}")
 
 

@@ -65,8 +65,6 @@ MODELS = (
 )
 # Prefixes of the tensors of the pooler and the classifier.
 HEADS = ("classifier.", "pooler.")
-# The pooler of an encoder that has none. It starts as the pooling that the encoder was published with.
-DEFAULT_POOLER = "residual_layers"
 
 
 def load_layerpool(
@@ -78,14 +76,15 @@ def load_layerpool(
     attn_implementation: str | None = None,
     dtype: str | torch.dtype = torch.float32,
     ignore_mismatched_sizes: bool = False,
+    default_pooler: str | None = None,
     **config_overrides: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     Open a checkpoint of this package, or of a plain encoder, with its tokenizer, for training.
 
     A plain encoder, or a sentence-transformers folder, gets a new pooler and a new classifier. Without a `pooler_type`
-    the new pooler is `residual_layers`, which starts as the pooling that the folder names in `1_Pooling/config.json`,
-    or else as `mean`. A checkpoint of this package must hold both as trained, unless a new one is requested: a pooler
+    the pooler is the pooling that the folder names in `1_Pooling/config.json`, `mean` or `cls`, and `mean` if it names
+    none. A checkpoint of this package must hold both as trained, unless a new one is requested: a pooler
     by another `pooler_type`, a linear map to another width by `projection_dim`, a classifier by
     `ignore_mismatched_sizes`. A sentence encoder without a classifier gets a new one.
 
@@ -99,6 +98,8 @@ def load_layerpool(
             since weights in half precision lose small updates. Mixed precision in training comes from autocast.
         ignore_mismatched_sizes: start a new classifier if that of the checkpoint is missing or has another shape.
             Default: False.
+        default_pooler: pooler of an encoder that has none, if no `pooler_type` is given. Default: the pooling that it
+            was published with.
         config_overrides: fields of the configuration to change. With another `pooler_type`, the options of the old
             pooler return to their defaults, and `projection_dim` too, unless a classifier on it is kept.
 
@@ -119,7 +120,7 @@ def load_layerpool(
     if model_type == classes.config.model_type:
         config, config_overrides = _by_new_names(config), _by_new_names(config_overrides)
     else:
-        config_overrides = _with_default_pooler(model_name_or_path, revision, config_overrides)
+        config_overrides = _with_new_pooler(model_name_or_path, revision, config_overrides, default_pooler)
     trained = config.get("pooler_type")
     config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
     keeps_classifier = task == "sequence-classification" and has_classifier(config) and not ignore_mismatched_sizes
@@ -193,11 +194,12 @@ def _by_new_names(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {"pooler_type": "residual_layers"} if is_renamed else fields
 
 
-def _with_default_pooler(name: str, revision: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The given fields for a plain encoder, and the pooler that it gets if they name none."""
-    given = _by_new_names({"pooler_type": DEFAULT_POOLER} | given)
-    if given["pooler_type"] == DEFAULT_POOLER:
-        given.setdefault("pooler_residual", published_pooling(name, revision))
+def _with_new_pooler(name: str, revision: str, given: dict[str, Any], default_pooler: str | None) -> dict[str, Any]:
+    """The given fields for a plain encoder, with the pooler that it gets."""
+    published = published_pooling(name, revision)
+    given = _by_new_names({"pooler_type": default_pooler or published} | given)
+    if given["pooler_type"] == "residual_layers":
+        given.setdefault("pooler_residual", published)
     return given
 
 

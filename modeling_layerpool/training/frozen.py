@@ -35,7 +35,9 @@ class FreezableRunArguments(RunArguments):
         default=False,
         metadata={
             "help": "Train only the pooler and the classifier, with the encoder in evaluation mode. The encoder runs "
-            "once over each distinct text, and every epoch reads its states from a file (see --state_cache)."
+            "once over each distinct text, and every epoch reads its states from a file (see --state_cache). Without "
+            "--pooler_type, an encoder that has no pooler gets one that reads all layers: concat_layers for a "
+            "classifier, residual_layers otherwise."
         },
     )
     state_cache: str = field(

@@ -101,7 +101,7 @@ def test_residual_layers_under_their_old_name_keep_their_weights(tiny_model, tok
 
 def test_residual_layers_without_a_residual_are_refused(minilm):
     with pytest.raises(InputError, match="residual_layers needs a pooler_residual, mean or cls"):
-        load_layerpool(minilm, pooler_residual=None)
+        load_layerpool(minilm, pooler_type="residual_layers", pooler_residual=None)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,10 @@ def test_an_encoder_without_pooler_starts_as_the_pooling_that_it_was_published_w
     if pooling is not None:
         (tmp_path / "1_Pooling").mkdir()
         (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
-    model, _ = load_layerpool(str(tmp_path))
-    assert model.config.pooler_type == "residual_layers"
-    plain, _ = load_layerpool(str(tmp_path), pooler_type=expected)
+    plain, _ = load_layerpool(str(tmp_path))
+    assert plain.config.pooler_type == expected
+    model, _ = load_layerpool(str(tmp_path), pooler_type="residual_layers")
+    assert model.config.pooler_residual == expected
     assert (model.encode(list(SENTENCES), tokenizer) == plain.encode(list(SENTENCES), tokenizer)).all()
 
 

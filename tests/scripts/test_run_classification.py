@@ -155,12 +155,14 @@ def test_roberta_is_classified_too(run, arguments, files, out, tiny, roberta_tok
     assert len(read_lines(out / "predictions.jsonl")) == 7
 
 
-def test_a_plain_bert_gets_layer_attention(run, arguments, files, out, tokenizer, tmp_path):
+def test_a_plain_bert_gets_mean_and_a_frozen_one_all_layers(run, arguments, files, out, tokenizer, tmp_path):
     folder = tmp_path / "bert"
     BertModel(BertConfig(**TINY_BERT)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    run(arguments | files() | {"model_name_or_path": str(folder)})
-    assert AutoConfig.from_pretrained(out).pooler_type == "layer_attention"
+    for freezes, expected in ((False, "mean"), (True, "concat_layers")):
+        flags = {"model_name_or_path": str(folder), "freeze_encoder": freezes, "overwrite_output_dir": True}
+        run(arguments | files() | flags)
+        assert AutoConfig.from_pretrained(out).pooler_type == expected
 
 
 def test_rows_without_labels_are_predicted_and_not_measured(run, arguments, files, out, tmp_path):

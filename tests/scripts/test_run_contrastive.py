@@ -118,7 +118,7 @@ def test_the_checkpoints_configuration_stays_where_no_flag_is_given(tiny_folder,
     assert (config.pooler_type, config.pooler_layers) == ("cls", [0, -2])
 
 
-def test_unsupervised_from_a_plain_bert_and_a_text_file_gets_layer_attention(files, tokenizer, tmp_path):
+def test_unsupervised_from_a_plain_bert_and_a_text_file_gets_mean(files, tokenizer, tmp_path):
     BertModel(BertConfig(**TINY_BERT)).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     text = tmp_path / "text.txt"
@@ -127,7 +127,7 @@ def test_unsupervised_from_a_plain_bert_and_a_text_file_gets_layer_attention(fil
     done = run(options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "unsupervised, on the columns text" in done.stdout
-    assert AutoModel.from_pretrained(files["out"]).config.pooler_type == "layer_attention"
+    assert AutoModel.from_pretrained(files["out"]).config.pooler_type == "mean"
 
 
 def test_validation_rows_like_the_training_data_give_their_loss(tiny_folder, files):

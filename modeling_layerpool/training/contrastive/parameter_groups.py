@@ -14,7 +14,7 @@ def choose_trained_parameters(model: PreTrainedModel, args) -> None:
         if not has_weights:
             raise InputError(
                 f"freeze_encoder leaves nothing to train: pooler_type={model.config.pooler_type} has no weights of "
-                "its own"
+                "its own; choose one that has some, such as residual_layers or attentive_layers"
             )
         freeze_encoder(model)
     if args.pooler_learning_rate is not None and not has_weights:

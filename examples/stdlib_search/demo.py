@@ -138,11 +138,8 @@ def print_comparison(before: dict[str, float], after: dict[str, float], pooler: 
     """Print both evaluations side by side, and one sentence about them."""
     rows = [(metric, before[metric], after[metric], after[metric] - before[metric]) for metric in METRICS]
     print(f"\n=== retrieval on modules not seen in training ({before['queries']} queries, percent)")
-    print(
-        tabulate(
-            rows, headers=("", "before (mean)", f"after ({pooler})", "change"), floatfmt=("", ".2f", ".2f", "+.2f")
-        )
-    )
+    headers = ("", "before (mean)", f"after ({pooler})", "change")
+    print(tabulate(rows, headers=headers, floatfmt=("", ".2f", ".2f", "+.2f")))
     print(f"\n{verdict(before['ndcg@10'], after['ndcg@10'])}")
 
 

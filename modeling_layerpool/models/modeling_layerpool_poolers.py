@@ -335,8 +335,10 @@ class AttentiveLayersPooler(Pooler):
 
     def forward(self, reduced: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         values = normalize(torch.stack(reduced, dim=1))  # (b, n, 2, h)
-        keys = values + self.state_embeddings
-        scores = torch.einsum("qh,bnkh->bqnk", self.queries / math.sqrt(keys.shape[-1]), keys)
+        queries = self.queries / math.sqrt(values.shape[-1])
+        # The sum v_m + e_m itself is never made: it would be as large as all states of the batch.
+        of_states = torch.einsum("qh,nkh->qnk", queries, self.state_embeddings)
+        scores = torch.einsum("qh,bnkh->bqnk", queries, values) + of_states
         if self.training:
             dropped = self.layer_dropout(torch.ones_like(scores[:, 0, :, :1])) == 0  # (b, n, 1)
             dropped &= ~dropped.all(dim=1, keepdim=True)  # a text that would lose every state keeps them

@@ -135,7 +135,7 @@ class EvaluationArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
     allow_pickle: bool = field(default=False, metadata={"help": "Also load pickled weights, which can run code."})
     plots: bool = field(
-        default=False, metadata={"help": "Write plots into plots/ in the --output_dir. Needs the extra 'plots'."}
+        default=False, metadata={"help": "Write plots into plots/ in the --output_dir. Needs matplotlib."}
     )
     compare: list[str] = field(
         default_factory=list,

@@ -34,7 +34,7 @@ LEAST_SHARE = 1e-10
 def require_matplotlib() -> None:
     """Raise an [`InputError`] if matplotlib is not installed. It is not imported."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib: pip install 'modeling-layerpool[plots]'")
+        raise InputError("plots need matplotlib: pip install matplotlib")
 
 
 def plot_layer_weights(

@@ -187,7 +187,7 @@ def without_matplotlib(monkeypatch):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_without_matplotlib_the_sentence_says_what_to_install(without_matplotlib, tmp_path, name):
-    with pytest.raises(InputError, match=r"^plots need matplotlib: pip install 'modeling-layerpool\[plots\]'$"):
+    with pytest.raises(InputError, match=r"^plots need matplotlib: pip install matplotlib$"):
         getattr(plots, name)(*EXAMPLES[name], tmp_path / "plot.png", **OPTIONS.get(name, {}))
 
 

@@ -16,7 +16,7 @@ from modeling_layerpool.models.configuration_layerpool import POOLER_OPTIONS
 from tests.processes import ROOT
 
 
-pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install 'modeling-layerpool[docs]'")
+pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
 
 
 @pytest.fixture(scope="module")

@@ -393,7 +393,7 @@ def test_curves_without_matplotlib_are_refused_at_once(fails, arguments, out, mo
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
     )
-    assert "pip install 'modeling-layerpool[plots]'" in fails(arguments | {"plot_curves": True})
+    assert "pip install matplotlib" in fails(arguments | {"plot_curves": True})
     assert not out.exists()
 
 

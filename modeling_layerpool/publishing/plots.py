@@ -29,6 +29,8 @@ MAX_COLUMNS_WITH_NUMBERS = 14
 MAX_BARS_WITH_NUMBERS = 27
 # A smaller share of the variance is rounding of float32.
 LEAST_SHARE = 1e-10
+# A curve that changes by a smaller share of its largest value looks flat.
+LEAST_CHANGE = 0.01
 
 
 def require_matplotlib() -> None:
@@ -115,6 +117,7 @@ def plot_learning_curves(
         marker = "." if len(points) < 50 else None
         axes.plot(list(points), list(points.values()), color=color, marker=marker, linewidth=1.3)
         axes.set_ylabel(label)
+        show_flat_curves_flat(axes)
         _quiet(axes)
         if best_step is not None:
             axes.axvline(best_step, color="0.5", linestyle="--", linewidth=1)
@@ -151,6 +154,7 @@ def plot_alignment_uniformity(models: Mapping[str, Mapping[str, float]], path: s
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.set(xlabel="uniformity (lower is better)", ylabel="alignment (lower is better)")
     axes.locator_params(nbins=6)
+    axes.ticklabel_format(axis="x", useOffset=False)
     _quiet(axes)
     # A column of names on the right, in the order of their points: they cannot cover each other.
     order = np.argsort(-points[:, 1], kind="stable")
@@ -310,10 +314,21 @@ def plot_spectrum(spectra: Mapping[str, Sequence[float]], path: str | Path) -> P
         shares = shares[shares > LEAST_SHARE]
         style = {"color": COLORS[number % len(COLORS)], "linestyle": LINE_STYLES[number // len(COLORS) % 3]}
         axes.plot(range(1, len(shares) + 1), 100 * shares, label=_name(name), linewidth=1.5, **style)
-    axes.set(yscale="log", xlabel="principal direction, by variance", ylabel="share of the variance in %")
+    axes.set(xlabel="principal direction, by variance", ylabel="share of the variance in %")
     _quiet(axes)
+    axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)
+
+
+def show_flat_curves_flat(axes: Any) -> None:
+    """Let the y axis span at least 1% of the largest value, so that rounding does not look like a slope."""
+    low, high = axes.dataLim.intervaly
+    span = LEAST_CHANGE * max(abs(low), abs(high))
+    if high - low < span:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
+    axes.ticklabel_format(axis="y", useOffset=False)  # such as 1e-5+8.2
 
 
 def _figure(height: float) -> "Figure":
@@ -335,7 +350,8 @@ def _save(figure: "Figure", path: str | Path) -> Path:
 
 
 def _quiet(axes: Any, grid: str = "y") -> None:
-    """A light grid, and no frame on the sides without a scale."""
+    """A light grid on an axis with numbers in full, and no frame on the sides without a scale."""
+    axes.ticklabel_format(axis=grid, useOffset=False)
     axes.grid(axis=grid, color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

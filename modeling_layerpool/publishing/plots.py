@@ -98,13 +98,7 @@ def plot_learning_curves(
         InputError: there is neither a loss nor a score in the log.
     """
     metric = metric.removeprefix("eval_")
-    losses, scores = {}, {}
-    for entry in log_history:
-        if "train_runtime" in entry:
-            break
-        for points, key in ((losses, "loss"), (scores, f"eval_{metric}")):
-            if isinstance(entry.get(key), (int, float)) and np.isfinite(entry[key]):
-                points[entry["step"]] = entry[key]
+    losses, scores = curves(log_history, metric)
     panels = {"training loss": losses, f"{metric} on the\ndevelopment data": scores}
     panels = {label: points for label, points in panels.items() if points}
     if not panels:
@@ -128,6 +122,18 @@ def plot_learning_curves(
     grid[-1].set_xlabel("step")
     grid[-1].locator_params(axis="x", integer=True)
     return _save(figure, path)
+
+
+def curves(log_history: Sequence[Mapping[str, Any]], metric: str) -> tuple[dict[int, float], dict[int, float]]:
+    """The finite training losses and scores by step, without evaluations after the training."""
+    losses, scores = {}, {}
+    for entry in log_history:
+        if "train_runtime" in entry:
+            break
+        for points, key in ((losses, "loss"), (scores, f"eval_{metric}")):
+            if isinstance(entry.get(key), (int, float)) and np.isfinite(entry[key]):
+                points[entry["step"]] = entry[key]
+    return losses, scores
 
 
 def plot_alignment_uniformity(models: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:

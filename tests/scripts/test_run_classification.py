@@ -418,6 +418,7 @@ def test_the_card_says_what_was_done_and_its_code_runs(run, arguments, files, ou
     for word in ("contrastive", "cosine", "embeddings", "sentence-transformers"):
         assert word not in card.text, word
     assert "a number, `score`" in card.text or kind != "regression"
+    assert "It prints" in card.text
     assert str(out.parent) not in card.content
     test = read_json(out / "test_results.json")
     headline = {"single": "accuracy", "regression": "spearman", "several": "micro_f1"}[kind]

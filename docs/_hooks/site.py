@@ -16,7 +16,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>
 
 # A browser may break a line after a hyphen.
 HYPHENATED = re.compile(r"\S*-\S*")
-MODEL_NAME = re.compile(r"(?<![\w/#-])all-MiniLM-L6-v2(?![\w\"-])")
+NAME_OR_NUMBER = re.compile(r"(?<![\w/-])(?:all-MiniLM-L6-v2|\d(?:\.\d+)?e-\d+)(?![\w-])")
 MAX_UNBROKEN = 40  # characters that fit a narrow screen
 
 
@@ -31,7 +31,7 @@ def on_page_content(html: str, page, config, files: Files) -> str:
     html = html.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     # Highlighted code has tags inside, and does not match.
     html = re.sub(r"(?<=<code>)[^<]*(?=</code>)", lambda code: HYPHENATED.sub(_unbroken, code[0]), html)
-    return MODEL_NAME.sub(_unbroken, html)
+    return re.sub(r"(?<=>)[^<]+", lambda text: NAME_OR_NUMBER.sub(_unbroken, text[0]), html)
 
 
 def _mathml(formula: re.Match[str]) -> str:

@@ -94,6 +94,7 @@ def test_identifiers_are_not_broken_at_hyphens(site):
     configuration = dict(pages(site))["configuration.html"]
     assert '<code><span class="unbroken">--pooler_learning_rate</span></code>' in configuration
     assert '<span class="unbroken">all-MiniLM-L6-v2</span>' in configuration
+    assert '<span class="unbroken">1e-4</span>' in dict(pages(site))["results.html"]
     css = (ROOT / "docs/stylesheets/site.css").read_text(encoding="utf-8")
     assert re.search(r"\.unbroken \{\s*white-space: nowrap;", css)
 

@@ -290,8 +290,7 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
     if is_main_process():
         write_results(results, arguments.output_dir)
         if arguments.update_card:
-            on_hub = STS_DATASETS | {name: task.repository for name, task in TRANSFER_TASKS.items()}
-            built_in = {name: on_hub[name] for name in (*arguments.sts, *arguments.transfer) if name in on_hub}
+            built_in = [name for name in (*arguments.sts, *arguments.transfer) if "=" not in name]
             update_model_card(arguments.model_name_or_path, results, built_in)
         if plots:
             plots.write(Path(arguments.output_dir, "plots"), loaded, results["geometry"])

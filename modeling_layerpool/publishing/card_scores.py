@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from safetensors import safe_open
 
 from ..common.card_facts import COUNTS
 from ..common.errors import InputError, one_line
+from ..evaluation.sts import STS_DATASETS
+from ..evaluation.transfer_tasks import TRANSFER_TASKS
 from .card_metadata import PERCENT, eval_result
 from .card_peers import Peer, peers_on
 from .card_tables import markdown_table, score
@@ -26,6 +28,11 @@ GROUPS = {
     "retrieval": ("information-retrieval", "ndcg@10", "retrieval sets"),
     "transfer": ("text-classification", "accuracy", "transfer tasks"),
 }
+# Dataset, configuration and split on the Hub of the sets that have a name in `run_evaluation.py`. Transfer tasks join
+# their splits.
+BUILT_IN = {("sts", name): (dataset, None, "test") for name, dataset in STS_DATASETS.items()} | {
+    ("transfer", name): (task.repository, task.configuration, None) for name, task in TRANSFER_TASKS.items()
+}
 # A comment holds all scores with their full digits, so that a later evaluation can add to them.
 SECTION = re.compile(r"<!-- evaluation: (?P<scores>.*) -->\n.*?<!-- end of evaluation -->\n\n?", re.DOTALL)
 NEXT_SECTION = re.compile(r"^## (Hidden states|Intended use|Limits)$", re.MULTILINE)
@@ -38,7 +45,7 @@ def check_card(folder: str | Path) -> None:
     _read(Path(folder))
 
 
-def update_model_card(folder: str | Path, results: Mapping[str, Any], on_hub: Mapping[str, str] | None = None) -> Path:
+def update_model_card(folder: str | Path, results: Mapping[str, Any], built_in: Collection[str] = ()) -> Path:
     """
     Add scores to the table, the first sentence and the metadata of the card `README.md` in `folder`; return its path.
 
@@ -48,7 +55,7 @@ def update_model_card(folder: str | Path, results: Mapping[str, Any], on_hub: Ma
     Args:
         folder: the folder of the model that was measured.
         results: the result of `run_evaluation.py`, as in `evaluation.json`.
-        on_hub: the dataset on the Hub of each set that comes from there, by the name of the set.
+        built_in: the names of those STS sets and transfer tasks that were loaded from the Hub by their built-in name.
 
     Raises:
         InputError: there is no card in the folder, or its metadata cannot be read.
@@ -64,9 +71,13 @@ def update_model_card(folder: str | Path, results: Mapping[str, Any], on_hub: Ma
         result
         for group, sets in measured.items()
         for name, values in sets.items()
-        for result in _eval_results(group, name, values, (on_hub or {}).get(name))
+        for result in _eval_results(group, name, values, BUILT_IN.get((group, name)) if name in built_in else None)
     ]
-    new = {(result.task_type, result.dataset_name) for result in added}
+    new = {(GROUPS[group][0], name) for group, sets in measured.items() for name in sets}
+    # An earlier evaluation may have loaded a set from the Hub, and this one from a file.
+    new |= {
+        (GROUPS[group][0], dataset) for (group, name), (dataset, *_) in BUILT_IN.items() if name in measured[group]
+    }
     kept = [result for result in card.data.eval_results or () if (result.task_type, result.dataset_name) not in new]
     card.data.eval_results = [*kept, *added]
     card.data.model_name = card.data.model_name or folder.resolve().name
@@ -106,10 +117,12 @@ def _finite(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]
     }
 
 
-def _eval_results(group: str, name: str, values: Mapping[str, float], on_hub: str | None) -> list[EvalResult]:
-    task = GROUPS[group][0]
+def _eval_results(
+    group: str, name: str, values: Mapping[str, float], hub_parts: tuple[str, str | None, str | None] | None
+) -> list[EvalResult]:
+    task, (on_hub, config, split) = GROUPS[group][0], hub_parts or (None, None, None)
     return [
-        eval_result(task, metric, value, name, on_hub=on_hub, split="test" if on_hub else None)
+        eval_result(task, metric, value, name, on_hub=on_hub, config=config, split=split)
         for metric, value in values.items()
         if metric in PERCENT
     ]

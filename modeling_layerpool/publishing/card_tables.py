@@ -60,7 +60,7 @@ def headline(facts: CardFacts, kept_scores: Mapping[str, float], validation: str
     if not names:
         return "Not evaluated: the quality of this model is unknown."
     name = facts.metric if facts.metric in names else names[0]
-    title = PERCENT[name][1] if name in PERCENT else name.capitalize()
+    title = PERCENT[name][1] if name in PERCENT else f"`{name}`"
     chosen = ", on which the checkpoint was chosen" if facts.is_best_kept and part == "development" else ""
     return f"{title} {score(name, scores[name])} on the {part} data: {data}{chosen}."
 

@@ -52,8 +52,8 @@ def folder(tiny_folder, tmp_path):
     return tmp_path / "tiny"
 
 
-def update(folder, results=RESULTS, on_hub=None):
-    return update_model_card(folder, results, on_hub).read_text(encoding="utf-8")
+def update(folder, results=RESULTS, built_in=()):
+    return update_model_card(folder, results, built_in).read_text(encoding="utf-8")
 
 
 def scores_of(card):
@@ -61,7 +61,7 @@ def scores_of(card):
 
 
 def test_scores_come_into_the_metadata_the_tables_the_first_sentence_and_the_limits(folder):
-    card = update(folder, on_hub={"stsb": STS_DATASETS["stsb"]})
+    card = update(folder, built_in=["stsb"])
     assert scores_of(card) == {
         ("dev.jsonl", "spearman"): 80.0,
         (STS_DATASETS["stsb"], "spearman"): 81.234,
@@ -94,6 +94,19 @@ def test_a_second_evaluation_replaces_its_own_sets_and_keeps_the_others(folder):
     }
     assert "**Spearman 80.00 on average over 2 STS sets, nDCG@10 64.51 on `scifact`.**" in card
     assert card.count("## Evaluation") == 1
+
+
+def test_a_set_is_in_the_metadata_once_whether_it_came_from_the_hub_or_from_a_file(folder):
+    results = {"sts": {"stsb": {"spearman": 1.0, "pairs": 1379}}, "transfer": {"mrpc": {"accuracy": 2.0, "rows": 9}}}
+    for built_in in ((), ("stsb", "mrpc"), ()):
+        card = update(folder, results, built_in)
+        found = scores_of(card).keys() - {("dev.jsonl", "spearman")}
+        assert {name for name, _ in found} == (
+            {STS_DATASETS["stsb"], "nyu-mll/glue"} if built_in else {"stsb", "mrpc"}
+        )
+        if built_in:
+            parts = {(one.dataset_config, one.dataset_split) for one in ModelCard(card).data.eval_results[1:]}
+            assert parts == {(None, "test"), ("mrpc", None)}
 
 
 def test_a_name_cannot_leave_the_comment(folder):

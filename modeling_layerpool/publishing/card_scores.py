@@ -21,12 +21,12 @@ from .folders import write_text
 
 
 CARD_FILE = "README.md"
-# The groups of an evaluation.json: task on the Hub, metric of the first sentence, and name of several sets.
+# The groups of an evaluation.json: task on the Hub, metric of the first sentence, and what one of its sets is called.
 GROUPS = {
-    "sts": ("semantic-similarity", "spearman", "STS sets"),
-    "pairs": ("binary-classification", "average_precision", "sets of pairs"),
-    "retrieval": ("information-retrieval", "ndcg@10", "retrieval sets"),
-    "transfer": ("text-classification", "accuracy", "transfer tasks"),
+    "sts": ("semantic-similarity", "spearman", "STS set"),
+    "pairs": ("binary-classification", "average_precision", "pair set"),
+    "retrieval": ("information-retrieval", "ndcg@10", "retrieval set"),
+    "transfer": ("text-classification", "accuracy", "transfer task"),
 }
 # Dataset, configuration and split on the Hub of the sets that have a name in `run_evaluation.py`. Transfer tasks join
 # their splits.
@@ -129,12 +129,12 @@ def _eval_results(
 
 
 def _first_sentence(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """The mean of the main metric of each group, `Spearman 82.03 on stsb` for example."""
+    """The mean of the main metric of each group, `Spearman 82.03 on the STS set stsb.` for example."""
     parts = []
-    for group, (_, metric, plural) in GROUPS.items():
+    for group, (_, metric, kind) in GROUPS.items():
         values = {name: each[metric] for name, each in scores[group].items() if metric in each}
         if values:
-            sets = f"`{next(iter(values))}`" if len(values) == 1 else f"average over {len(values)} {plural}"
+            sets = f"the {kind} `{next(iter(values))}`" if len(values) == 1 else f"average over {len(values)} {kind}s"
             parts.append(f"{PERCENT[metric][1]} {sum(values.values()) / len(values):.2f} on {sets}")
     return f"{', '.join(parts)}." if parts else "Not evaluated."
 

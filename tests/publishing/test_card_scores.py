@@ -70,7 +70,8 @@ def test_scores_come_into_the_metadata_the_tables_the_first_sentence_and_the_lim
         ("scifact", "ndcg@10"): 64.51,
     }
     assert ModelCard(card).data.license == "mit"
-    assert "**Spearman 75.62 on average over 2 STS sets, nDCG@10 64.51 on `scifact`.** <!-- headline -->" in card
+    sentence = "Spearman 75.62 on average over 2 STS sets, nDCG@10 64.51 on the retrieval set `scifact`."
+    assert f"\n**{sentence}** <!-- headline -->\n" in card
     for row in (("stsb", "81.23", "80.00", "1,379"), ("mine", "70.00", "", "12,345"), ("scifact", "64.51", "300")):
         assert re.search(r"^\| *" + r" *\| *".join(map(re.escape, row)) + r" *\|$", card, re.MULTILINE), row
     assert re.search(r"^\| average +\| 75\.62 ", card, re.MULTILINE)
@@ -92,7 +93,7 @@ def test_a_second_evaluation_replaces_its_own_sets_and_keeps_the_others(folder):
         ("mine", "spearman"): 70.0,
         ("scifact", "ndcg@10"): 64.51,
     }
-    assert "**Spearman 80.00 on average over 2 STS sets, nDCG@10 64.51 on `scifact`.**" in card
+    assert "**Spearman 80.00 on average over 2 STS sets, nDCG@10 64.51 on the retrieval set `scifact`.**" in card
     assert card.count("## Evaluation") == 1
 
 

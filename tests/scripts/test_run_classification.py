@@ -388,8 +388,9 @@ def test_a_head_alone_is_saved_and_predicts_as_the_run_did(run, arguments, files
     assert str(out.parent) not in card.content
     (block,) = re.findall(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(out.parent)
+    capsys.readouterr()
     exec(compile(block, "card", "exec"), {})
-    assert "prediction" in capsys.readouterr().out
+    assert f"It prints:\n\n```\n{capsys.readouterr().out}```" in card.text
 
 
 def test_the_head_of_the_best_checkpoint_is_saved(run, arguments, files, out):

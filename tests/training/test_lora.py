@@ -158,7 +158,7 @@ def test_an_option_that_cannot_work_is_refused_in_one_sentence(options, message)
         LoraArguments(**options)
 
 
-def test_without_peft_the_extra_is_named(tiny_model, monkeypatch):
+def test_without_peft_the_package_is_named(tiny_model, monkeypatch):
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "peft" else plain(name, *a))
     assert not has_adapter(tiny_model())

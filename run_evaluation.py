@@ -50,6 +50,7 @@ from modeling_layerpool.evaluation import (
 from modeling_layerpool.evaluation.encoders import prompts_in_use, query_and_document_encoders
 from modeling_layerpool.evaluation.report import results_folder
 from modeling_layerpool.evaluation.transfer import FEATURES
+from modeling_layerpool.publishing.card_scores import check_card, update_model_card
 
 
 SUBSET_COLUMN = "subset"
@@ -135,7 +136,11 @@ class EvaluationArguments:
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the checkpoint."})
     allow_pickle: bool = field(default=False, metadata={"help": "Also load pickled weights, which can run code."})
     plots: bool = field(
-        default=False, metadata={"help": "Write plots into plots/ in the --output_dir. Needs the extra 'plots'."}
+        default=False, metadata={"help": "Write plots into plots/ in the --output_dir. Needs matplotlib."}
+    )
+    update_card: bool = field(
+        default=False,
+        metadata={"help": "Add the scores to the model card, the README.md in the folder of the model."},
     )
     compare: list[str] = field(
         default_factory=list,
@@ -176,7 +181,10 @@ def read_geometry(path: str) -> dict[str, float]:
 
 
 def run(arguments: EvaluationArguments) -> dict[str, Any]:
-    """Evaluate, write `evaluation.json` and return its content. All data is read before the model is loaded."""
+    """
+    Evaluate, write `evaluation.json` (and with `update_card` the model card) and return its content. All data is read
+    before the model is loaded.
+    """
     join_processes()
     with ExitStack() as folders:
         if is_main_process():
@@ -184,6 +192,22 @@ def run(arguments: EvaluationArguments) -> dict[str, Any]:
             if arguments.plots:
                 folders.enter_context(output_folder(Path(arguments.output_dir, "plots")))
         return measure(arguments)
+
+
+def check_update(arguments: EvaluationArguments) -> None:
+    """Check that there is a card, and that its scores will be those of the model as it is saved."""
+    changed = {
+        "--pooling": arguments.pooling is not None,
+        "--max_seq_length": arguments.max_seq_length is not None,
+        f"--features {arguments.features}": arguments.features != FEATURES[0],
+    }
+    if flag := next((flag for flag, is_given in changed.items() if is_given), None):
+        raise InputError(f"--update_card: the card is of the model as it is saved; leave out {flag}")
+    if not Path(arguments.model_name_or_path).is_dir():
+        raise InputError(
+            f"--update_card: {arguments.model_name_or_path} is no folder on this machine; download the model first"
+        )
+    check_card(arguments.model_name_or_path)
 
 
 def measure(arguments: EvaluationArguments) -> dict[str, Any]:
@@ -194,6 +218,8 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
         raise InputError(f"--features {arguments.features} does nothing without --transfer")
     if arguments.compare and not arguments.plots:
         raise InputError("--compare does nothing without --plots")
+    if arguments.update_card:
+        check_update(arguments)
     plots = None
     if arguments.plots:
         from modeling_layerpool.publishing import EvaluationPlots
@@ -263,6 +289,9 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
     results |= run_metadata(arguments.model_name_or_path, arguments.revision)
     if is_main_process():
         write_results(results, arguments.output_dir)
+        if arguments.update_card:
+            built_in = [name for name in (*arguments.sts, *arguments.transfer) if "=" not in name]
+            update_model_card(arguments.model_name_or_path, results, built_in)
         if plots:
             plots.write(Path(arguments.output_dir, "plots"), loaded, results["geometry"])
     return results

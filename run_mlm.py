@@ -27,7 +27,7 @@ from modeling_layerpool.evaluation.encoders import CachingEncoder, PooledEncoder
 from modeling_layerpool.evaluation.geometry import evaluate_geometry
 from modeling_layerpool.evaluation.sts import evaluate_sts, positive_pairs, read_sts_file
 from modeling_layerpool.publishing.model_card import write_language_model_card
-from modeling_layerpool.publishing.plots import require_matplotlib
+from modeling_layerpool.publishing.plots import require_matplotlib, show_flat_curves_flat
 from modeling_layerpool.training.data import read_train_rows
 from modeling_layerpool.training.distributed import same_on_all
 from modeling_layerpool.training.masked_lm.arguments import (
@@ -179,6 +179,7 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
         for label, points in lines.items():
             axes.plot(list(points), list(points.values()), label=label, marker="." if len(points) < 30 else None)
         axes.set(title=title, xlabel="step")
+        show_flat_curves_flat(axes)
         axes.legend()
     figure.savefig(path, dpi=120)
 

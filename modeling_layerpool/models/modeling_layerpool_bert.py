@@ -23,7 +23,9 @@ class LayerPoolBertModel(LayerPoolEmbeddingMixin, LayerPoolBertPreTrainedModel):
     BERT with a pooler over its hidden states, from any BERT checkpoint:
 
     ```python
-    >>> model = LayerPoolBertModel.from_pretrained("google-bert/bert-base-uncased", pooler_type="mean")
+    >>> model = LayerPoolBertModel.from_pretrained(
+    ...     "google-bert/bert-base-uncased", pooler_type="mean"
+    ... )
     ```
 
     Keyword arguments change options of [`LayerPoolBertConfig`].

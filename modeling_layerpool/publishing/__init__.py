@@ -1,6 +1,7 @@
 """Model cards, plots, ONNX export and conversion of other checkpoints."""
 
 from . import plots
+from .card_scores import update_model_card
 from .evaluation_plots import EvaluationPlots
 from .model_card import write_model_card
 from .plots import (
@@ -25,5 +26,6 @@ __all__ = [
     "plot_similarities",
     "plot_spectrum",
     "plot_transfer",
+    "update_model_card",
     "write_model_card",
 ]

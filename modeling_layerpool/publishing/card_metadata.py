@@ -53,6 +53,8 @@ def metadata(
     library, tags = (None, [facts.task]) if facts.is_head else LIBRARIES_AND_TAGS[facts.task]
     return ModelCardData(
         library_name=library,
+        license=facts.license,
+        language=list(facts.languages) or None,
         pipeline_tag=facts.task,
         tags=list(tags),
         base_model=base_model if base_model and is_hub_name(base_model) else None,
@@ -72,19 +74,33 @@ def eval_results(
     for metric, value in scores.items():
         if metric in COUNTS:
             continue
-        task, title = PERCENT.get(metric, ("sentence-similarity", metric))
+        task, _ = PERCENT.get(metric, ("sentence-similarity", metric))
         task = "text-classification" if facts.task == "text-classification" else task
-        results.append(
-            EvalResult(
-                task_type=task,
-                task_name=TASK_NAMES[task],
-                dataset_type=data if is_on_hub else re.sub(r"[^\w.-]+", "-", name),
-                dataset_name=data if is_on_hub else name,
-                dataset_config=hub_parts.get("config") if is_on_hub else None,
-                dataset_split=hub_parts.get(part) if is_on_hub else None,
-                metric_type=metric,
-                metric_name=title,
-                metric_value=float(value),
-            )
-        )
+        config, split = (hub_parts.get("config"), hub_parts.get(part)) if is_on_hub else (None, None)
+        on_hub = data if is_on_hub else None
+        results.append(eval_result(task, metric, value, name, on_hub=on_hub, config=config, split=split))
     return results
+
+
+def eval_result(
+    task: str,
+    metric: str,
+    value: float,
+    name: str,
+    *,
+    on_hub: str | None,
+    config: str | None = None,
+    split: str | None = None,
+) -> EvalResult:
+    """A score in the metadata, on the dataset `on_hub`, or on one that has a `name` only."""
+    return EvalResult(
+        task_type=task,
+        task_name=TASK_NAMES[task],
+        dataset_type=on_hub or re.sub(r"[^\w.-]+", "-", name),
+        dataset_name=on_hub or name,
+        dataset_config=config,
+        dataset_split=split,
+        metric_type=metric,
+        metric_name=PERCENT[metric][1] if metric in PERCENT else metric,
+        metric_value=float(value),
+    )

@@ -3,17 +3,18 @@
 import importlib.util
 import logging
 import random
-from collections.abc import Callable, Sequence
-from itertools import islice, takewhile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..common.card_facts import COUNTS, CardFacts, finite_scores
+from ..common.card_facts import COUNTS, CardFacts
 from ..common.rows import read_rows
 from ..evaluation.layers import average_by_length, layer_weights, weighs_layers
-from .plots import plot_layer_weights, plot_learning_curves
+from .plots import curves, plot_layer_weights, plot_learning_curves
 
 
 logger = logging.getLogger(__name__)
@@ -38,14 +39,24 @@ def draw(path: Path, picture: Callable[..., Any], *args: Any) -> Any:
 
 
 def draw_curves(path: Path, facts: CardFacts) -> str | None:
-    """Draw loss and score by step; returns the name of the score, or None if there is no curve."""
+    """Draw loss and score by step; returns the picture in words, or None if there is no curve."""
     names = list(dict.fromkeys(name for scores in facts.evaluations.values() for name in scores if name not in COUNTS))
     metric = facts.metric if facts.metric in names else next(iter(names), None)
-    in_training = takewhile(lambda log: "train_runtime" not in log, facts.log_history)
-    if sum(metric in finite_scores(log, "eval_") for log in in_training) < 2:
+    losses, scores = curves(facts.log_history, metric or "")
+    if len(scores) < 2:
         return None
     plot_learning_curves(facts.log_history, path, metric=metric, best_step=facts.kept_step)
-    return metric
+    lines = {"training loss": losses, f"{metric} on the development data": scores}
+    words = [f"{name}, {_in_words(points, facts.kept_step)}" for name, points in lines.items() if points]
+    return f"Curves by step: {'; '.join(words)}"
+
+
+def _in_words(points: Mapping[int, float], kept_step: int) -> str:
+    """The first and the last value of a curve, and that of the kept step."""
+    steps = dict.fromkeys([min(points), *([kept_step] if kept_step in points else []), max(points)])
+    return " and ".join(
+        f"{points[step]:.4g} at step {step}{' (kept)' * (step == kept_step)}" for step in sorted(steps)
+    )
 
 
 def draw_layers(
@@ -55,8 +66,11 @@ def draw_layers(
     tokenizer: PreTrainedTokenizerBase,
     validation_data: str | None,
     text_columns: Sequence[str],
-) -> int | None:
-    """Draw the weights of the hidden states; returns the number of texts, or None if there are no weights or texts."""
+) -> tuple[int, str] | None:
+    """
+    Draw the weights of the hidden states; returns the number of texts and the picture in words, or None if there are
+    no weights or texts.
+    """
     if facts.is_sharded or validation_data is None or not weighs_layers(model):
         return None
     texts = sample_texts(Path(validation_data), text_columns)
@@ -66,8 +80,14 @@ def draw_layers(
     rows, averages = "length in tokens", average_by_length(weights, lengths)
     if facts.pooler_weighting == "shared":
         rows, averages = "", {"every text": weights[0]}
-    plot_layer_weights(averages, path, rows=rows, states=model.pooler.states)
-    return len(texts)
+    states = model.pooler.states
+    plot_layer_weights(averages, path, rows=rows, states=states)
+    percent = 100 * np.mean(weights, axis=0, dtype=np.float64)
+    each = ", ".join(f"{state}: {value:.1f}%" for state, value in zip(states, percent, strict=True))
+    largest = (
+        f"The largest is that of state {states[percent.argmax()]}." if np.ptp(percent) > 0.1 else "All are equal."
+    )
+    return len(texts), f"Heat map of the weight of each hidden state. Averages over all texts: {each}. {largest}"
 
 
 def sample_texts(data: Path, text_columns: Sequence[str]) -> list:

@@ -89,7 +89,7 @@ def export_onnx(
     output = Path(output)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"exporting needs {', '.join(missing)}: pip install 'modeling-layerpool[onnx]'")
+        raise InputError(f"exporting needs {', '.join(missing)}: pip install {' '.join(missing)}")
     if opset < 18:
         raise InputError(f"opset={opset} is too old for the exporter; use at least 18")
     check_output(output)

@@ -20,6 +20,18 @@ def check_output(output: Path) -> None:
         raise InputError(f"{output}: cannot be written there, no permission")
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write a file in one step: it is whole or as it was. Returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
 @contextlib.contextmanager
 def written_in_one_step(folder: Path) -> Iterator[Path]:
     """Yield a folder next to `folder` to write into. It becomes `folder` at the end, and is removed on an error."""

@@ -1,7 +1,6 @@
 """The model card of a training run, written from the facts that its trainer returns and nothing else."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,15 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import Trainer
 
 from ..common.card_facts import CardFacts, package_versions
+from .card_examples import printed_by_example
 from .card_metadata import eval_results, metadata
 from .card_names import base_link, clean_command, data_source, name_of, source
 from .card_pictures import draw, draw_curves, draw_layers
-from .card_tables import facts_table, percent_metrics, results_table, score_table, size
+from .card_scores import CARD_FILE
+from .card_tables import facts_table, headline, percent_metrics, results_table, score_table, size
+from .folders import write_text
 
 
-CARD_FILE = "README.md"
 LAYERS_PICTURE = "layer_weights.png"
 CURVES_PICTURE = "learning_curves.png"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
@@ -66,6 +67,11 @@ def write_model_card(
     facts = trainer.card_facts()
     folder, parts, is_pair = Path(facts.output_dir), hub_parts or {}, len(text_columns) == 2
     kept_scores = facts.evaluations.get(facts.kept_step, {})
+    validation, test = data_source(validation_data, "validation", parts), data_source(test_data, "test", parts)
+    validation_size, test_size = (
+        size(kept_scores or next(iter(facts.evaluations.values()), {})),
+        size(facts.test_scores),
+    )
     texts = {"texts of a row": f"column {' and '.join(text_columns)}"} if facts.labels else {}
     return _write(
         facts,
@@ -86,12 +92,14 @@ def write_model_card(
         is_pair=is_pair,
         is_adapted=bool(adapter),
         duration=_duration(facts),
-        validation_data=data_source(validation_data, "validation", parts),
-        validation_size=size(kept_scores or next(iter(facts.evaluations.values()), {})),
+        headline=headline(facts, kept_scores, f"{validation}{validation_size}", f"{test}{test_size}"),
+        printed=printed_by_example(facts, trainer.model, trainer.processing_class, is_pair),
+        validation_data=validation,
+        validation_size=validation_size,
         has_loss=any("loss" in scores for scores in facts.evaluations.values()),
         curves=draw(folder / CURVES_PICTURE, draw_curves, facts),
         curves_picture=CURVES_PICTURE,
-        layer_texts=draw(
+        layers=draw(
             folder / LAYERS_PICTURE,
             draw_layers,
             facts,
@@ -102,8 +110,8 @@ def write_model_card(
         ),
         layers_picture=LAYERS_PICTURE,
         added_to=_added_to(facts),
-        test_data=data_source(test_data, "test", parts),
-        test_size=size(facts.test_scores),
+        test_data=test,
+        test_size=test_size,
         test_table=score_table(facts.test_scores),
     )
 
@@ -130,6 +138,7 @@ def write_language_model_card(
     """
     facts = trainer.card_facts()
     start = "random weights" if base_model is None else source(base_model)
+    validation = ", ".join(source(data) for data in validation_data)
     return _write(
         facts,
         LANGUAGE_MODEL_TEMPLATE,
@@ -143,7 +152,9 @@ def write_language_model_card(
         token=trainer.args.hub_token,
         versions=facts.versions,
         citations=facts.citations,
-        validation_data=", ".join(source(data) for data in validation_data),
+        headline=headline(facts, facts.evaluations.get(facts.kept_step, {}), validation, ""),
+        printed=printed_by_example(facts, trainer.model, trainer.processing_class),
+        validation_data=validation,
     )
 
 
@@ -182,15 +193,7 @@ def _write(
         selection=_selection(facts),
         **details,
     )
-    path = Path(facts.output_dir) / CARD_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{CARD_FILE}.{os.getpid()}")
-    try:
-        temporary.write_text(f"{card}\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_text(Path(facts.output_dir) / CARD_FILE, f"{card}\n")
 
 
 def _duration(facts: CardFacts) -> str:

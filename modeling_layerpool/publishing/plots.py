@@ -29,12 +29,14 @@ MAX_COLUMNS_WITH_NUMBERS = 14
 MAX_BARS_WITH_NUMBERS = 27
 # A smaller share of the variance is rounding of float32.
 LEAST_SHARE = 1e-10
+# A curve that changes by a smaller share of its largest value looks flat.
+LEAST_CHANGE = 0.01
 
 
 def require_matplotlib() -> None:
     """Raise an [`InputError`] if matplotlib is not installed. It is not imported."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("plots need matplotlib: pip install 'modeling-layerpool[plots]'")
+        raise InputError("plots need matplotlib: pip install matplotlib")
 
 
 def plot_layer_weights(
@@ -96,13 +98,7 @@ def plot_learning_curves(
         InputError: there is neither a loss nor a score in the log.
     """
     metric = metric.removeprefix("eval_")
-    losses, scores = {}, {}
-    for entry in log_history:
-        if "train_runtime" in entry:
-            break
-        for points, key in ((losses, "loss"), (scores, f"eval_{metric}")):
-            if isinstance(entry.get(key), (int, float)) and np.isfinite(entry[key]):
-                points[entry["step"]] = entry[key]
+    losses, scores = curves(log_history, metric)
     panels = {"training loss": losses, f"{metric} on the\ndevelopment data": scores}
     panels = {label: points for label, points in panels.items() if points}
     if not panels:
@@ -115,6 +111,7 @@ def plot_learning_curves(
         marker = "." if len(points) < 50 else None
         axes.plot(list(points), list(points.values()), color=color, marker=marker, linewidth=1.3)
         axes.set_ylabel(label)
+        show_flat_curves_flat(axes)
         _quiet(axes)
         if best_step is not None:
             axes.axvline(best_step, color="0.5", linestyle="--", linewidth=1)
@@ -125,6 +122,18 @@ def plot_learning_curves(
     grid[-1].set_xlabel("step")
     grid[-1].locator_params(axis="x", integer=True)
     return _save(figure, path)
+
+
+def curves(log_history: Sequence[Mapping[str, Any]], metric: str) -> tuple[dict[int, float], dict[int, float]]:
+    """The finite training losses and scores by step, without evaluations after the training."""
+    losses, scores = {}, {}
+    for entry in log_history:
+        if "train_runtime" in entry:
+            break
+        for points, key in ((losses, "loss"), (scores, f"eval_{metric}")):
+            if isinstance(entry.get(key), (int, float)) and np.isfinite(entry[key]):
+                points[entry["step"]] = entry[key]
+    return losses, scores
 
 
 def plot_alignment_uniformity(models: Mapping[str, Mapping[str, float]], path: str | Path) -> Path:
@@ -151,6 +160,7 @@ def plot_alignment_uniformity(models: Mapping[str, Mapping[str, float]], path: s
     axes.set(xlim=(left, right), ylim=(low, high))
     axes.set(xlabel="uniformity (lower is better)", ylabel="alignment (lower is better)")
     axes.locator_params(nbins=6)
+    axes.ticklabel_format(axis="x", useOffset=False)
     _quiet(axes)
     # A column of names on the right, in the order of their points: they cannot cover each other.
     order = np.argsort(-points[:, 1], kind="stable")
@@ -310,10 +320,21 @@ def plot_spectrum(spectra: Mapping[str, Sequence[float]], path: str | Path) -> P
         shares = shares[shares > LEAST_SHARE]
         style = {"color": COLORS[number % len(COLORS)], "linestyle": LINE_STYLES[number // len(COLORS) % 3]}
         axes.plot(range(1, len(shares) + 1), 100 * shares, label=_name(name), linewidth=1.5, **style)
-    axes.set(yscale="log", xlabel="principal direction, by variance", ylabel="share of the variance in %")
+    axes.set(xlabel="principal direction, by variance", ylabel="share of the variance in %")
     _quiet(axes)
+    axes.set_yscale("log")
     axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)
+
+
+def show_flat_curves_flat(axes: Any) -> None:
+    """Let the y axis span at least 1% of the largest value, so that rounding does not look like a slope."""
+    low, high = axes.dataLim.intervaly
+    span = LEAST_CHANGE * max(abs(low), abs(high))
+    if high - low < span:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - 0.55 * span, middle + 0.55 * span)
+    axes.ticklabel_format(axis="y", useOffset=False)  # such as 1e-5+8.2
 
 
 def _figure(height: float) -> "Figure":
@@ -335,7 +356,8 @@ def _save(figure: "Figure", path: str | Path) -> Path:
 
 
 def _quiet(axes: Any, grid: str = "y") -> None:
-    """A light grid, and no frame on the sides without a scale."""
+    """A light grid on an axis with numbers in full, and no frame on the sides without a scale."""
+    axes.ticklabel_format(axis=grid, useOffset=False)
     axes.grid(axis=grid, color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

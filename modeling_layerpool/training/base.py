@@ -283,6 +283,8 @@ class LayerPoolTrainer(TrainerHooks):
             best_step=state.best_global_step,
             metric=(args.metric_for_best_model or "").removeprefix("eval_"),
             is_best_kept=is_best_kept,
+            license=args.license,
+            languages=args.language or (),
         )
 
 

@@ -30,7 +30,7 @@ SHARED = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_target_modules": "tar
 def require_peft() -> None:
     """Raise an `InputError` if PEFT is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise InputError("use_lora needs PEFT: pip install 'modeling-layerpool[peft]'")
+        raise InputError("use_lora needs PEFT: pip install peft")
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -109,7 +109,7 @@ class LoraArguments:
         default=False,
         metadata={
             "help": "Train the encoder with LoRA, which learns low-rank updates of its linear layers, and train the "
-            "whole pooler. Needs the 'peft' extra."
+            "whole pooler. Needs PEFT."
         },
     )
     lora_r: int | None = field(default=None, metadata={"help": "LoRA rank. Default: 16."})

@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..common.command_line import Range, check_arguments, check_used
 from ..common.errors import InputError
+from ..common.licenses import check_languages, check_license
 
 
 # The ranges of the numbers among the arguments of transformers, which silently takes some invalid values for "off".
@@ -63,8 +64,19 @@ class RunArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay off: a loss that is not finite stops the training."}
     )
 
+    license: str | None = field(
+        default=None,
+        metadata={"help": "License of the trained model for its card, such as apache-2.0; other for any."},
+    )
+    language: list[str] | None = field(
+        default=None,
+        metadata={"help": "Languages that the model is for, for its card: codes such as en de, or multilingual."},
+    )
+
     def __post_init__(self):
         check_arguments(self)
+        check_license(self.license)
+        check_languages(self.language or ())
         for base in type(self).__mro__:
             check_used(self, dict.fromkeys(vars(base).get("WITHOUT_EFFECT", ()), False), "in this kind of training")
         of_workers = ("persistent_workers", "prefetch_factor", "multiprocessing_context")

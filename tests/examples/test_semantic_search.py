@@ -234,7 +234,7 @@ def test_interrupted_indexing_leaves_the_old_index(search, run, notes, monkeypat
 def test_without_faiss_the_sentence_names_how_to_install_it(search, run, monkeypatch):
     monkeypatch.setattr(search, "faiss", None)
     done = run("index", "notes")
-    assert (done.code, done.err) == (2, 'error: searching needs FAISS: pip install "modeling-layerpool[faiss]"\n')
+    assert (done.code, done.err) == (2, "error: searching needs FAISS: pip install faiss-cpu\n")
 
 
 def test_passages_hold_every_word_once_and_know_their_lines(search, minilm_tokenizer):

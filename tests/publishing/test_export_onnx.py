@@ -167,7 +167,7 @@ def test_an_exporter_that_fails_is_one_sentence(tiny_folder, tmp_path, monkeypat
 
 def test_a_package_that_is_not_there_is_named(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"exporting needs onnx, onnxscript, onnxruntime: pip install"):
+    with pytest.raises(InputError, match=r"exporting needs .*: pip install onnx onnxscript onnxruntime"):
         export_onnx(tiny_folder, tmp_path / "out")
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertForSequenceClassification
 from modeling_layerpool.common.card_facts import CardFacts
+from modeling_layerpool.evaluation import layer_weights
 from modeling_layerpool.publishing import card_pictures, write_model_card
 from modeling_layerpool.publishing.card_tables import results_table
 from modeling_layerpool.publishing.model_card import write_language_model_card
@@ -130,17 +132,21 @@ def test_the_code_of_the_card_runs_on_the_saved_folder(
     model = tiny_model(pooler_type=pooler_type)
     model.save_pretrained(tmp_path / "my-encoder")
     tokenizer.save_pretrained(tmp_path / "my-encoder")
-    blocks = re.findall(r"^```python\n(.*?)^```$", write(), re.DOTALL | re.MULTILINE)
+    card = write(model=model)
+    blocks = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(tmp_path)  # which holds the folder that the card names
     variables = {}
     embeddings = []
+    printed = []
     for block in blocks:
         exec(compile(block, "card", "exec"), variables)
         embeddings.append(np.asarray(variables["embeddings"]))
+        printed.append(capsys.readouterr().out)
     normalized, plain, by_sentence_transformers = embeddings
     assert_close_to(plain / np.linalg.norm(plain, axis=1, keepdims=True), normalized)
     assert_close_to(by_sentence_transformers, plain)
-    assert capsys.readouterr().out
+    assert f"It prints:\n\n```\n{printed[0]}```" in card
+    assert printed[2]
 
 
 def test_the_card_shows_the_facts_of_the_run(write):
@@ -173,6 +179,49 @@ def test_labelled_pairs_are_measured_by_average_precision(write):
         "average_precision",
         100,
     )
+
+
+def test_the_first_sentence_is_the_score_that_matters(write):
+    assert (
+        "**Spearman 40.00 on the development data: `dev.jsonl` (local), 8 pairs, on which the checkpoint was chosen.**"
+        in write()
+    )
+    scores = {"accuracy": 75.0, "f1": 80.0, "rows": 9}
+    data = {"text_columns": ("text",), "test_data": "test.jsonl"}
+    card = write(**CLASSIFIER, metric="f1", evaluations={2: scores}, test_scores=scores, data=data)
+    assert "**F1 80.00 on the test data: `test.jsonl` (local), 9 rows.**" in card
+    assert "**Not evaluated: the quality of this model is unknown.**" in write(evaluations={})
+
+
+def test_license_and_languages_are_in_the_metadata_and_in_the_text(write):
+    card = write()
+    assert (ModelCard(card).data.license, ModelCard(card).data.language) == (None, None)
+    assert "The licence is unknown" in card
+    for facts, data in (({}, {}), ({"task": "fill-mask"}, {"train_data": ["a.txt"], "validation_data": ["b.txt"]})):
+        card = write(license="cc-by-4.0", languages=("de", "no"), data=data, **facts)
+        assert (ModelCard(card).data.license, ModelCard(card).data.language) == ("cc-by-4.0", ["de", "no"])
+        limits = section(card, "Limits")
+        assert "The licence `cc-by-4.0` was stated for this run." in limits
+        assert "Languages: de, no, as stated for this run" in limits
+
+
+def test_a_classifier_prints_what_its_card_says(write, tiny_config, tokenizer, tmp_path, monkeypatch, capsys):
+    classifier = LayerPoolBertForSequenceClassification(LayerPoolBertConfig(**tiny_config, pooler_type="mean")).eval()
+    for is_pair in (False, True):
+        columns = ("premise", "hypothesis") if is_pair else ("text",)
+        card = write(**CLASSIFIER, model=classifier, data={"text_columns": columns})
+        classifier.save_pretrained(tmp_path / "my-encoder")
+        tokenizer.save_pretrained(tmp_path / "my-encoder")
+        monkeypatch.chdir(tmp_path)
+        (block,) = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+        exec(compile(block, "card", "exec"), {})
+        assert f"It prints the score of each class:\n\n```\n{capsys.readouterr().out}```" in card
+
+
+def test_an_example_that_fails_does_not_cost_the_card(write, caplog):
+    card = write(**CLASSIFIER, data={"text_columns": ("text",)})  # the model is an encoder
+    assert "It prints" not in card
+    assert "written without the output of its example" in caplog.text
 
 
 def test_without_an_evaluation_there_are_no_results(write):
@@ -298,14 +347,23 @@ def pictures(card, folder):
 
 @pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers"])
 def test_the_card_shows_the_curves_and_the_weights_of_the_layers(
-    write_with_pictures, tiny_model, tmp_path, pooler_type
+    write_with_pictures, tiny_model, tokenizer, tmp_path, pooler_type
 ):
     model = tiny_model(pooler_type=pooler_type).train()
     card = write_with_pictures(model=model, pooler_weighting=model.pooler.weighting)
     assert pictures(card, tmp_path / "my-encoder") == ["learning_curves.png", "layer_weights.png"]
     assert model.training
-    assert "Training loss and spearman on the development data by step" in section(card, "Results")
+    curves = "training loss, 2 at step 2 (kept) and 1 at step 4"
+    scores = "spearman on the development data, 40 at step 2 (kept) and 30 at step 4"
+    assert f"![Curves by step: {curves}; {scores}](learning_curves.png)" in section(card, "Results")
     assert "averaged over 14 texts of the\ndevelopment data" in section(card, "Hidden states")
+    texts = card_pictures.sample_texts(tmp_path / "sts-dev.jsonl", ())
+    percent = 100 * layer_weights(model, tokenizer, texts)[0].astype(np.float64).mean(axis=0)
+    words = re.search(r"!\[Heat map of the weight of each hidden state. (.*?)\]", card)[1]
+    found = [float(value) for value in re.findall(r"\d: (\S+)%", words)]
+    np.testing.assert_allclose(found, percent, atol=0.051)
+    largest = f"that of state {percent.argmax()}." if np.ptp(percent) > 0.1 else "All are equal."
+    assert words.endswith(largest)
 
 
 def test_pictures_that_would_show_nothing_are_not_drawn_and_older_ones_are_removed(

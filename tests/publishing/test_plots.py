@@ -103,6 +103,32 @@ def test_the_best_loss_is_the_lowest_and_a_given_step_is_taken(draw):
         assert [text.get_text() for text in axes.get_legend().get_texts()] == [expected]
 
 
+@pytest.mark.parametrize("values", [(8.2, 8.2), (8.2, 8.20001), (0.0, 0.0), (82.03, 82.03), (-3.8, -3.8)])
+def test_a_flat_curve_is_drawn_flat_and_its_axis_has_no_offset(draw, values):
+    log = [{"loss": value, "eval_spearman": value, "step": step} for step, value in enumerate(values, 1)]
+    _, figure = draw("plot_learning_curves", log, metric="spearman")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert high - low >= 0.01 * max(map(abs, values))
+        assert low < min(values) <= max(values) < high
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        heights = axes.transAxes.inverted().transform(axes.transData.transform(axes.lines[0].get_xydata()))[:, 1]
+        assert abs(heights[0] - heights[1]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["plot_scores", "plot_alignment_uniformity"])
+def test_close_scores_have_their_numbers_in_full(draw, name):
+    data = {
+        "plot_scores": {"stsb": {"mean": [82.00001, 82.00002]}},
+        "plot_alignment_uniformity": {"a": {"alignment": 0.2, "uniformity": -3.80001}},
+    }
+    _, figure = draw(name, data[name])
+    figure.canvas.draw()
+    for axes in figure.axes:
+        assert {axis.get_offset_text().get_text() for axis in (axes.xaxis, axes.yaxis)} == {""}
+
+
 def test_similarities_are_counted_in_five_bins_of_the_gold_score(draw):
     cosines = [0.1, 0.2, 0.3, 0.5, 0.9, 1.0000001]
     _, figure = draw("plot_similarities", cosines, [0, 0.5, 1, 2.5, 4.5, 5])
@@ -187,7 +213,7 @@ def without_matplotlib(monkeypatch):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_without_matplotlib_the_sentence_says_what_to_install(without_matplotlib, tmp_path, name):
-    with pytest.raises(InputError, match=r"^plots need matplotlib: pip install 'modeling-layerpool\[plots\]'$"):
+    with pytest.raises(InputError, match=r"^plots need matplotlib: pip install matplotlib$"):
         getattr(plots, name)(*EXAMPLES[name], tmp_path / "plot.png", **OPTIONS.get(name, {}))
 
 

@@ -390,8 +390,9 @@ def test_a_head_alone_is_saved_and_predicts_as_the_run_did(run, arguments, files
     assert str(out.parent) not in card.content
     (block,) = re.findall(r"^```python\n(.*?)^```$", card.text, re.DOTALL | re.MULTILINE)
     monkeypatch.chdir(out.parent)
+    capsys.readouterr()
     exec(compile(block, "card", "exec"), {})
-    assert "prediction" in capsys.readouterr().out
+    assert f"It prints:\n\n```\n{capsys.readouterr().out}```" in card.text
 
 
 def test_the_head_of_the_best_checkpoint_is_saved(run, arguments, files, out):
@@ -420,6 +421,7 @@ def test_the_card_says_what_was_done_and_its_code_runs(run, arguments, files, ou
     for word in ("contrastive", "cosine", "embeddings", "sentence-transformers"):
         assert word not in card.text, word
     assert "a number, `score`" in card.text or kind != "regression"
+    assert "It prints" in card.text
     assert str(out.parent) not in card.content
     test = read_json(out / "test_results.json")
     headline = {"single": "accuracy", "regression": "spearman", "several": "micro_f1"}[kind]

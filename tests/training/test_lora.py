@@ -158,12 +158,12 @@ def test_an_option_that_cannot_work_is_refused_in_one_sentence(options, message)
         LoraArguments(**options)
 
 
-def test_without_peft_the_extra_is_named(tiny_model, monkeypatch):
+def test_without_peft_the_package_is_named(tiny_model, monkeypatch):
     plain = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "peft" else plain(name, *a))
     assert not has_adapter(tiny_model())
     for use in (lambda: LoraArguments(use_lora=True), lambda: add_lora(tiny_model())):
-        with pytest.raises(InputError, match=r"pip install 'modeling-layerpool\[peft\]'"):
+        with pytest.raises(InputError, match=r"needs PEFT: pip install peft"):
             use()
 
 

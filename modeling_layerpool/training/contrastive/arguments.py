@@ -73,7 +73,7 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
         default="exact",
         metadata={
             "help": "Nearest-neighbor search of --shuffling neighbours: exact, or faiss, which is approximate, is "
-            "faster from about 100,000 texts, and needs the 'faiss' extra.",
+            "faster from about 100,000 texts, and needs FAISS.",
             "choices": sorted(NEIGHBOUR_SEARCHES),
         },
     )

@@ -92,7 +92,7 @@ NEIGHBOUR_SEARCHES = {"exact": ExactSearch, "faiss": FaissSearch}
 def require_faiss() -> None:
     """Raise an `InputError` if FAISS is not installed."""
     if importlib.util.find_spec("faiss") is None:
-        raise InputError("neighbour_search=faiss needs FAISS: pip install 'modeling-layerpool[faiss]'")
+        raise InputError("neighbour_search=faiss needs FAISS: pip install faiss-cpu")
 
 
 def group_by_neighbours(

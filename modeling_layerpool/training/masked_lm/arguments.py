@@ -205,6 +205,4 @@ class MaskedLanguageArguments(TokenContrastArguments):
         },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of the tokens masked."})
-    plot_curves: bool = field(
-        default=False, metadata={"help": "Write curves.png at the end; needs matplotlib (the extra 'plots')."}
-    )
+    plot_curves: bool = field(default=False, metadata={"help": "Write curves.png at the end; needs matplotlib."})

@@ -246,7 +246,7 @@ def test_what_does_not_fit_is_refused(make_trainer, options, message):
 
 def test_faiss_that_is_not_there_is_one_sentence(make_trainer, monkeypatch):
     monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"neighbour_search=faiss needs FAISS: pip install"):
+    with pytest.raises(InputError, match=r"neighbour_search=faiss needs FAISS: pip install faiss-cpu"):
         make_trainer(shuffling="neighbours", neighbour_search="faiss")
 
 

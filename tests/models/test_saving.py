@@ -27,6 +27,7 @@ def code_files(encoder):
         "modeling_layerpool_pooler_base.py",
         "modeling_layerpool_poolers.py",
         "modeling_layerpool_saving.py",
+        "modeling_layerpool_texts.py",
     }
 
 

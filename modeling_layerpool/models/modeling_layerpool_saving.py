@@ -1,5 +1,6 @@
 """Saving with all that transformers and sentence-transformers need to open the folder, and the push to the Hub."""
 
+import contextlib
 import json
 import os
 from typing import Any
@@ -75,7 +76,7 @@ class SentenceTransformersFilesMixin:
         """Write the prompts where sentence-transformers reads them, and keep its other settings in that file."""
         content = {}
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8") as file, contextlib.suppress(ValueError):  # a broken file is replaced
                 content = json.load(file)
             if "__version__" in content:  # sentence-transformers is saving this model, with its own prompts
                 return
@@ -96,7 +97,7 @@ class SentenceTransformersFilesMixin:
         if self.config.include_prompt:
             return {}
         if self.config.pooler_type != "mean" or self.embedding_dim != self.config.hidden_size:
-            logger.warning(
+            logger.warning_once(
                 "sentence-transformers counts the tokens of a prompt in the embeddings of this folder, in spite of "
                 "include_prompt=False: it can leave them out for pooler_type='mean' only. `encode` leaves them out."
             )

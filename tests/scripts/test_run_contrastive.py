@@ -108,7 +108,10 @@ def test_prompts_are_trained_kept_and_used_by_evaluation_and_by_sentence_transfo
     search = write_retrieval(tmp_path / "search")
     done = run(arguments(tiny_folder, files, max_steps=1, validation_file=str(search), prompts=prompts))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert 'prompts               anchor "query: ", positive "passage: ", negative "passage: "' in done.stdout
+    assert (
+        'prompts               anchor "query: ", positive "passage: ", negative "passage: "; none for other texts'
+        in done.stdout
+    )
     out = files["out"]
     assert 'prompt_name="query"' in Path(out, "README.md").read_text()
     model, theirs, texts = AutoModel.from_pretrained(out), SentenceTransformer(out, device="cpu"), ["a cat", "the dog"]

@@ -149,5 +149,6 @@ class RunPrompts:
         if not self.by_column:
             return {}
         texts = [f"{name} {json.dumps(text, ensure_ascii=False)}" for name, text in self.by_column.items()]
-        left_out = ", left out of the token means" if self.left_out else ""
-        return {"prompts": ", ".join(texts) + left_out}
+        others = "; none for other texts" if self.model.config.default_prompt_name is None else ""
+        left_out = "; left out of the token means" if self.left_out else ""
+        return {"prompts": ", ".join(texts) + others + left_out}

@@ -32,7 +32,7 @@ SIZES = (
 )
 MOST_LAYERS = 1000
 MOST_TOKENS = 10_000_000
-# The switches of `1_Pooling/config.json`, and the modes that they stand for.
+# The switches in a Pooling module's config.json, and the modes that they stand for.
 POOLING_SWITCHES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -115,15 +115,23 @@ def find_config(name: str, revision: str = "main") -> dict[str, Any] | None:
     return config
 
 
+def read_pooling(name: str, revision: str = "main") -> dict[str, Any] | None:
+    """The configuration of the Pooling module of a sentence-transformers model, or None if it has none."""
+    path = find_file(name, "modules.json", revision)
+    modules = [] if path is None else read_json(path)
+    for module in modules if isinstance(modules, list) else ():
+        if isinstance(module, dict) and str(module.get("type")).endswith(".Pooling"):
+            path = find_file(name, str(PurePosixPath(str(module.get("path")), "config.json")), revision)
+            return {} if path is None else read_json_object(path)
+    return None
+
+
 def published_pooling(name: str, revision: str = "main") -> str:
     """
-    The pooling that a sentence-transformers folder names in `1_Pooling/config.json`: `"mean"` or `"cls"`. `"mean"` if
-    there is no such file; with a warning if it names a pooling that is neither.
+    The pooling of a sentence-transformers model: `"mean"` or `"cls"`. `"mean"` if it is none, and, with a warning, if
+    it has a pooling that is neither.
     """
-    path = find_file(name, "1_Pooling/config.json", revision)
-    if path is None:
-        return "mean"
-    config = read_json_object(path)
+    config = read_pooling(name, revision) or {}
     # Until sentence-transformers 5, the file had a switch for each mode: pooling_mode_cls_token.
     switches = [mode for switch, mode in POOLING_SWITCHES.items() if config.get(switch)]
     modes = config.get("pooling_mode", switches or "mean")
@@ -132,7 +140,7 @@ def published_pooling(name: str, revision: str = "main") -> str:
         return "cls"
     # A mean over the root of the number of tokens is the mean times a number, with the same cosines.
     if mode not in ("mean", "mean_sqrt_len_tokens"):
-        logger.warning("%s: pooled by %s, which no pooler here does; it starts as mean", path, shown(mode))
+        logger.warning("%s: was pooled by %s, which no pooler here does; it starts as mean", name, shown(mode))
     return "mean"
 
 

@@ -91,6 +91,7 @@ class Pooler(nn.Module):
         citation: BibTeX of the paper, empty if there is none.
         learning_rate: the learning rate of the pooler in contrastive training. None: that of the encoder.
         reads_tokens: whether `reduce` needs every token of a state, and not only the first token and the token mean.
+        reads_means: whether `reduce` reads the token mean of a state, which can leave out the tokens of a prompt.
         residual: the plain pooling that the output is added to, `"mean"` or `"cls"`, or None.
     """
 
@@ -99,6 +100,7 @@ class Pooler(nn.Module):
     citation: ClassVar[str] = ""
     learning_rate: ClassVar[float | None] = None
     reads_tokens: ClassVar[bool] = False
+    reads_means: ClassVar[bool] = True
     residual: str | None = None
 
     def __init__(self, config):

@@ -99,6 +99,13 @@ def test_residual_layers_under_their_old_name_keep_their_weights(tiny_model, tok
     assert (again.encode(["a b"], tokenizer) == model.encode(["a b"], tokenizer)).all()
 
 
+def write_pooling(folder, content):
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    module = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
+    (folder / "modules.json").write_text(json.dumps([module]))
+
+
 def test_residual_layers_without_a_residual_are_refused(minilm):
     with pytest.raises(InputError, match="residual_layers needs a pooler_residual, mean or cls"):
         load_layerpool(minilm, pooler_type="residual_layers", pooler_residual=None)
@@ -121,8 +128,7 @@ def test_an_encoder_without_pooler_starts_as_the_pooling_that_it_was_published_w
     BertModel(BertConfig(**tiny_config)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     if pooling is not None:
-        (tmp_path / "1_Pooling").mkdir()
-        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+        write_pooling(tmp_path, pooling)
     plain, _ = load_layerpool(str(tmp_path))
     assert plain.config.pooler_type == expected
     model, _ = load_layerpool(str(tmp_path), pooler_type="residual_layers")
@@ -131,10 +137,9 @@ def test_an_encoder_without_pooler_starts_as_the_pooling_that_it_was_published_w
 
 
 def test_a_pooling_that_no_pooler_does_is_warned_of(tmp_path, caplog):
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode": ["mean", "max"]}')
+    write_pooling(tmp_path, {"pooling_mode": ["mean", "max"]})
     assert published_pooling(str(tmp_path)) == "mean"
-    assert "pooled by ['mean', 'max'], which no pooler here does; it starts as mean" in caplog.text
+    assert "was pooled by ['mean', 'max'], which no pooler here does; it starts as mean" in caplog.text
 
 
 def test_a_plain_encoder_takes_any_residual(minilm):

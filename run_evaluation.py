@@ -295,13 +295,16 @@ def written(arguments: EvaluationArguments) -> list[str]:
     return [str(folder / RESULTS_FILE), *([f"{folder / 'plots'}: {', '.join(plots)}"] if plots else [])]
 
 
+def parse_arguments() -> EvaluationArguments:
+    """Read the arguments from flags or from a file."""
+    first = ("model_name_or_path", "output_dir", "sts", "pairs", "retrieval", "transfer", "plots")
+    (arguments,) = read_arguments(EvaluationArguments, description=__doc__, first=first)
+    return arguments
+
+
 def main() -> None:
     with usage_errors():
-        (arguments,) = read_arguments(
-            EvaluationArguments,
-            description=__doc__,
-            first=("model_name_or_path", "output_dir", "sts", "pairs", "retrieval", "transfer", "plots"),
-        )
+        arguments = parse_arguments()
         results = run(arguments)
         if is_main_process():
             print(format_results(results))

@@ -1,5 +1,6 @@
 """What a push to the Hub uploads of the folder of a finished run."""
 
+import shlex
 from pathlib import Path
 
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
@@ -23,7 +24,7 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
 
 def describe_upload(args: RunArguments) -> str:
     """
-    The repository, the files and their sizes, as a table. Nothing is uploaded, and the Hub is not asked.
+    The repository, the files and their sizes. Nothing is uploaded, and the Hub is not asked.
 
     Raises:
         InputError: the output folder has no model.
@@ -32,21 +33,23 @@ def describe_upload(args: RunArguments) -> str:
     if not (folder / "config.json").is_file():
         raise InputError(f"--dry_run lists the files of a finished run, and {folder} holds no model; train it first")
     name = args.hub_model_id or folder.absolute().name
-    account = "" if "/" in name else ", in the account of your token"
-    kind = "private" if args.hub_private_repo else "public, unless it exists or your organization has another default"
+    where = name if "/" in name else f"{name}, in the account of your token"
     uploaded, left_out = files_to_upload(folder)
     sizes = {file: (folder / file).stat().st_size for file in uploaded}
     rows = [*sizes.items(), ("total", sum(sizes.values()))]
     table = tabulate([(file, _size(size)) for file, size in rows], tablefmt="plain", colalign=("left", "right"))
-    first = sorted({file.partition("/")[0] + ("/" if "/" in file else "") for file in left_out})
+    roots = dict.fromkeys(file.partition("/")[0] for file in left_out)
+    excluded = [word for pattern in LEFT_OUT for word in ("--exclude", pattern)]
     return "\n".join(
         [
-            f"Nothing was uploaded. Without --dry_run, {folder} would be uploaded to",
-            f"  {name}{account} ({kind})",
+            f"{folder} holds these files for the Hub ({where}); nothing was uploaded.",
             "",
             table,
             "",
-            f"left out: {', '.join(first) or 'nothing'}",
+            f"left out: {', '.join(roots) or 'nothing'}",
+            "",
+            "A run with --push_to_hub uploads them at its end. To upload them now:",
+            shlex.join(["hf", "upload", name, str(folder), ".", *excluded]),
         ]
     )
 

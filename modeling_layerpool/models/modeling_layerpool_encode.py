@@ -181,7 +181,9 @@ class EncodeMixin:
             sentences = [sentences]
         _check_sentences(sentences)
         embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.input_device)
-        with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
+        with logging.tqdm(
+            total=len(sentences), desc="Encoding", leave=False, disable=not show_progress_bar
+        ) as progress:
             # A window bounds the memory for token ids, and is long enough for sorting by length to save time.
             for begin in range(0, len(sentences), ENCODE_WINDOW):
                 window = sentences[begin : begin + ENCODE_WINDOW]

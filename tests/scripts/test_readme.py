@@ -24,7 +24,7 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 NEEDS_A_DOWNLOAD = "<!-- needs a download -->"
 HUB_PAGE = "docs/hub.md"  # publishes to a Hub, in the test to one on this machine
 SLOW_PAGES = ["docs/onnx.md"]
-OTHERS = re.compile(r"(pip|hf|pytest) ")
+OTHERS = re.compile(r"(pip|hf|pytest|tensorboard|trackio) ")
 # Replaces `...` in a command.
 AND_SO_ON = "--model_name_or_path model --train_file train.jsonl --output_dir out"
 

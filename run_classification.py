@@ -217,11 +217,12 @@ def write_predictions(part: LabelledTexts, predictions: list[dict], output_dir: 
     os.replace(temporary, folder / PREDICTIONS_FILE)
 
 
-def commands_to_try(folder: str, data: ClassificationDataArguments) -> dict[str, list[str]]:
-    """Commands for the finished model."""
+def commands_to_try(folder: str, data: ClassificationDataArguments, is_pair: bool) -> dict[str, list[str]]:
+    """Commands for the finished model, which takes one text or two."""
+    row = {"text": "A text.", "text_pair": "Another one."} if is_pair else "A text."
     code = (
         "import modeling_layerpool; from transformers import pipeline; "
-        f'print(pipeline("text-classification", {json.dumps(folder)})("A text."))'
+        f'print(pipeline("text-classification", {json.dumps(folder)})({json.dumps(row)}))'
     )
     task = ["--task_name", data.task_name] if data.task_name else ["--test_file", data.test_file or "test.jsonl"]
     words = ["--model_name_or_path", folder, *task, "--do_predict", "--output_dir", str(Path(folder, "test"))]
@@ -310,8 +311,9 @@ def run(
     if training_args.do_train:
         publish(trainer)
         if trainer.is_world_process_zero():
-            commands = {} if training_args.save_head_only else commands_to_try(training_args.output_dir, data_args)
-            print(describe_end(trainer, commands))
+            is_head = training_args.save_head_only  # which needs its encoder
+            commands = commands_to_try(training_args.output_dir, data_args, is_pair=len(text_columns) == 2)
+            print(describe_end(trainer, {} if is_head else commands))
 
 
 if __name__ == "__main__":

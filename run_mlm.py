@@ -193,7 +193,7 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
 def commands_to_try(folder: str) -> dict[str, list[str]]:
     """Commands for the finished model."""
     code = f"from transformers import AutoModel; print(AutoModel.from_pretrained({json.dumps(folder)}))"
-    sentences = ["--train_file", "pairs.jsonl", "--output_dir", f"{folder}-sentences"]
+    sentences = ["--train_file", "pairs.jsonl", "--output_dir", f"{Path(folder)}-sentences"]
     return {
         "open it": ["python", "-c", code],
         "train sentences": ["python", "run_contrastive.py", "--model_name_or_path", folder, *sentences],

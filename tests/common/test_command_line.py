@@ -197,3 +197,16 @@ def test_training_refuses_what_it_cannot_do_before_it_begins(tmp_path, options, 
 def test_half_precision_that_a_cpu_does_not_have_is_refused(tmp_path):
     with pytest.raises(InputError, match="fp16 does nothing on a CPU; use bf16"):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp16=True)
+
+
+def test_an_evaluation_by_steps_comes_with_each_checkpoint_unless_its_steps_are_given(tmp_path):
+    """transformers would evaluate as often as it logs, which is 20 times by default."""
+
+    def steps(**options):
+        args = ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="steps", **options)
+        return args.eval_steps
+
+    assert steps() == 500
+    assert steps(save_steps=7) == 7
+    assert steps(eval_steps=3) == 3
+    assert steps(logging_steps=9) == 9  # as in transformers

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -115,13 +116,18 @@ def test_a_file_takes_the_place_of_flags(tiny_folder, files, tmp_path, kind):
     assert os.path.isfile(f"{files['out']}/model.safetensors")
 
 
-def test_a_run_from_a_file_with_flags_can_be_repeated_from_its_folder_and_from_its_card(tiny_folder, files, tmp_path):
+def test_a_run_from_a_file_with_flags_can_be_repeated_from_its_folder_and_from_its_card(
+    tiny_folder, files, tmp_path, capsys
+):
     options = arguments(tiny_folder, files, max_steps=100, logging_steps=None, save_strategy="no")
     path = tmp_path / "arguments.yaml"
     path.write_text(yaml.safe_dump({name: value for name, value in options.items() if value is not None}))
     done = launch(SCRIPT, path, "--max_steps", "2", "--pooler_type=weighted_layers", "--learning_rate", "1e-4")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("'loss'") == 2  # a short run shows its loss without --logging_steps
+    [command] = [line for line in done.stdout.splitlines() if line.startswith("open it ")]
+    exec(shlex.split(command)[-1])
+    assert "[[" in capsys.readouterr().out
     out = Path(files["out"])
     card = (out / "README.md").read_text()
     assert "arguments.yaml" not in card

@@ -126,14 +126,15 @@ def read_arguments(*types: type, description: str, first: Sequence[str] = ()) ->
     parser = HelpfulParser(types, first, description=description)
     flags = sys.argv[1:]
     if flags and Path(flags[0]).suffix in CONFIG_SUFFIXES:
-        given = _names_of(flags[1:])
+        given = _fields_of(flags[1:], parser)
         of_file = _flags_of_file(flags[0])
-        flags = [word for name, words in of_file.items() if name not in given for word in words] + flags[1:]
+        kept = [words for name, words in of_file.items() if parser.fields.get(name, name) not in given]
+        flags = [word for words in kept for word in words] + flags[1:]
         sys.argv[1:] = flags
     try:
         values, unknown = parser.parse_known_args(flags)
         if unknown:
-            raise _unknown(unknown[0], parser.names)
+            raise _unknown(unknown[0], list(parser.fields))
         instances = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except InputError:
         raise
@@ -141,14 +142,15 @@ def read_arguments(*types: type, description: str, first: Sequence[str] = ()) ->
         reason = one_line(error)
         kind = "" if isinstance(error, ValueError) and reason else f"{type(error).__name__}: "
         raise InputError(f"{kind}{reason}") from error
-    given = _names_of(flags) | {name.removeprefix("no_") for name in _names_of(flags)}
+    given = _fields_of(flags, parser)
     instances[-1].given = {name: value for name, value in vars(values).items() if name in given}
     return instances
 
 
-def _names_of(words: Sequence[str]) -> set[str]:
-    """The names of the arguments among the words of a command line."""
-    return {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+def _fields_of(words: Sequence[str], parser: HelpfulParser) -> set[str]:
+    """The names of the fields that the words of a command line set."""
+    names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+    return {parser.fields[name] for name in names if name in parser.fields}
 
 
 def _unknown(word: str, names: Sequence[str]) -> InputError:

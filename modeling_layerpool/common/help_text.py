@@ -42,7 +42,7 @@ class HelpfulParser(HfArgumentParser):
             self.shown |= vars(base).get("SHOWN", {})
             self.titles |= dict.fromkeys(vars(base).get("SHOWN", ()), vars(base).get("GROUP"))
         self.titles |= dict.fromkeys(first, FIRST)
-        self.names = list(declared)
+        self.fields: dict[str, str] = {}  # the field that a flag sets, without dashes: also --no_name and aliases
         self.first = first
         self.lines: dict[str, str] = {}  # what --help says about an option, by name
         self.details = {name for base in bases for name in vars(base).get("DETAILS", ())}
@@ -59,6 +59,7 @@ class HelpfulParser(HfArgumentParser):
         if "-h" in flags:
             return super().add_argument(*flags, **options)
         name = options.get("dest", flags[0].lstrip("-"))
+        self.fields |= dict.fromkeys((flag.lstrip("-").replace("-", "_") for flag in flags), name)
         default, text = options.get("default"), options.get("help") or ""
         if options.get("action") == "store_false":
             options["help"] = f"Turn off --{name}."

@@ -125,6 +125,19 @@ def test_what_was_given_can_be_written_and_read_again(read, tmp_path):
     assert "checkpoint" not in (tmp_path / "b.yaml").read_text()
 
 
+def test_an_alias_and_a_flag_that_turns_off_replace_the_value_of_a_file_and_are_given(monkeypatch, tmp_path):
+    @dataclass
+    class Columns:
+        columns: list[str] = field(default_factory=list, metadata={"aliases": ["--text_columns"], "action": "extend"})
+        masks: bool = True
+
+    (tmp_path / "a.yaml").write_text("columns: [a]\nmasks: true\n")
+    monkeypatch.setattr("sys.argv", ["script.py", str(tmp_path / "a.yaml"), "--text_columns", "b", "--no-masks"])
+    [found] = read_arguments(Columns, description="A script.")
+    assert found == Columns(columns=["b"], masks=False)
+    assert found.given == {"columns": ["b"], "masks": False}
+
+
 def test_no_in_a_yaml_file_is_a_word(read, tmp_path):
     """YAML 1.1 takes it for a boolean, which `save_strategy: no` does not mean."""
     (tmp_path / "a.yaml").write_text("text: no\n")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """
-Train a layer-pooled classifier: one class per row, any number of classes per row, or a number (regression).
+Train a layer-pooled classifier: one class per row, any number of classes per row, or
+a number (regression). For instance:
 
-    python run_classification.py --model_name_or_path google-bert/bert-base-uncased --pooler_type hire \\
-        --train_file train.jsonl --validation_file dev.jsonl --test_file test.jsonl --output_dir runs/mine
+    python run_classification.py --model_name_or_path google-bert/bert-base-uncased \\
+        --task_name rte --output_dir runs/rte
 
-`--task_name rte` (GLUE) or `--dataset_name` (any dataset on the Hub) replaces the files. `python run_classification.py
-arguments.json` (or .yaml) reads the same names from a file. On several devices: `accelerate launch
-run_classification.py ...`. See docs/classification.md.
+A file of arguments may go first: run_classification.py arguments.yaml --max_steps 3.
+Several devices: accelerate launch run_classification.py ... See docs/classification.md.
 """
 
 import json
@@ -45,6 +45,7 @@ from modeling_layerpool.training.frozen import describe_frozen
 from modeling_layerpool.training.script import (
     argument_errors,
     choose_best_by,
+    describe_end,
     describe_pooler,
     describe_run,
     evaluate_and_save,
@@ -64,10 +65,9 @@ def parse_arguments() -> tuple[
 ]:
     """Read the arguments from flags or from one file, and check them against each other."""
     arguments = read_arguments(
-        ClassificationModelArguments,
-        ClassificationDataArguments,
-        ClassificationTrainingArguments,
+        *(ClassificationModelArguments, ClassificationDataArguments, ClassificationTrainingArguments),
         description=__doc__,
+        first=("model_name_or_path", "task_name", "train_file", "validation_file", "test_file", "output_dir"),
     )
     _, data, training = arguments
     files = [path for path in (data.train_file, data.validation_file, data.test_file) if path is not None]
@@ -217,6 +217,18 @@ def write_predictions(part: LabelledTexts, predictions: list[dict], output_dir: 
     os.replace(temporary, folder / PREDICTIONS_FILE)
 
 
+def commands_to_try(folder: str, data: ClassificationDataArguments, is_pair: bool) -> dict[str, list[str]]:
+    """Commands for the finished model, which takes one text or two."""
+    row = {"text": "A text.", "text_pair": "Another one."} if is_pair else "A text."
+    code = (
+        "import modeling_layerpool; from transformers import pipeline; "
+        f'print(pipeline("text-classification", {json.dumps(folder)})({json.dumps(row)}))'
+    )
+    task = ["--task_name", data.task_name] if data.task_name else ["--test_file", data.test_file or "test.jsonl"]
+    words = ["--model_name_or_path", folder, *task, "--do_predict", "--output_dir", str(Path(folder, "test"))]
+    return {"open it": ["python", "-c", code], "predict": ["python", "run_classification.py", *words]}
+
+
 def run(
     model_args: ClassificationModelArguments,
     data_args: ClassificationDataArguments,
@@ -299,6 +311,10 @@ def run(
     # 7. Model card and Hub
     if training_args.do_train:
         publish(trainer)
+        if trainer.is_world_process_zero():
+            is_head = training_args.save_head_only  # which needs its encoder
+            commands = commands_to_try(training_args.output_dir, data_args, is_pair=len(text_columns) == 2)
+            print(describe_end(trainer, {} if is_head else commands))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 #!/usr/bin/env python
 """
-Train a layer-pooled sentence encoder with a contrastive objective.
+Train a layer-pooled sentence encoder with a contrastive objective. For instance:
 
-    python run_contrastive.py --model_name_or_path google-bert/bert-base-uncased --objective supervised \\
-        --train_file nli.jsonl --validation_file sts-dev.jsonl --output_dir runs/nli --do_train --do_eval
+    python run_contrastive.py --model_name_or_path google-bert/bert-base-uncased \\
+        --dataset_name sentence-transformers/all-nli --dataset_config_name triplet \\
+        --max_train_samples 20000 --output_dir runs/nli
 
-or `python run_contrastive.py arguments.json` (or .yaml) with the same names. On several devices:
-`accelerate launch run_contrastive.py ...`. See docs/data-formats.md and docs/configuration.md.
+A file of arguments may go first: run_contrastive.py arguments.yaml --max_steps 3.
+Several devices: accelerate launch run_contrastive.py ... See docs/configuration.md.
 """
 
+import json
 import shlex
 import sys
 from functools import partial
+from pathlib import Path
 
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
@@ -21,6 +24,7 @@ from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.contrastive.arguments import DataArguments
 from modeling_layerpool.training.contrastive.data import load_file
+from modeling_layerpool.training.contrastive.parameter_groups import learning_rates
 from modeling_layerpool.training.data import read_train_rows
 from modeling_layerpool.training.frozen import describe_frozen
 from modeling_layerpool.training.lora import add_lora, lora_settings
@@ -30,6 +34,7 @@ from modeling_layerpool.training.script import (
     argument_errors,
     choose_actions,
     choose_best_by,
+    describe_end,
     describe_pooler,
     describe_run,
     evaluate_and_save,
@@ -44,7 +49,9 @@ from modeling_layerpool.training.script import (
 def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments]:
     """The arguments from flags or from one file, checked against each other."""
     arguments = read_arguments(
-        ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments, description=__doc__
+        *(ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments),
+        description=__doc__,
+        first=("model_name_or_path", "train_file", "validation_file", "output_dir", "pooler_type", "objective"),
     )
     _, lora, data, training = arguments
     choose_actions(training, data, evaluates=data.validation_file is not None, flags="a --validation_file")
@@ -77,7 +84,18 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "pooler": describe_pooler(model),
         **describe_frozen(trainer),
     }
-    return describe_run(trainer, plan, data.validation_file, checkpoint)
+    return describe_run(trainer, plan, data.validation_file, checkpoint, learning_rates(trainer))
+
+
+def commands_to_try(folder: str) -> dict[str, list[str]]:
+    """Commands for the finished model."""
+    code = (
+        f"from modeling_layerpool import load_layerpool; model, tokenizer = load_layerpool({json.dumps(folder)}); "
+        'print(model.encode(["A text."], tokenizer))'
+    )
+    results = str(Path(folder, "evaluation"))
+    evaluate = ["python", "run_evaluation.py", "--model_name_or_path", folder, "--sts", "stsb", "--output_dir"]
+    return {"evaluate it": [*evaluate, results], "open it": ["python", "-c", code]}
 
 
 def run(
@@ -157,6 +175,8 @@ def run(
     # 6. Model card and Hub
     if training_args.do_train:
         publish(trainer)
+        if trainer.is_world_process_zero():
+            print(describe_end(trainer, commands_to_try(training_args.output_dir)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 #!/usr/bin/env python
-"""Measure a sentence encoder: semantic similarity, retrieval, transfer tasks and the geometry of its space.
+"""
+Measure a sentence encoder: semantic similarity, retrieval, transfer tasks and the
+geometry of its space. For instance:
 
-    python run_evaluation.py --model_name_or_path M --sts stsb=test.jsonl --retrieval scifact=folder --output_dir D
+    python run_evaluation.py --sts stsb --output_dir runs/minilm \\
+        --model_name_or_path sentence-transformers/all-MiniLM-L6-v2
 
-prints a table and writes `D/evaluation.json`, and with --plots also pictures in `D/plots`. M is a model of this
-package, a sentence-transformers model, or any other encoder of transformers. See docs/evaluation.md and docs/plots.md.
+prints tables and writes evaluation.json into the --output_dir. The model may be one of
+this package, of sentence-transformers, or any other encoder of transformers.
+A file of arguments may go first: run_evaluation.py arguments.yaml --max_seq_length 64.
+See docs/evaluation.md and docs/plots.md.
 """
 
 import math
@@ -48,7 +53,7 @@ from modeling_layerpool.evaluation import (
     write_results,
 )
 from modeling_layerpool.evaluation.encoders import prompts_in_use, query_and_document_encoders
-from modeling_layerpool.evaluation.report import results_folder
+from modeling_layerpool.evaluation.report import RESULTS_FILE, results_folder
 from modeling_layerpool.evaluation.transfer import FEATURES
 from modeling_layerpool.publishing.card_scores import check_card, update_model_card
 
@@ -60,6 +65,7 @@ SUBSET_COLUMN = "subset"
 class EvaluationArguments:
     """The model, the data sets, and the folder for the results."""
 
+    GROUP: ClassVar = "other options"
     RANGES: ClassVar = dict.fromkeys(("max_seq_length", "max_tokens_per_batch"), Range(at_least=1))
 
     model_name_or_path: str = field(metadata={"help": "Model to measure: a folder or a Hub model ID."})
@@ -311,12 +317,27 @@ def measure_transfer(tasks: dict[str, Any], encoder: Any, states: int | None, pl
     return results
 
 
+def written(arguments: EvaluationArguments) -> list[str]:
+    """The files of a finished evaluation, in words."""
+    folder = Path(arguments.output_dir)
+    plots = sorted(path.name for path in (folder / "plots").glob("*.png")) if arguments.plots else []
+    return [str(folder / RESULTS_FILE), *([f"{folder / 'plots'}: {', '.join(plots)}"] if plots else [])]
+
+
+def parse_arguments() -> EvaluationArguments:
+    """Read the arguments from flags or from a file."""
+    first = ("model_name_or_path", "output_dir", "sts", "pairs", "retrieval", "transfer", "plots")
+    (arguments,) = read_arguments(EvaluationArguments, description=__doc__, first=first)
+    return arguments
+
+
 def main() -> None:
     with usage_errors():
-        (arguments,) = read_arguments(EvaluationArguments, description=__doc__)
+        arguments = parse_arguments()
         results = run(arguments)
         if is_main_process():
             print(format_results(results))
+            print(f"\nWrote {' and '.join(written(arguments))}")
 
 
 if __name__ == "__main__":

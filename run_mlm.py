@@ -1,14 +1,18 @@
 #!/usr/bin/env python
 """
-Pre-train an encoder with masked language modeling, or with TACO, which adds token-level contrast (--objective taco).
+Pre-train an encoder with masked language modeling, or with TACO, which adds
+token-level contrast (--objective taco). For instance, a new small BERT:
 
-    python run_mlm.py --model_type bert --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
-        --train_file texts.txt.gz --validation_file held-out.txt --probe_file sts-dev.jsonl --output_dir runs/mine
+    python run_mlm.py --model_type bert \\
+        --config_overrides hidden_size=256,num_hidden_layers=4,num_attention_heads=4 \\
+        --dataset_name Salesforce/wikitext --dataset_config_name wikitext-2-raw-v1 \\
+        --output_dir runs/bert-small
 
-or continue from a checkpoint with `--model_name_or_path`. `python run_mlm.py arguments.json` (or .yaml) reads the same
-names from a file. On several devices: `accelerate launch run_mlm.py ...`. See docs/mlm.md.
+A file of arguments may go first: run_mlm.py arguments.yaml --max_steps 3.
+Several devices: accelerate launch run_mlm.py ... See docs/mlm.md.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +48,7 @@ from modeling_layerpool.training.script import (
     argument_errors,
     choose_actions,
     choose_best_by,
+    describe_end,
     describe_run,
     evaluate_and_save,
     evaluate_when_saving,
@@ -76,7 +81,9 @@ PROBE_TOKENS = 8192  # computed at once
 def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments]:
     """Read the arguments from flags or from one file, and check them against each other."""
     arguments = read_arguments(
-        LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments, description=__doc__
+        *(LanguageModelArguments, LanguageDataArguments, MaskedLanguageArguments),
+        description=__doc__,
+        first=("model_name_or_path", "model_type", "train_file", "validation_file", "output_dir", "objective"),
     )
     model, data, training = arguments
     choose_actions(training, data, bool(data.evaluation_files), flags="a --validation_file or a --probe_file")
@@ -184,6 +191,16 @@ def plot_curves(log_history: list[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def commands_to_try(folder: str) -> dict[str, list[str]]:
+    """Commands for the finished model."""
+    code = f"from transformers import AutoModel; print(AutoModel.from_pretrained({json.dumps(folder)}))"
+    sentences = ["--train_file", "pairs.jsonl", "--output_dir", f"{Path(folder)}-sentences"]
+    return {
+        "open it": ["python", "-c", code],
+        "train sentences": ["python", "run_contrastive.py", "--model_name_or_path", folder, *sentences],
+    }
+
+
 def run(
     model_args: LanguageModelArguments,
     data_args: LanguageDataArguments,
@@ -259,6 +276,8 @@ def run(
         plot_curves(trainer.state.log_history, Path(training_args.output_dir) / CURVES_FILE)
     if training_args.do_train:
         publish(trainer)
+        if trainer.is_world_process_zero():
+            print(describe_end(trainer, commands_to_try(training_args.output_dir)))
 
 
 if __name__ == "__main__":

@@ -115,11 +115,16 @@ def schedule_rows(
         rows["epochs"] = f"{state.epoch:.4g}"
     rows["seed"] = f"{args.seed}" + ("" if args.data_seed is None else f", data seed {args.data_seed}")
     rows["tokens in a text"] = f"at most {max_tokens}"
-    weights = str(dtype).removeprefix("torch.")
-    autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
-    rows["precision"] = weights if autocast is None else f"{autocast} autocast, weights in {weights}"
+    rows["precision"] = precision_name(args, dtype)
     rows["device"] = device_name(args)
     return rows
+
+
+def precision_name(args: TrainingArguments, dtype: torch.dtype) -> str:
+    """The precision of the computation, and of the weights if it is another one."""
+    weights = str(dtype).removeprefix("torch.")
+    autocast = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    return weights if autocast is None else f"{autocast} autocast, weights in {weights}"
 
 
 def device_name(args: TrainingArguments) -> str:

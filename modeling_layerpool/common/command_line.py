@@ -1,18 +1,20 @@
-"""Reads the arguments of a script from the command line or a file, and checks their types and ranges."""
+"""Reads the arguments of a script from the command line and a file, and checks their types and ranges."""
 
-import argparse
+import difflib
 import json
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from transformers import HfArgumentParser
 
 from .errors import InputError, one_line
+from .help_text import HelpfulParser
 from .rows import check_file, read_json, reading_errors, shown
 
 
@@ -105,65 +107,95 @@ def check_used(arguments: Any, is_read: Mapping[str, bool], reason: str) -> None
             raise InputError(f"{field.name} does nothing {reason}; leave it out")
 
 
-def read_arguments(*types: type, description: str) -> tuple[Any, ...]:
+def read_arguments(*types: type, description: str, first: Sequence[str] = ()) -> tuple[Any, ...]:
     """
-    One instance of each argument class, from the command line or from the JSON or YAML file that is its only word.
+    One instance of each argument class, from the command line, which may begin with a JSON or YAML file of arguments.
+
+    Flags after the file replace its values. `sys.argv` holds flags instead of the file afterwards, so that the command
+    of a model card needs no file. The last instance has the arguments that were given, by name, as its attribute
+    `given`.
+
+    Args:
+        types: the argument classes.
+        description: the text above the options in `--help`.
+        first: the options that `--help` shows first, by name.
 
     Raises:
-        InputError: the file is broken, or its class refuses a value.
+        InputError: the file is broken, an argument is unknown, or its class refuses a value.
     """
-    # Abbreviations are off, since the model card redacts flags by their full names.
-    formatter = argparse.RawDescriptionHelpFormatter  # so that the command in a description can be pasted
-    parser = _Parser(types, description=description, allow_abbrev=False, formatter_class=formatter)
-    is_file = len(sys.argv) == 2 and Path(sys.argv[1]).suffix in CONFIG_SUFFIXES
-    flags = _flags_of_file(sys.argv[1]) if is_file else sys.argv[1:]
+    parser = HelpfulParser(types, first, description=description)
+    flags = sys.argv[1:]
+    if flags and Path(flags[0]).suffix in CONFIG_SUFFIXES:
+        given = _fields_of(flags[1:], parser)
+        of_file = _flags_of_file(flags[0])
+        kept = [words for name, words in of_file.items() if parser.fields.get(name, name) not in given]
+        flags = [word for words in kept for word in words] + flags[1:]
+        sys.argv[1:] = flags
     try:
-        return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+        values, unknown = parser.parse_known_args(flags)
+        if unknown:
+            raise _unknown(unknown[0], list(parser.fields))
+        instances = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except InputError:
         raise
     except Exception as error:  # the argument classes of transformers run much code, and read files
         reason = one_line(error)
         kind = "" if isinstance(error, ValueError) and reason else f"{type(error).__name__}: "
         raise InputError(f"{kind}{reason}") from error
+    given = _fields_of(flags, parser)
+    instances[-1].given = {name: value for name, value in vars(values).items() if name in given}
+    return instances
 
 
-class _Parser(HfArgumentParser):
+def _fields_of(words: Sequence[str], parser: HelpfulParser) -> set[str]:
+    """The names of the fields that the words of a command line set."""
+    names = (word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+    return {parser.fields[name] for name in names if name in parser.fields}
+
+
+def _unknown(word: str, names: Sequence[str]) -> InputError:
+    if Path(word).suffix in CONFIG_SUFFIXES:
+        return InputError(f"{word}: a file of arguments goes before the flags, which replace its values")
+    name = word.partition("=")[0]
+    similar = difflib.get_close_matches(name.removeprefix("--").replace("-", "_"), names, n=1)
+    fix = f"did you mean --{similar[0]}?" if similar else "--help lists the arguments"
+    return InputError(f"{name}: unknown argument; {fix}")
+
+
+def write_arguments(given: Mapping[str, Any], path: Path) -> None:
     """
-    Shows each default once in --help, and the fields of an argument class that has a `GROUP`, and of its subclasses,
-    under that title.
+    Write the arguments of a run as a YAML file that [`read_arguments`] takes, without those that belong to one start
+    only: the token, the checkpoint to resume from, and the permission to overwrite.
     """
+    left_out = ("hub_token", "overwrite_output_dir", "resume_from_checkpoint")
+    kept = {name: value for name, value in given.items() if name not in left_out}
+    plain = {name: value.value if isinstance(value, Enum) else value for name, value in kept.items()}
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
-    def __init__(self, types: Sequence[type], **options: Any):
-        # Base classes come first: an inherited field belongs to the group of the class that declares it.
-        bases = [base for argument_class in types for base in reversed(argument_class.__mro__) if is_dataclass(base)]
-        declared = {field.name: base for base in reversed(bases) for field in fields(base)}
-        self.titles = {name: base.GROUP for name, base in declared.items() if "GROUP" in vars(base)}
-        self.groups: dict[str, Any] = {}
-        super().__init__(types, **options)
 
-    def add_argument(self, *flags: str, **options: Any) -> Any:
-        name = options.get("dest", flags[0].lstrip("-"))
-        default, text = options.get("default"), options.get("help") or ""
-        if options.get("action") == "store_false":
-            options["help"] = f"Turn off --{name}."
-        elif default not in (None, [], argparse.SUPPRESS) and default is not False and "Default:" not in text:
-            options["help"] = f"{text} Default: {getattr(default, 'value', default)}."
-        title = self.titles.get(name)
-        if title is None:
-            return super().add_argument(*flags, **options)
-        if title not in self.groups:
-            self.groups[title] = self.add_argument_group(title)
-        return self.groups[title].add_argument(*flags, **options)
+_BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 class _UniqueKeysLoader(yaml.SafeLoader):
-    """YAML in which a repeated name is an error. By default the last one counts."""
+    """
+    YAML in which a repeated name is an error, and only true and false are booleans.
+
+    By default the last one of repeated names counts, and `no` is false, also in `save_strategy: no`.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         names = [key.value for key, _ in node.value]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise yaml.YAMLError(f"{twice!r} is given twice")
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeysLoader.add_implicit_resolver(_BOOLEAN, re.compile("true|True|false|False"), list("tTfF"))
 
 
 def _as_json(value: dict, where: str) -> str:
@@ -173,8 +205,8 @@ def _as_json(value: dict, where: str) -> str:
         raise InputError(f"{where} cannot be written as JSON ({error})") from error
 
 
-def _flags_of_file(path: str) -> list[str]:
-    """The content of a JSON or YAML file as flags, so that argparse converts and checks the values of both.
+def _flags_of_file(path: str) -> dict[str, list[str]]:
+    """The content of a JSON or YAML file as flags by name, so that argparse converts and checks the values of both.
 
     `HfArgumentParser.parse_yaml_file` converts no types: 1e-5, a text in YAML 1.1, would stay a text.
     """
@@ -193,12 +225,12 @@ def _flags_of_file(path: str) -> list[str]:
                 raise InputError(f"{path}: not valid YAML ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected names and values of arguments, got {type(content).__name__}")
-    flags = []
+    flags = {}
     for name, value in content.items():
         if isinstance(value, list):
             if any(isinstance(item, (list, dict)) for item in value):
                 raise InputError(f"{path}: {name} must be one value or a list of values, got {shown(value)}")
-            flags += [f"--{name}", *map(str, value)]
+            flags[name] = [f"--{name}", *map(str, value)]
         elif value is not None:
-            flags.append(f"--{name}={_as_json(value, f'{path}: {name}') if isinstance(value, dict) else value}")
+            flags[name] = [f"--{name}={_as_json(value, f'{path}: {name}') if isinstance(value, dict) else value}"]
     return flags

@@ -261,7 +261,7 @@ def _encode_by_length(
 ) -> np.ndarray:
     """Embed texts in [`batches_by_length`]; `embed` returns the embeddings (len, d) of given indices."""
     order, parts = [], []
-    with logging.tqdm(total=len(lengths), desc="Encoding", unit="text") as progress:
+    with logging.tqdm(total=len(lengths), desc="Encoding", unit="text", leave=False) as progress:
         for batch in batches_by_length(lengths, max_tokens_per_batch):
             order += batch
             parts.append(embed(batch))

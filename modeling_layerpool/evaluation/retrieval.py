@@ -118,7 +118,8 @@ def search(
     low_bits = (1 << 32) - 1
     rankings = []
     pairs = len(queries) * len(corpus)
-    progress = logging.tqdm(total=pairs, desc="Searching", unit="pair", unit_scale=True, disable=not show_progress_bar)
+    options = {"unit": "pair", "unit_scale": True, "leave": False, "disable": not show_progress_bar}
+    progress = logging.tqdm(total=pairs, desc="Searching", **options)
     for start in range(0, len(queries), query_block):
         block = queries[start : start + query_block].to(device)
         best = torch.empty(len(block), 0, dtype=torch.int64, device=device)

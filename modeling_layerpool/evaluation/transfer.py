@@ -147,7 +147,8 @@ def _splits(
         parts = _parts(task.sizes)
         splits = [(parts["train"], parts["test"])]
     description = f"Classifying {name}".rstrip()
-    for train, test in logging.tqdm(splits, desc=description, unit="fold", disable=not show_progress_bar):
+    options = {"unit": "fold", "leave": False, "disable": not show_progress_bar}
+    for train, test in logging.tqdm(splits, desc=description, **options):
         yield train, _inner(task, train, seed), test
 
 

@@ -194,7 +194,9 @@ class EncodeMixin:
         prompt = self.find_prompt(prompt, prompt_name)
         lengths = self._lengths_left_out(prompt, tokenizer, min(len(sentences), ENCODE_WINDOW))
         embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.input_device)
-        with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
+        with logging.tqdm(
+            total=len(sentences), desc="Encoding", leave=False, disable=not show_progress_bar
+        ) as progress:
             # A window bounds the memory for token ids, and is long enough for sorting by length to save time.
             for begin in range(0, len(sentences), ENCODE_WINDOW):
                 window = sentences[begin : begin + ENCODE_WINDOW]

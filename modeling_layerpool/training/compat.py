@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 
 class TrainerHooks(Trainer):
@@ -65,7 +66,8 @@ class TrainerHooks(Trainer):
         # save_model gathers the weights of a sharded model, which is no longer one that can be saved.
         trained, self.model = self.model, self.model_to_save()
         try:
-            super()._save(output_dir, state_dict)
+            with _without_bars():  # there would be one for each file, below that of the training
+                super()._save(output_dir, state_dict)
         finally:
             self.model = trained
         self.save_next_to_model(output_dir or self.args.output_dir)
@@ -93,6 +95,18 @@ class TrainerHooks(Trainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # An undefined metric would leave an infinite best metric in the saved state, which is not valid JSON.
         return self.can_be_best(metrics) and super()._determine_best_metric(metrics, trial)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars of transformers."""
+    were_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_enabled:
+            logging.enable_progress_bar()
 
 
 def attention_implementation(config: PretrainedConfig) -> str | None:

@@ -11,6 +11,7 @@ from ..common.errors import InputError
 class HubDataArguments:
     """A dataset on the Hub."""
 
+    GROUP: ClassVar = "data"
     RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, used instead of files."})
@@ -30,6 +31,8 @@ class HubDataArguments:
 class TrainDataArguments(HubDataArguments):
     """Training data from files or from the Hub, read before or during the training."""
 
+    GROUP: ClassVar = HubDataArguments.GROUP
+    DETAILS: ClassVar = ("dataset_config_name", "dataset_split", "shuffle_buffer_size")
     RANGES: ClassVar = {"shuffle_buffer_size": Range(at_least=1)}
 
     dataset_split: str = field(default="train", metadata={"help": "Split of the dataset on the Hub."})

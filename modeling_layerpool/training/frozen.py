@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 @dataclass
 class FreezableRunArguments(RunArguments):
     """[`RunArguments`] with the options of a frozen encoder."""
+
+    GROUP: ClassVar = "frozen encoder"
+    DETAILS: ClassVar = ("state_cache", "state_cache_dir")
 
     freeze_encoder: bool = field(
         default=False,

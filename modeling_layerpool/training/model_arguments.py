@@ -16,6 +16,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class LoadingArguments:
     """How to load a checkpoint, whatever its kind."""
 
+    GROUP: ClassVar = "checkpoint"
+    DETAILS: ClassVar = ("attn_implementation", "revision", "allow_pickle")
+
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -49,6 +52,8 @@ class LoadingArguments:
 class CheckpointArguments(LoadingArguments):
     """Which checkpoint to start from, and how to load it."""
 
+    GROUP: ClassVar = LoadingArguments.GROUP
+
     model_name_or_path: str = field(
         metadata={
             "help": "Checkpoint to start from, a folder or a Hub model ID: a model of this package or a plain encoder."
@@ -69,7 +74,9 @@ def _flag(name: str) -> tuple[str, Any, Any]:
 
 
 PoolerArguments = make_dataclass(
-    "PoolerArguments", [_flag(name) for name in ("pooler_type", "pooler_layers", *POOLER_OPTIONS, "projection_dim")]
+    "PoolerArguments",
+    [_flag(name) for name in ("pooler_type", "pooler_layers", *POOLER_OPTIONS, "projection_dim")],
+    namespace={"GROUP": "pooler", "DETAILS": POOLER_OPTIONS},
 )
 
 
@@ -101,6 +108,8 @@ class ModelArguments(PoolerArguments, CheckpointArguments):
 class LoraArguments:
     """Whether to train an adapter instead of the encoder's weights, and its options, as of `add_lora`."""
 
+    GROUP: ClassVar = "LoRA"
+    DETAILS: ClassVar = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
     RANGES: ClassVar = {
         **dict.fromkeys(("lora_r", "lora_alpha"), Range(at_least=1, at_most=65_536)),
         "lora_dropout": Range(at_least=0, below=1),

@@ -1,6 +1,6 @@
 """The arguments of a run that all kinds of training share: those of transformers, checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from accelerate.utils import DynamoBackend
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import trainer_log_levels
 
 from ..common.command_line import Range, check_arguments, check_used
 from ..common.errors import InputError
@@ -43,9 +44,32 @@ class RunArguments(TrainingArguments):
         InputError: a value is out of its range, needs a package that is not installed, or has no effect.
     """
 
+    GROUP: ClassVar = "training"
+    SHOWN: ClassVar = {
+        "output_dir": "Folder for the model, its card and the checkpoints",
+        "per_device_train_batch_size": "Rows in a batch of each process",
+        "num_train_epochs": "Number of passes over the data",
+        "max_steps": "Number of steps, instead of passes",
+        "learning_rate": "Highest learning rate",
+        "warmup_steps": "Steps, or share of them, until it is reached",
+        "bf16": "Train in bfloat16 autocast",
+        "seed": "Seed of weights, dropout and row order",
+        "logging_steps": "Log every so many steps, or share of them",
+        "eval_strategy": "When to evaluate: no, steps or epoch. Default: at each save",
+        "save_strategy": "When to save: no, steps or epoch",
+        "save_steps": "Save every so many steps, or share of them",
+        "metric_for_best_model": "Metric that chooses the checkpoint to keep",
+        "resume_from_checkpoint": "A checkpoint, or true for the last one",
+        "report_to": "Log to tensorboard, wandb, trackio",
+        "push_to_hub": "Upload the finished folder to the Hub",
+        "hub_model_id": "Name on the Hub, such as me/my-encoder",
+    }
+    DETAILS: ClassVar = ("dry_run",)
     RANGES: ClassVar = TRAINING_RANGES
     # Arguments of transformers that a kind of training does not read, in addition to those of its base classes.
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("label_names", "prediction_loss_only", "use_liger_kernel")
+    # The arguments that were given on the command line, as `read_arguments` sets them.
+    given: ClassVar[Mapping[str, Any]] = {}
 
     overwrite_output_dir: bool = field(
         default=False,
@@ -57,6 +81,34 @@ class RunArguments(TrainingArguments):
             "help": "When to evaluate: 'no', 'steps' or 'epoch'. Default: whenever a checkpoint is saved, if there is "
             "evaluation data.",
             "choices": [strategy.value for strategy in IntervalStrategy],
+        },
+    )
+    logging_steps: float = field(
+        default=0.05,
+        metadata={
+            "help": "Log the loss and the learning rate after this many steps, or, below 1, after this share of all "
+            "steps. Default: 0.05, which is 20 times in a run."
+        },
+    )
+    log_level_replica: str = field(
+        default="error",
+        metadata={
+            "help": "Log level of the processes other than the main one, which would only repeat its messages.",
+            "choices": list(trainer_log_levels),
+        },
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False,
+        metadata={
+            "help": "With several processes, look for parameters without a gradient in each step. Models of this "
+            "package have none; only a model of your own may need it."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "With --push_to_hub: list the files of the finished --output_dir that would be uploaded, and end. "
+            "Nothing is trained or uploaded, and no network is needed."
         },
     )
     # The filter of transformers would hide a loss that is not finite.
@@ -82,6 +134,7 @@ class RunArguments(TrainingArguments):
         of_workers = ("persistent_workers", "prefetch_factor", "multiprocessing_context")
         is_used = {f"dataloader_{name}": self.dataloader_num_workers > 0 for name in of_workers}
         check_used(self, is_used, "without dataloader_num_workers")
+        check_used(self, {"dry_run": self.push_to_hub}, "without push_to_hub")
         if self.debug:  # one mode fails on boolean masks, the other without a TPU
             raise InputError("debug does not work in this kind of training; leave it out")
         if self.logging_nan_inf_filter:
@@ -102,6 +155,8 @@ class RunArguments(TrainingArguments):
             value = getattr(self, name, None)  # older releases have no activation_checkpointing_kwargs
             if isinstance(value, str) and not value.startswith("{"):
                 raise InputError(f"{name}={value} must be a JSON object such as '{{\"name\": 1}}'")
+        if self.eval_strategy == "steps" and self.eval_steps is None and self.logging_steps < 1:
+            self.eval_steps = self.save_steps  # transformers would evaluate as often as it logs
         super().__post_init__()
         _check_reporting(self.report_to)
         if self.torch_compile:
@@ -124,7 +179,7 @@ class RunArguments(TrainingArguments):
 
     def __getstate__(self) -> dict[str, Any]:
         # Checkpoints contain these arguments and may be published, so the token must not be pickled.
-        return {**vars(self), "hub_token": None}
+        return {name: value for name, value in vars(self).items() if name != "given"} | {"hub_token": None}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tabulate import tabulate
 from transformers import PreTrainedModel, TrainingArguments
 
+from ..common.card_facts import device_name, precision_name
 from ..common.checkpoint_files import read_json_object
+from ..common.command_line import write_arguments
 from ..common.errors import InputError, one_line, usage_errors
 from ..common.folders import output_folder
 from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
@@ -24,9 +27,12 @@ from .data_arguments import TrainDataArguments
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
 from .run_arguments import RunArguments
+from .upload import describe_upload
 
 
 METRICS_FILE = "all_results.json"
+# Pushes to the Hub leave out names with an underscore, and this file has paths of this machine.
+ARGUMENTS_FILE = "_arguments.yaml"
 # The suffixes of the files that a run writes, without checkpoints.
 WRITTEN = (".bin", ".json", ".jsonl", ".md", ".png", ".py", ".safetensors")
 
@@ -48,6 +54,10 @@ def run_script(parse_arguments: Callable[[], tuple], run: Callable[..., None]) -
             arguments = parse_arguments()
             training_args = arguments[-1]
             set_up_logging(training_args)
+            if training_args.dry_run:
+                if training_args.process_index == 0:
+                    print(describe_upload(training_args))
+                return
             with output_of(training_args) as checkpoint:
                 transformers.set_seed(training_args.seed)
                 run(*arguments, checkpoint)
@@ -58,13 +68,14 @@ def run_script(parse_arguments: Callable[[], tuple], run: Callable[..., None]) -
 
 
 def set_up_logging(args: TrainingArguments) -> None:
-    """Log messages of the main process and errors of the others; show progress bars unless `disable_tqdm` is set."""
+    """Messages and progress bars of the main process, bars unless `disable_tqdm` is set; only errors of the others."""
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.ERROR)
     level = args.get_process_log_level()
     transformers.utils.logging.set_verbosity(level)
     datasets.utils.logging.set_verbosity(level)
     if args.disable_tqdm or args.process_index > 0:
         datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def choose_actions(args: RunArguments, data: TrainDataArguments, evaluates: bool, flags: str) -> None:
@@ -225,6 +236,8 @@ def train_and_save(trainer: LayerPoolTrainer, checkpoint: str | None, save: Call
             trainer.save_model()
         elif args.should_save:
             save()
+        if args.given and args.process_index == 0:
+            write_arguments(args.given, Path(args.output_dir) / ARGUMENTS_FILE)
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     trainer.save_state()
@@ -238,7 +251,11 @@ def evaluate_and_save(trainer: LayerPoolTrainer) -> None:
 
 
 def describe_run(
-    trainer: LayerPoolTrainer, settings: Mapping[str, str], evaluation_data: str, checkpoint: str | None
+    trainer: LayerPoolTrainer,
+    settings: Mapping[str, str],
+    evaluation_data: str,
+    checkpoint: str | None,
+    learning_rates: Mapping[str, float] | None = None,
 ) -> str:
     """
     The plan of a run as a table.
@@ -247,16 +264,17 @@ def describe_run(
         settings: rows of the table that belong to the kind of training.
         evaluation_data: the names of the evaluation data, if there are any.
         checkpoint: the checkpoint that it resumes from, if any.
+        learning_rates: the highest rate of each part that is trained. Default: that of all.
     """
     args = trainer.args
+    rates = [f"{part} {rate:g}" for part, rate in (learning_rates or {}).items()] or [f"{args.learning_rate:g}"]
     steps = args.max_steps
     if steps <= 0:
         steps_per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
         steps = math.ceil(steps_per_epoch * args.num_train_epochs)
     evaluates_on = "nothing"
     if args.eval_strategy != "no":
-        every = f"{args.eval_steps:g} steps" if args.eval_strategy == "steps" else "epoch"
-        evaluates_on = f"{evaluation_data}, every {every}"
+        evaluates_on = f"{evaluation_data}, {_how_often(args, steps)}"
         if args.load_best_model_at_end:
             evaluates_on += f"; keeps the checkpoint with the best {args.metric_for_best_model}"
     plan = {
@@ -264,10 +282,43 @@ def describe_run(
         "rows a step": f"{args.per_device_train_batch_size * args.world_size} on {args.world_size} process(es), "
         f"{args.gradient_accumulation_steps} accumulated",
         "steps": f"{steps:,}",
+        "learning rate": f"{', '.join(rates)}; {args.lr_scheduler_type.value} schedule, "
+        f"{args.get_warmup_steps(steps):,} warmup steps",
+        "device": device_name(args),
+        "precision": precision_name(args, trainer.model.dtype),
         "evaluates on": evaluates_on,
         "resumes from": checkpoint or "nothing",
     }
     return tabulate(plan.items(), tablefmt="plain", disable_numparse=True)
+
+
+def _how_often(args: RunArguments, steps: int) -> str:
+    if args.eval_strategy == "epoch":
+        return "every epoch"
+    every = math.ceil(args.eval_steps * steps) if args.eval_steps < 1 else int(args.eval_steps)
+    return "at the end" if every >= steps else f"every {every:,} steps and at the end"
+
+
+def describe_end(trainer: LayerPoolTrainer, commands: Mapping[str, Sequence[str]]) -> str:
+    """
+    What a finished run kept, where it is, and what to try next, as a table.
+
+    Args:
+        commands: the words of commands to try, by what they do.
+    """
+    facts, args = trainer.card_facts(), trainer.args
+    kept = f"step {facts.kept_step:,} of {trainer.state.global_step:,}"
+    score = facts.evaluations.get(facts.kept_step, {}).get(facts.metric)
+    if score is not None:
+        evaluations = f"{len(facts.evaluations)} evaluations"
+        best = f", the best of {evaluations}" if facts.is_best_kept and len(facts.evaluations) > 1 else ""
+        kept += f"{best}: {facts.metric} {score:.4g}"
+    rows = {
+        "kept": kept,
+        "saved in": f"{args.output_dir}; its README.md is the model card",
+        **{name: shlex.join(words) for name, words in commands.items()},
+    }
+    return "\n" + tabulate(rows.items(), tablefmt="plain", disable_numparse=True)
 
 
 def describe_pooler(model: PreTrainedModel) -> str:

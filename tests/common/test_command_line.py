@@ -1,12 +1,13 @@
 """The arguments of all scripts: one reader, one check of types and ranges."""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pytest
 
-from modeling_layerpool.common.command_line import Range, check_arguments, check_used, read_arguments
+from modeling_layerpool.common.command_line import Range, check_arguments, check_used, read_arguments, write_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import ContrastiveTrainingArguments
 
@@ -95,9 +96,73 @@ def test_a_file_and_flags_give_the_same_arguments(read, tmp_path):
     assert read(tmp_path / "a.json") == read(tmp_path / "a.yaml") == expected
 
 
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_flags_after_a_file_replace_its_values_and_the_rest_stays(read, tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(json.dumps({"rate": 0.25, "steps": 3, "names": ["x", "y"], "text": "a"}))
+    found = read(path, "--steps", 5, "--names=z", "--rate=0.5")
+    assert found == Arguments(rate=0.5, steps=5, names=["z"], text="a")
+    # The command that a model card shows needs no file.
+    assert sys.argv[1:] == ["--text=a", "--steps", "5", "--names=z", "--rate=0.5"]
+
+
+def test_a_list_that_flags_extend_is_replaced_as_a_whole_too(monkeypatch, tmp_path):
+    @dataclass
+    class Sets:
+        sts: list[str] = field(default_factory=list, metadata={"action": "extend"})
+
+    (tmp_path / "a.yaml").write_text("sts: [a, b]\n")
+    monkeypatch.setattr("sys.argv", ["script.py", str(tmp_path / "a.yaml"), "--sts", "c", "--sts", "d"])
+    assert read_arguments(Sets, description="A script.") == (Sets(sts=["c", "d"]),)
+
+
+def test_what_was_given_can_be_written_and_read_again(read, tmp_path):
+    first = read("--rate", 1e-5, "--names", "x", "-1", "--text", "no")
+    assert first.given == {"rate": 1e-5, "names": ["x", "-1"], "text": "no"}
+    write_arguments(first.given | {"hub_token": "hf_secret", "resume_from_checkpoint": "true"}, tmp_path / "b.yaml")
+    assert read(tmp_path / "b.yaml") == first
+    assert "hf_secret" not in (tmp_path / "b.yaml").read_text()
+    assert "checkpoint" not in (tmp_path / "b.yaml").read_text()
+
+
+def test_an_alias_and_a_flag_that_turns_off_replace_the_value_of_a_file_and_are_given(monkeypatch, tmp_path):
+    @dataclass
+    class Columns:
+        columns: list[str] = field(default_factory=list, metadata={"aliases": ["--text_columns"], "action": "extend"})
+        masks: bool = True
+
+    (tmp_path / "a.yaml").write_text("columns: [a]\nmasks: true\n")
+    monkeypatch.setattr("sys.argv", ["script.py", str(tmp_path / "a.yaml"), "--text_columns", "b", "--no-masks"])
+    [found] = read_arguments(Columns, description="A script.")
+    assert found == Columns(columns=["b"], masks=False)
+    assert found.given == {"columns": ["b"], "masks": False}
+
+
+def test_no_in_a_yaml_file_is_a_word(read, tmp_path):
+    """YAML 1.1 takes it for a boolean, which `save_strategy: no` does not mean."""
+    (tmp_path / "a.yaml").write_text("text: no\n")
+    assert read(tmp_path / "a.yaml").text == "no"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ratte", "1"], "--ratte: unknown argument; did you mean --rate?"),
+        (["--ratte=1"], "--ratte: unknown argument; did you mean --rate?"),
+        (["--xyz", "1"], "--xyz: unknown argument; --help lists the arguments"),
+        (["--rate", "1", "a.yaml"], "a.yaml: a file of arguments goes before the flags, which replace its values"),
+    ],
+)
+def test_an_unknown_word_names_the_fix(read, words, message):
+    with pytest.raises(InputError) as error:
+        read(*words)
+    assert str(error.value) == message
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"dry_run": True}, "dry_run does nothing without push_to_hub"),
         ({"max_steps": 0}, "max_steps=0 must be at least 1, or -1"),
         ({"num_train_epochs": 0}, "num_train_epochs=0 must be above 0"),
         ({"num_train_epochs": -1}, "num_train_epochs=-1 must be above 0"),
@@ -145,3 +210,16 @@ def test_training_refuses_what_it_cannot_do_before_it_begins(tmp_path, options, 
 def test_half_precision_that_a_cpu_does_not_have_is_refused(tmp_path):
     with pytest.raises(InputError, match="fp16 does nothing on a CPU; use bf16"):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp16=True)
+
+
+def test_an_evaluation_by_steps_comes_with_each_checkpoint_unless_its_steps_are_given(tmp_path):
+    """transformers would evaluate as often as it logs, which is 20 times by default."""
+
+    def steps(**options):
+        args = ContrastiveTrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="steps", **options)
+        return args.eval_steps
+
+    assert steps() == 500
+    assert steps(save_steps=7) == 7
+    assert steps(eval_steps=3) == 3
+    assert steps(logging_steps=9) == 9  # as in transformers

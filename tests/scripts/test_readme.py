@@ -14,6 +14,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser
 
+from modeling_layerpool.common.errors import InputError
 from tests.hub_server import running_hub
 from tests.processes import ROOT
 from tests.publishing.test_hub import run as run_beside_hub
@@ -23,7 +24,7 @@ PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROO
 NEEDS_A_DOWNLOAD = "<!-- needs a download -->"
 HUB_PAGE = "docs/hub.md"  # publishes to a Hub, in the test to one on this machine
 SLOW_PAGES = ["docs/onnx.md"]
-OTHERS = re.compile(r"(pip|hf|pytest) ")
+OTHERS = re.compile(r"(pip|hf|pytest|tensorboard|trackio) ")
 # Replaces `...` in a command.
 AND_SO_ON = "--model_name_or_path model --train_file train.jsonl --output_dir out"
 
@@ -155,7 +156,9 @@ def parse(command: str, monkeypatch) -> None:
 def test_the_commands_of_a_page_have_flags_that_their_programs_take(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "yaml"):
-        Path("arguments.yaml").write_text(block, encoding="utf-8")
+        for path in (Path("arguments.yaml"), Path("runs/my-encoder/_arguments.yaml")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block, encoding="utf-8")
     for command in commands(page):
         if command.endswith("--help") or ("arguments.yaml" in command and not blocks(page, "yaml")):
             continue
@@ -168,7 +171,7 @@ def test_a_wrong_flag_in_a_command_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for command, error in (
         ("python run_contrastive.py ... --poler_type mean", Exception),
-        ("python run_evaluation.py --model_name_or_path m --output_dir o --stss a=b", SystemExit),
+        ("python run_evaluation.py --model_name_or_path m --output_dir o --stss a=b", InputError),
         ("python -m modeling_layerpool.publishing.convert a b --mlp perhaps", SystemExit),
         ("accelerate launch --num_machins 2 run_contrastive.py ...", SystemExit),
     ):
@@ -180,7 +183,7 @@ def test_every_flag_that_a_page_names_is_one_of_a_program(monkeypatch, capsys):
     known = set(launch_command_parser()._option_string_actions)  # its help omits most of them
     for program in PROGRAMS:
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            parse(f"python {program} --help", patch)
+            parse(f"python {program} {'--help_all' if program.startswith('run_') else '--help'}", patch)
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     for page in PAGES:
         spans = " ".join(span for span in spans_of(page) if not OTHERS.match(span))

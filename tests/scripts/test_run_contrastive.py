@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,13 @@ def test_it_trains_chooses_by_the_dev_set_and_leaves_a_complete_folder(tiny_fold
         "training rows         14",
         "negatives an anchor   7",
         "mean over the hidden states 3",
-        "every 1 steps; keeps the checkpoint with the best spearman",
+        "every 1 steps and at the end; keeps the checkpoint with the best spearman",
+        "learning rate         encoder 5e-05; linear schedule, 0 warmup steps",
+        "device                cpu, 1 process",
+        "precision             float32",
+        "the best of 3 evaluations: spearman ",
+        f"saved in     {files['out']}; its README.md is the model card",
+        f"evaluate it  python run_evaluation.py --model_name_or_path {files['out']} --sts stsb",
     ):
         assert line in done.stdout, done.stdout
     out = files["out"]
@@ -130,6 +137,35 @@ def test_a_file_takes_the_place_of_flags(tiny_folder, files, tmp_path, kind):
     done = launch(SCRIPT, path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert os.path.isfile(f"{files['out']}/model.safetensors")
+
+
+def test_a_run_from_a_file_with_flags_can_be_repeated_from_its_folder_and_from_its_card(
+    tiny_folder, files, tmp_path, capsys
+):
+    options = arguments(tiny_folder, files, max_steps=100, logging_steps=None, save_strategy="no")
+    path = tmp_path / "arguments.yaml"
+    path.write_text(yaml.safe_dump({name: value for name, value in options.items() if value is not None}))
+    done = launch(SCRIPT, path, "--max_steps", "2", "--pooler_type=weighted_layers", "--learning_rate", "1e-4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("'loss'") == 2  # a short run shows its loss without --logging_steps
+    [command] = [line for line in done.stdout.splitlines() if line.startswith("open it ")]
+    exec(shlex.split(command)[-1])
+    assert "[[" in capsys.readouterr().out
+    out = Path(files["out"])
+    card = (out / "README.md").read_text()
+    assert "arguments.yaml" not in card
+    assert "--max_steps 2" in card
+    again = launch(SCRIPT, out / "_arguments.yaml", "--output_dir", tmp_path / "again")
+    assert again.returncode == 0, again.stderr[-3000:]
+    first, second = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+    listed = launch(SCRIPT, out / "_arguments.yaml", "--push_to_hub", "--hub_model_id", "me/it", "--dry_run")
+    assert listed.returncode == 0, listed.stderr[-3000:]
+    assert "hf upload me/it" in listed.stdout
+    assert "model.safetensors" in listed.stdout
+    assert "left out: _arguments.yaml" in listed.stdout
+    assert "training rows" not in listed.stdout
 
 
 def test_the_checkpoints_configuration_stays_where_no_flag_is_given(tiny_folder, files, minilm):
@@ -217,6 +253,9 @@ def test_two_processes_train_together(tiny_folder, files):
     assert "rows a step           4 on 2 process(es)" in done.stdout
     assert "negatives an anchor   7" in done.stdout
     assert done.stdout.count("training rows") == 1  # said once, not by every process
+    assert done.stdout.count("evaluate it") == 1
+    assert done.stderr.count("Loading weights:   0%") == 1
+    assert "find_unused_parameters" not in done.stderr
     assert read_json(f"{files['out']}/trainer_state.json")["global_step"] == 4
 
 
@@ -292,6 +331,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, t
         ),
         ({"resume_from_checkpoint": "true"}, "holds no checkpoint to resume from"),
         ({"resume_from_checkpoint": "gone"}, "no checkpoint there"),
+        ({"push_to_hub": True, "dry_run": True}, "holds no model; train it first"),
         ({"streaming": True, "max_steps": None}, "--streaming needs --max_steps"),
     ],
 )

@@ -133,7 +133,8 @@ def test_the_prompts_in_use_are_told_and_no_others(evaluate, tiny_folder, sts_fi
         code, output, _, path = evaluate("--model_name_or_path", tiny_folder, *sets)
         assert code == 0
         assert json.loads(path.read_text())["prompts"] == expected
-        told = output[output.index("prompts") :].splitlines()[2:]
+        assert output.endswith(f"Wrote {path}\n")
+        told = output[output.index("prompts") : output.index("\n\nWrote")].splitlines()[2:]
         assert [line.split(maxsplit=1) for line in told] == [[kind, f'"{text}"'] for kind, text in expected.items()]
     # alone, the geometry is that of queries and documents as they are ranked
     _, _, _, path = evaluate("--model_name_or_path", tiny_folder, *retrieval)
@@ -165,16 +166,18 @@ def test_transfer_tasks_have_a_row_each_and_their_average(evaluate, tiny_folder,
     }
     lines = [line.split() for line in output.splitlines()]
     assert lines[0] == ["transfer", "accuracy", "rows", "features"]
-    assert lines[-1] == ["average", "100.00"]
+    assert lines[-3:] == [["average", "100.00"], [], ["Wrote", str(path)]]
     assert errors.count("Classifying easy:   0%") == 1
 
 
 def test_states_give_a_plot_of_transfer_tasks(evaluate, tiny_folder, tmp_path):
     task = ("--transfer", f"easy={write_transfer(tmp_path / 'task.jsonl')}")
     for features, drawn in (("states", True), ("pooled", False)):
-        code, *_, path = evaluate("--model_name_or_path", tiny_folder, *task, "--plots", "--features", features)
+        words = ("--model_name_or_path", tiny_folder, *task, "--plots", "--features", features)
+        code, output, _, path = evaluate(*words)
         assert code == 0
         assert Path(path.parent, "plots", "transfer.png").exists() == drawn
+        assert ("transfer.png" in output.splitlines()[-1]) == drawn
 
 
 def test_states_that_cannot_be_read_end_in_one_sentence(evaluate, tiny_folder, tmp_path):
@@ -304,7 +307,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
             "--sts_subset_column genre: no --sts set has this column",
         ),
         (["--sts", "a={sts}", "--output_dir", "{sts}"], "is a file, not a folder"),
-        (["--sts", "a={sts}", "--plotz"], "are not used by the HfArgumentParser: ['--plotz']"),
+        (["--sts", "a={sts}", "--plotz"], "--plotz: unknown argument; did you mean --plots?"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2_before_the_model_is_opened(

@@ -71,3 +71,11 @@ def test_two_processes_resume_bit_identical(tiny_folder, tmp_path):
     for name, tensors in unbroken.items():
         for key, tensor in tensors.items():
             assert torch.equal(resumed[name][key], tensor), (name, key)
+
+
+@pytest.mark.long
+def test_every_pooler_trains_without_a_search_for_unused_parameters(tmp_path):
+    """DistributedDataParallel fails in the second step if a parameter has no gradient, and warns of a vain search."""
+    done = launch(ROOT / "tests" / "training" / "all_poolers_run.py", tmp_path, processes=2)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "find_unused_parameters" not in done.stderr

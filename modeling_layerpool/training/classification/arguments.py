@@ -45,6 +45,8 @@ TEXT_COLUMNS = (
 class ClassificationModelArguments(ModelArguments):
     """[`ModelArguments`], and whether to replace the classifier of the checkpoint."""
 
+    GROUP: ClassVar = "checkpoint"
+
     ignore_mismatched_sizes: bool = field(
         default=False,
         metadata={"help": "Start a new classifier if the checkpoint's has other classes than the data."},
@@ -54,6 +56,8 @@ class ClassificationModelArguments(ModelArguments):
 @dataclass
 class ClassificationDataArguments(HubDataArguments):
     """The data to train on, evaluate on and predict, and the meaning of its columns."""
+
+    GROUP: ClassVar = HubDataArguments.GROUP
 
     task_name: str | None = field(
         default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
@@ -124,6 +128,7 @@ class ClassificationDataArguments(HubDataArguments):
 class ClassificationTrainingArguments(FreezableRunArguments):
     """[`FreezableRunArguments`] with the defaults of fine-tuning: evaluate and save after every epoch."""
 
+    GROUP: ClassVar = "classification"
     RANGES: ClassVar = {
         "max_seq_length": Range(at_least=3),  # a text needs room between its special tokens
         "early_stopping_patience": Range(at_least=1),

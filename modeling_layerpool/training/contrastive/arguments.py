@@ -31,6 +31,15 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
     Gradient accumulation adds up gradients of separate batches: it does not add negatives.
     """
 
+    GROUP: ClassVar = "contrastive training"
+    DETAILS: ClassVar = (
+        "temperature_learning_rate",
+        "group_size",
+        "neighbour_search",
+        "refresh_steps",
+        "mlm_probability",
+        "row_length",
+    )
     RANGES: ClassVar = {
         **dict.fromkeys(("temperature_learning_rate", "pooler_learning_rate", "mlm_weight"), Range(at_least=0)),
         "mlm_probability": Range(above=0, below=1),
@@ -178,6 +187,7 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
 class DataArguments(TrainDataArguments):
     """The data to train on, and to choose the checkpoint by."""
 
+    GROUP: ClassVar = TrainDataArguments.GROUP
     train_file: str | None = field(
         default=None,
         metadata={

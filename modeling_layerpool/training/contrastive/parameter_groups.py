@@ -51,3 +51,19 @@ def add_parameter_groups(optimizer: torch.optim.Optimizer, trainer: Trainer) -> 
         rate = args.temperature_learning_rate
         rate = args.learning_rate if rate is None else rate
         optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
+
+
+def learning_rates(trainer: Trainer) -> dict[str, float]:
+    """The highest learning rate of each part that is trained: those of [`add_parameter_groups`] and of the rest."""
+    args, rates = trainer.args, {}
+    if not args.freeze_encoder:
+        rates["encoder"] = args.learning_rate
+    if any(True for _ in trainer.model.pooler.parameters()):
+        rate = pooler_learning_rate(trainer.model, args)
+        rates["pooler"] = args.learning_rate if rate is None else rate
+    if trainer.mlm_head is not None:
+        rates["language modeling head"] = args.learning_rate
+    if any(True for _ in trainer.objective.parameters()):
+        rate = args.temperature_learning_rate
+        rates["1 / temperature"] = args.learning_rate if rate is None else rate
+    return rates

@@ -24,6 +24,7 @@ TOKEN_ANCHORS = ("all", "masked", "unmasked")
 class LanguageModelArguments(LoadingArguments):
     """The model to train: a new one, or a checkpoint."""
 
+    GROUP: ClassVar = LoadingArguments.GROUP
     RANGES: ClassVar = {"vocab_size": Range(at_least=1, at_most=10_000_000)}
 
     model_name_or_path: str | None = field(
@@ -75,6 +76,8 @@ class LanguageModelArguments(LoadingArguments):
 class LanguageDataArguments(TrainDataArguments):
     """The texts to train on, and the data to evaluate on."""
 
+    GROUP: ClassVar = TrainDataArguments.GROUP
+
     train_file: list[str] | None = field(
         default=None,
         metadata={
@@ -108,6 +111,7 @@ class TokenContrastArguments(PackedRunArguments):
     Gradient accumulation sums the gradients of separate batches: it does not add sequences to draw negatives from.
     """
 
+    GROUP: ClassVar = "token-level contrast (--objective taco)"
     RANGES: ClassVar = {
         **dict.fromkeys(("token_contrast_weight", "token_temperature"), Range(above=0)),
         "token_window": Range(at_least=2),  # a positive needs a neighbor
@@ -180,6 +184,7 @@ class TokenContrastArguments(PackedRunArguments):
 class MaskedLanguageArguments(TokenContrastArguments):
     """[`TokenContrastArguments`] and the options of packing and masking texts. The default objective is `mlm`."""
 
+    GROUP: ClassVar = "masked language modeling"
     RANGES: ClassVar = {
         "max_seq_length": Range(at_least=3, at_most=1_000_000),  # a text needs room between its special tokens
         "mlm_probability": Range(above=0, below=1),

@@ -19,7 +19,8 @@ from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
 class AngleOptions(ScoredPairsOptions):
     """Options of [`AngleObjective`]."""
 
-    GROUP: ClassVar[str] = "objective 'angle'"
+    GROUP: ClassVar[str] = ScoredPairsOptions.GROUP
+    DETAILS: ClassVar[tuple[str, ...]] = ("angle_weight", "angle_temperature", "cosine_weight")
     RANGES: ClassVar = {
         **dict.fromkeys(("angle_weight", "cosine_weight"), Range(at_least=0)),
         "angle_temperature": Range(above=0),

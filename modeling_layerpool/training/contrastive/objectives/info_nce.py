@@ -28,7 +28,7 @@ class InfoNCEOptions(SoftmaxOptions):
 class SupervisedOptions(InfoNCEOptions):
     """Options of [`SupervisedObjective`]."""
 
-    GROUP: ClassVar[str] = "objective 'supervised'"
+    GROUP: ClassVar[str] = InfoNCEOptions.GROUP
 
     hard_negative_weight: float = field(
         default=0.0,

@@ -19,7 +19,14 @@ PAIRWISE_LOSSES = ("bsc", "mse", "combined", "bce", "cosent")
 class PairwiseOptions(ScoredPairsOptions, SoftmaxOptions):
     """Options of [`PairwiseObjective`]."""
 
-    GROUP: ClassVar[str] = "objective 'pairwise'"
+    GROUP: ClassVar[str] = ScoredPairsOptions.GROUP
+    DETAILS: ClassVar[tuple[str, ...]] = (
+        "bsc_normalization",
+        "bsc_direction",
+        "combined_weight",
+        "second_loss",
+        "second_loss_share",
+    )
     RANGES: ClassVar = dict.fromkeys(("combined_weight", "second_loss_share"), Range(at_least=0, at_most=1))
 
     pairwise_loss: str = field(

@@ -35,7 +35,7 @@ def write_model_card(
     trainer: Trainer,
     *,
     base_model: str,
-    train_data: str,
+    train_data: str | Sequence[tuple[str, Mapping[str, str]]],
     validation_data: str | None,
     test_data: str | None = None,
     hub_parts: Mapping[str, str] | None = None,
@@ -54,7 +54,7 @@ def write_model_card(
     Args:
         trainer: a `ContrastiveTrainer` or a `ClassificationTrainer`, after its training.
         base_model: the checkpoint that the training started from, a folder or a name on the Hub.
-        train_data: the training data, a file or a name on the Hub.
+        train_data: the training data, a file or a name on the Hub; or several, each with its own `hub_parts`.
         validation_data: the development data, a file, a folder or a name on the Hub, or None if there was none.
         test_data: the data of the metrics that the trainer has logged as `test_<name>`, if there are any.
         hub_parts: for data on the Hub, the configuration (`"config"`, if any) and the splits (`"train"`,
@@ -71,14 +71,13 @@ def write_model_card(
         facts,
         TEMPLATE,
         base_model=base_model,
-        train_data=[train_data],
+        train_data=[(train_data, parts)] if isinstance(train_data, str) else train_data,
         results=[
             *eval_results(facts, validation_data, "validation", parts, kept_scores),
             *eval_results(facts, test_data, "test", parts, facts.test_scores),
         ],
         model={"base model": source(base_model)} | facts.model,
         settings=texts | facts.settings | dict(adapter or {}),
-        parts=parts,
         command=command,
         token=trainer.args.hub_token,
         versions=facts.versions | (package_versions(["peft"]) if adapter else {}),
@@ -134,11 +133,10 @@ def write_language_model_card(
         facts,
         LANGUAGE_MODEL_TEMPLATE,
         base_model=base_model,
-        train_data=train_data,
+        train_data=[(data, hub_parts or {}) for data in train_data],
         results=[],
         model={"architecture": f"`{facts.architecture}`", "started from": start} | facts.model,
         settings=facts.settings,
-        parts=hub_parts or {},
         command=command,
         token=trainer.args.hub_token,
         versions=facts.versions,
@@ -152,11 +150,10 @@ def _write(
     template: Path,
     *,
     base_model: str | None,
-    train_data: Sequence[str],
+    train_data: Sequence[tuple[str, Mapping[str, str]]],
     results: Sequence[EvalResult],
     model: Mapping[str, str],
     settings: Mapping[str, str],
-    parts: Mapping[str, str],
     command: str,
     token: str | None,
     versions: Mapping[str, str],
@@ -165,14 +162,14 @@ def _write(
     name = facts.hub_model_id or name_of(facts.output_dir)
     cleaned = clean_command(command, token)
     card = ModelCard.from_template(
-        metadata(facts, name, base_model, train_data, results),
+        metadata(facts, name, base_model, list(dict(train_data)), results),
         template_path=str(template),
         facts=facts,
         name=name,
         location=json.dumps(name, ensure_ascii=False),
         base=None if base_model is None else base_link(base_model),
         model_table=facts_table(model),
-        train_data=", ".join(data_source(data, "train", parts) for data in train_data),
+        train_data="; ".join(data_source(data, "train", parts) for data, parts in train_data),
         settings_table=facts_table({**settings, **facts.schedule}),
         command=cleaned,
         command_was_changed=cleaned != command,

@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from datasets import Dataset
 
-from tests.processes import ROOT
+from tests.processes import ROOT, flags, launch
 from tests.training.conftest import triplets
 
 
@@ -83,6 +84,50 @@ def test_mistakes_in_columns_are_one_sentence(refused, pairs):
     assert message in refused(train_file=pairs)
     assert "'queri', which was given for 'anchor'" in refused(train_file=pairs, columns=[*COLUMNS, "anchor=queri"])
     assert "'query' is not read here; use one of anchor" in refused(train_file=pairs, columns=["query=anchor"])
+
+
+def test_two_datasets_are_mixed_by_weight_and_the_card_names_them(run, arguments, pairs, tmp_path, out):
+    more = write_rows(tmp_path / "triplets.jsonl", triplets(8))
+    shown = run(arguments | {"dataset_name": [f"{pairs}=3", f"{more}=1"], "columns": COLUMNS})
+    assert "training rows         20\n" in shown
+    assert f"                      {pairs}: 12 rows, 75% of the batches" in shown
+    assert f"{more}: 8 rows, 25% of the batches" in shown
+    card = (out / "README.md").read_text()
+    assert "Data: `pairs.jsonl` (local); `triplets.jsonl` (local), 20 rows." in card
+    assert "12 rows, 75% of the batches; 8 rows, 25% of the batches" in card
+    assert str(tmp_path) not in card
+
+
+def test_two_processes_take_the_same_dataset_for_a_batch(arguments, pairs, tmp_path, out):
+    more = write_rows(tmp_path / "triplets.jsonl", triplets(8))
+    options = {"train_file": [pairs, more], "columns": COLUMNS, "per_device_train_batch_size": 2, "max_steps": -1}
+    done = launch(SCRIPT, *flags(arguments | options | {"num_train_epochs": 1}), processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((out / "train_results.json").read_text())["epoch"] == 1
+    assert "steps                 5" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_file": ["a.jsonl=0"]}, "a.jsonl=0: the weight after '=' must be a number above 0"),
+        ({"train_file": ["a.jsonl=1", "b.jsonl"]}, "some training data have a weight (=NUMBER) and some have none"),
+        ({"train_file": ["a.jsonl=2"]}, "the weight of a.jsonl does nothing without other training data"),
+        ({"train_file": ["a.jsonl", "a.jsonl"]}, "the training data a.jsonl are given twice"),
+        ({"train_file": ["a.jsonl", "b.jsonl"], "streaming": True}, "--streaming reads one file or dataset"),
+        ({"dataset_name": ["x", "y"], "dataset_config_name": "c"}, "--dataset_config_name is for one dataset"),
+        ({"dataset_name": ["gone.parquet", "y"]}, "gone.parquet: no such file"),
+    ],
+)
+def test_mistakes_in_several_datasets_are_one_sentence(refused, options, message):
+    assert message in refused(**options)
+
+
+def test_several_scored_datasets_need_one_scale(refused, run, arguments, scored, tmp_path):
+    other = shutil.copy(scored, tmp_path / "other.jsonl")
+    options = {"train_file": [scored, str(other)], "objective": "pairwise", "pairwise_loss": "cosent"}
+    assert "several training data with scores need --score_range" in refused(**options)
+    assert "9 rows, 50% of the batches" in run(arguments | options | {"score_range": [0, 10]})
 
 
 def test_the_evaluation_reads_the_same_columns(run, tiny_folder, tmp_path):

@@ -12,6 +12,7 @@ from ..frozen import FreezableRunArguments
 from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
+from .sources import parse_sources
 
 
 # A class must come before the classes that it inherits from.
@@ -161,11 +162,18 @@ class DataArguments(TrainDataArguments):
 
     COLUMN_NAMES: ClassVar = ("anchor", "positive", "negative", "negative_N", "text", *SCORED_PAIR_COLUMNS)
 
-    train_file: str | None = field(
+    train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: a jsonl, csv, tsv, txt (also .gz) or parquet file with the columns that "
-            "--objective reads."
+            "help": "Training data: jsonl, csv, tsv, txt (also .gz) or parquet files, as FILE or FILE=WEIGHT, with "
+            "the columns that --objective reads. Each batch comes from one of them."
+        },
+    )
+    dataset_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Datasets on the Hub, used instead of --train_file, as NAME[:CONFIG][:SPLIT][=WEIGHT], or files. "
+            "Each batch comes from one of them: in proportion to their sizes, or to their weights."
         },
     )
     validation_file: str | None = field(
@@ -176,3 +184,18 @@ class DataArguments(TrainDataArguments):
             "(loss)."
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        datasets = self.dataset_name or []
+        if self.dataset_config_name is not None and len(datasets) > 1:
+            raise InputError("--dataset_config_name is for one dataset; of several, name each as NAME:CONFIG")
+        self.sources = parse_sources(self.train_file or [], datasets, self.dataset_config_name, self.dataset_split)
+        if self.streaming and len(self.sources) > 1:
+            raise InputError("--streaming reads one file or dataset; leave it out, or give one")
+
+    @property
+    def dataset_weights(self) -> dict[str, float] | None:
+        """The weights of the sources by their labels, if they have any."""
+        weights = {source.label: source.weight for source in self.sources if source.weight is not None}
+        return weights or None

@@ -122,17 +122,16 @@ def tokenize_dataset(
     return dataset.map(tokenize, batched=True, with_indices=True, remove_columns=dataset.column_names, **options)
 
 
-def check_row_length(
-    row_length: int | None, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
-) -> None:
+def check_row_length(row_length: int | None, dataset: Dataset | IterableDataset | None, max_seq_length: int) -> None:
     """Raise an `InputError` if a text does not fit into a packed row. A stream may hold texts of any length."""
     if row_length is None or dataset is None:
         return
     longest = max_seq_length
     if isinstance(dataset, Dataset):
-        names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
+        names = [name for name in dataset.column_names if name.endswith("_input_ids")]
         batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
-        longest = max(pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+        lengths = (pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+        longest = max(length or 0 for length in lengths)  # a dataset of several may lack a column
     if longest > row_length:
         raise InputError(
             f"row_length={row_length} is shorter than the longest text, {longest} tokens; raise it, or lower "

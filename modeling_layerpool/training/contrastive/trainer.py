@@ -1,6 +1,6 @@
 """The transformers Trainer with a contrastive loss on packed batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +17,11 @@ from ...common.errors import InputError
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
     GlobalBatchSampler,
-    NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
     chunks_of,
     local_rows,
     model_inputs,
-    text_id,
 )
 from ..data import set_max_seq_length
 from ..distributed import gather_rows, rows_of_all, same_on_all
@@ -42,6 +40,7 @@ from .neighbours import NeighbourBatchSampler, load_plan
 from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
 from .parameter_groups import add_parameter_groups, choose_trained_parameters
+from .sampling import Mixture, make_batch_sampler
 
 
 # The Trainer requires an evaluation dataset, even if only the evaluator is to run.
@@ -59,7 +58,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
             The options of the run and of its objective.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
             Rows with the text columns that the objective names; tokenized here, unless they are already. An evaluation
-            dataset gives `eval_loss`, the mean over its rows.
+            dataset gives `eval_loss`, the mean over its rows. A dictionary of training datasets is mixed: each batch
+            comes from one of them. They may differ in their columns.
+        dataset_weights (`Mapping[str, float]`, *optional*):
+            The share of each of these datasets in the batches; defaults to the number of its batches.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer. Its `model_max_length` becomes `args.max_seq_length`, if given.
         data_collator (`Callable`, *optional*):
@@ -91,7 +93,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         model: PreTrainedModel,
         args: ContrastiveTrainingArguments,
         *,
-        train_dataset: Dataset | IterableDataset | None = None,
+        train_dataset: Dataset | IterableDataset | Mapping[str, Dataset] | None = None,
+        dataset_weights: Mapping[str, float] | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
@@ -116,20 +119,31 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._neighbours: NeighbourBatchSampler | None = None
         self._saved_plan: tuple[list[int], int] | None = None
         self.columns: list[str] | None = None
+        self.mixture: Mixture | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
         with args.main_process_first(desc="tokenizing"):
-            train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
+            if isinstance(train_dataset, Mapping):
+                parts = {}
+                for name, part in train_dataset.items():
+                    self.columns = None  # each has its own
+                    parts[name] = self._tokenize(part, processing_class, name), self.columns
+                self.mixture = Mixture(parts, dataset_weights, args)
+                train_dataset, self.columns = self.mixture.dataset, self.mixture.columns
+            elif dataset_weights is not None:
+                raise InputError("dataset_weights are for a dictionary of training datasets")
+            else:
+                train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
         for dataset in (train_dataset, eval_dataset):
-            check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
+            check_row_length(args.row_length, dataset, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
             check_rows(train_dataset, max(2, args.least_rows))
         if data_collator is None:
             options = (processing_class, args.mlm_probability, args.sampling_seed)
             masking = None if self.mlm_head is None else TokenMasking(*options)
-            data_collator = PackingCollator(
-                self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
-            )
+            columns = (self.columns or []) if self.mixture is None else self.mixture.every_column
+            options = (model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking)
+            data_collator = PackingCollator(columns, *options)
         if evaluator is not None and eval_dataset is None:
             eval_dataset = _NO_ROWS
         super().__init__(
@@ -180,33 +194,17 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().stream_batches(batch_size, **options)
 
     def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
-        """Batches in the order of `shuffling`, or without repeated texts if `no_duplicates` is set."""
-        if self.args.shuffling != "random":
-            sampler = NeighbourBatchSampler(
-                list(self.train_dataset[f"{self.columns[0]}_input_ids"]),
-                self._embed,
-                batch_size,
-                shuffling=self.args.shuffling,
-                group_size=self.args.group_size,
-                search=self.args.neighbour_search,
-                refresh_steps=self.args.refresh_steps,
-                show_progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
-                **options,
-            )
+        sampler = make_batch_sampler(self, batch_size, **options)
+        if isinstance(sampler, NeighbourBatchSampler):
             if self._saved_plan is not None:
                 sampler.plan, sampler.plan_epoch = self._saved_plan
             self._neighbours = sampler
-            return sampler
-        if self.args.no_duplicates:
-            columns = [self.train_dataset[f"{column}_input_ids"] for column in dict.fromkeys(self.columns)]
-            texts = [{text_id(text) for text in row} for row in zip(*columns, strict=True)]
-            return NoDuplicatesBatchSampler(texts, batch_size, **options)
-        return super().make_batch_sampler(batch_size, **options)
+        return sampler
 
     def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset:
         return self.train_dataset if self.frozen is None else self.train_states
 
-    def _embed(self, texts: list[list[int]]) -> torch.Tensor:
+    def embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenized texts. Each process computes a part of them."""
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
@@ -389,6 +387,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             settings["order of the rows"] = (
                 f"by {args.shuffling} of the first texts, {args.group_size} of them together"
             )
+        if self.mixture is not None:
+            settings["datasets, in the order above"] = "; ".join(self.mixture.describe().values())
         if args.gradient_accumulation_steps > 1:
             settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
         settings |= facts.settings

@@ -16,7 +16,7 @@ from functools import partial
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.evaluation.development import development_evaluator
+from modeling_layerpool.evaluation.development import development_evaluators
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.contrastive.arguments import DataArguments
@@ -77,7 +77,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "pooler": describe_pooler(model),
         **describe_frozen(trainer),
     }
-    return describe_run(trainer, plan, data.validation_file, checkpoint)
+    return describe_run(trainer, plan, ", ".join(data.validation_file or []), checkpoint)
 
 
 def run(
@@ -91,15 +91,16 @@ def run(
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
-        warn_of_same_files([source.name for source in data_args.sources], [data_args.validation_file])
+        evaluated = [data.name for data in data_args.development_sets.values()]
+        warn_of_same_files([source.name for source in data_args.sources], evaluated)
         train_dataset = read_sources(data_args, training_args, objective)
         if data_args.streaming:
             train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
-        evaluator, metrics = development_evaluator(data_args.validation_file, data_args.column_names)
-        if evaluator is None:
-            eval_dataset = load_file(data_args.validation_file, objective, columns=data_args.column_names)
-            metrics = ContrastiveTrainer.METRICS
+        evaluator, metrics, rows = development_evaluators(data_args.development_sets, data_args.column_names)
+        if rows is not None:
+            eval_dataset = load_file(rows, objective, columns=data_args.column_names)
+            metrics = metrics | ContrastiveTrainer.METRICS
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
     data_args.column_names.check_seen()
 
@@ -139,7 +140,9 @@ def run(
                 write_model_card,
                 base_model=model_args.model_name_or_path,
                 train_data=[(source.name, source.parts or {}) for source in data_args.sources],
-                validation_data=data_args.validation_file if training_args.do_eval else None,
+                validation_data={name: data.source for name, data in data_args.development_sets.items()}
+                if training_args.do_eval
+                else None,
                 adapter=adapter,
                 command=shlex.join(["python", *sys.argv]),
             ),

@@ -57,10 +57,12 @@ def read_sts_file(
     return _check_pairs(rows, str(path), subset_column, columns or ColumnNames())
 
 
-def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | SentencePairsOfSubsets:
-    """Load the test split of one of [`STS_DATASETS`] from the Hub. Returns the same as [`read_sts_file`].
+def load_sts(
+    name: str, subset_column: str | None = None, split: str = "test"
+) -> SentencePairs | SentencePairsOfSubsets:
+    """Load one of [`STS_DATASETS`] from the Hub. Returns the same as [`read_sts_file`].
 
-    STS12 to STS16 hold all pairs of their year.
+    The test splits of STS12 to STS16 hold all pairs of their year. Only `stsb` has a split `validation`.
 
     Raises:
         InputError: the name is not a built-in one, or the set cannot be loaded, for example without a network.
@@ -71,11 +73,11 @@ def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | Sen
 
     repository = STS_DATASETS[name]
     try:
-        rows = datasets.load_dataset(repository, split="test")
+        rows = datasets.load_dataset(repository, split=split)
     except Exception as error:  # datasets raises many types for a missing set or network
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
-            f"--sts {name}: {repository} could not be loaded from the Hub ({reason}); give a local file as {name}=FILE"
+            f"{name}: {repository} could not be loaded from the Hub ({reason}); give a local file as {name}=FILE"
         ) from error
     numbered = ((f"{repository}, row {index}", row) for index, row in enumerate(rows))
     return _check_pairs(numbered, repository, subset_column, ColumnNames())

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import Trainer
 
 from ..common.card_facts import CardFacts, package_versions
-from .card_metadata import eval_results, metadata
+from .card_metadata import eval_results, metadata, scores_of_set
 from .card_names import base_link, clean_command, data_source, name_of, source
 from .card_pictures import draw, draw_curves, draw_layers
 from .card_tables import facts_table, percent_metrics, results_table, score_table, size
@@ -36,7 +36,7 @@ def write_model_card(
     *,
     base_model: str,
     train_data: str | Sequence[tuple[str, Mapping[str, str]]],
-    validation_data: str | None,
+    validation_data: str | Mapping[str, tuple[str, Mapping[str, str]]] | None,
     test_data: str | None = None,
     hub_parts: Mapping[str, str] | None = None,
     text_columns: Sequence[str] = (),
@@ -55,7 +55,8 @@ def write_model_card(
         trainer: a `ContrastiveTrainer` or a `ClassificationTrainer`, after its training.
         base_model: the checkpoint that the training started from, a folder or a name on the Hub.
         train_data: the training data, a file or a name on the Hub; or several, each with its own `hub_parts`.
-        validation_data: the development data, a file, a folder or a name on the Hub, or None if there was none.
+        validation_data: the development data, a file, a folder or a name on the Hub, or None if there was none; or
+            several sets by name, each with its own `hub_parts`, whose metrics are called `<name>_<metric>`.
         test_data: the data of the metrics that the trainer has logged as `test_<name>`, if there are any.
         hub_parts: for data on the Hub, the configuration (`"config"`, if any) and the splits (`"train"`,
             `"validation"`, `"test"`) that were used.
@@ -66,6 +67,9 @@ def write_model_card(
     facts = trainer.card_facts()
     folder, parts, is_pair = Path(facts.output_dir), hub_parts or {}, len(text_columns) == 2
     kept_scores = facts.evaluations.get(facts.kept_step, {})
+    sets = validation_data if isinstance(validation_data, Mapping) else {"": (validation_data, parts)}
+    first_data = next(data for data, _ in sets.values())
+    of_sets = {name: kept_scores if len(sets) == 1 else scores_of_set(name, kept_scores) for name in sets}
     texts = {"texts of a row": f"column {' and '.join(text_columns)}"} if facts.labels else {}
     return _write(
         facts,
@@ -73,7 +77,11 @@ def write_model_card(
         base_model=base_model,
         train_data=[(train_data, parts)] if isinstance(train_data, str) else train_data,
         results=[
-            *eval_results(facts, validation_data, "validation", parts, kept_scores),
+            *(
+                result
+                for name, (data, own_parts) in sets.items()
+                for result in eval_results(facts, data, "validation", own_parts, of_sets[name])
+            ),
             *eval_results(facts, test_data, "test", parts, facts.test_scores),
         ],
         model={"base model": source(base_model)} | facts.model,
@@ -85,7 +93,10 @@ def write_model_card(
         is_pair=is_pair,
         is_adapted=bool(adapter),
         duration=_duration(facts),
-        validation_data=data_source(validation_data, "validation", parts),
+        validation_data="; ".join(
+            (f"{name}: " if len(sets) > 1 else "") + data_source(data, "validation", own_parts)
+            for name, (data, own_parts) in sets.items()
+        ),
         validation_size=size(kept_scores or next(iter(facts.evaluations.values()), {})),
         has_loss=any("loss" in scores for scores in facts.evaluations.values()),
         curves=draw(folder / CURVES_PICTURE, draw_curves, facts),
@@ -96,7 +107,7 @@ def write_model_card(
             facts,
             trainer.model,
             trainer.processing_class,
-            validation_data,
+            first_data,
             text_columns,
         ),
         layers_picture=LAYERS_PICTURE,

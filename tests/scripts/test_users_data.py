@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from datasets import Dataset
+from huggingface_hub import ModelCard
 
 from tests.processes import ROOT, flags, launch
 from tests.training.conftest import triplets
@@ -128,6 +129,35 @@ def test_several_scored_datasets_need_one_scale(refused, run, arguments, scored,
     options = {"train_file": [scored, str(other)], "objective": "pairwise", "pairwise_loss": "cosent"}
     assert "several training data with scores need --score_range" in refused(**options)
     assert "9 rows, 50% of the batches" in run(arguments | options | {"score_range": [0, 10]})
+
+
+def test_several_validation_sets_choose_the_checkpoint_by_their_mean(run, arguments, pairs, scored, tmp_path, out):
+    rows = [{"q": row["anchor"], "a": row["positive"], "label": i % 2} for i, row in enumerate(triplets(8))]
+    labeled = write_rows(tmp_path / "labeled.jsonl", rows)
+    options = {"save_strategy": "steps", "save_steps": 1, "columns": [*COLUMNS, "sentence1=q", "sentence2=a"]}
+    options |= {"train_file": pairs, "validation_file": [scored, f"mine={labeled}", f"rows={pairs}"]}
+    shown = run(arguments | options)
+    assert "keeps the checkpoint with the best mean" in shown
+    results = json.loads((out / "eval_results.json").read_text())
+    main = results["eval_scored_spearman"], results["eval_mine_average_precision"]
+    assert results["eval_mean"] == pytest.approx(sum(main) / 2)
+    assert results["eval_loss"] > 0
+    card = (out / "README.md").read_text()
+    assert (
+        "On the development data: scored: `scored.jsonl` (local); mine: `labeled.jsonl` (local); rows: `pairs." in card
+    )
+    results = ModelCard(card).data.eval_results
+    found = {(result.dataset_name, result.metric_type): result.metric_value for result in results}
+    assert found["scored.jsonl", "spearman"] == pytest.approx(main[0])
+    assert found["labeled.jsonl", "average_precision"] == pytest.approx(main[1])
+
+
+def test_the_best_checkpoint_may_be_chosen_by_one_of_the_sets(run, refused, arguments, pairs, scored):
+    options = {"train_file": pairs, "columns": COLUMNS, "validation_file": [scored, f"again={scored}"]}
+    message = "metric_for_best_model='spearman' is not measured here; use one of mean, scored_spearman"
+    assert message in refused(**options, metric_for_best_model="spearman")
+    options |= {"save_strategy": "steps", "save_steps": 1, "metric_for_best_model": "again_spearman"}
+    assert "keeps the checkpoint with the best again_spearman" in run(arguments | options)
 
 
 def test_the_evaluation_reads_the_same_columns(run, tiny_folder, tmp_path):

@@ -6,6 +6,8 @@ from typing import ClassVar
 from ...common.columns import SCORED_PAIR_COLUMNS
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
+from ...evaluation.development import parse_development_sets
+from ...evaluation.sts import STS_DATASETS
 from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
 from ..frozen import FreezableRunArguments
@@ -176,17 +178,19 @@ class DataArguments(TrainDataArguments):
             "Each batch comes from one of them: in proportion to their sizes, or to their weights."
         },
     )
-    validation_file: str | None = field(
+    validation_file: list[str] | None = field(
         default=None,
         metadata={
             "help": "Data for evaluation and for choosing the best checkpoint: scored pairs (Spearman, Pearson), "
             "labeled pairs (average precision), a BEIR folder (retrieval metrics), or rows like the training data "
-            "(loss)."
+            "(loss). Several sets as FILE or NAME=FILE ...; the best checkpoint has the highest mean of their main "
+            f"metrics. Built-in sets from the Hub: {', '.join(STS_DATASETS)}."
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
+        self.development_sets = parse_development_sets(self.validation_file or [])
         datasets = self.dataset_name or []
         if self.dataset_config_name is not None and len(datasets) > 1:
             raise InputError("--dataset_config_name is for one dataset; of several, name each as NAME:CONFIG")

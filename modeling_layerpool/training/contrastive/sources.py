@@ -1,6 +1,7 @@
 """The sources of the training rows: files and datasets on the Hub, as the command line names them."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,7 +59,7 @@ def parse_sources(files: Sequence[str], datasets: Sequence[str], config: str | N
     sources = []
     for value in [*files, *datasets]:
         name, weight = _split_weight(value)
-        if value in files or Path(name).is_file() or Path(name.removesuffix(".gz")).suffix.lower() in FORMATS:
+        if value in files or os.path.isfile(name) or Path(name.removesuffix(".gz")).suffix.lower() in FORMATS:
             sources.append(Source(name, None, weight))
             continue
         name, own_config, own_split = (*name.split(":", 2), "", "")[:3]
@@ -80,7 +81,7 @@ def parse_sources(files: Sequence[str], datasets: Sequence[str], config: str | N
 
 def _split_weight(value: str) -> tuple[str, float | None]:
     name, equals, text = value.rpartition("=")
-    if not equals or Path(value).exists():
+    if not equals or os.path.exists(value):
         return value, None
     try:
         weight = float(text)

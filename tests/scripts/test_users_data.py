@@ -83,6 +83,8 @@ def test_a_parquet_file_with_the_columns_query_and_answer(run, refused, argument
 def test_mistakes_in_columns_are_one_sentence(refused, pairs):
     message = "no column 'anchor', which the supervised objective needs (columns here: query, answer)"
     assert message in refused(train_file=pairs)
+    message = "no column 'anchor', which the supervised objective needs (columns here: answer, query)"
+    assert message in refused(train_file=pairs, columns=["anchor=qury", "positive=answer"])
     assert "'queri', which was given for 'anchor'" in refused(train_file=pairs, columns=[*COLUMNS, "anchor=queri"])
     assert "'query' is not read here; use one of anchor" in refused(train_file=pairs, columns=["query=anchor"])
 

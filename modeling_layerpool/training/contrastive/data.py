@@ -38,9 +38,8 @@ def load_file(
             line.
     """
     names, where = (columns or ColumnNames()).of(first_row(path)), row_name(path, 1)
-    available = list(names)
-    texts = {column: names[column] for column in sorted(set(objective.select_columns(available, where)))}
-    value_column = objective.value_column(available, where)
+    texts = {column: names[column] for column in sorted(set(objective.select_columns(names, where)))}
+    value_column = objective.value_column(names, where)
     values = {} if value_column is None else {value_column: names[value_column]}
     return dataset_of_files(_checked_rows, [path], streaming, texts=texts, values=values)
 

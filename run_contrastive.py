@@ -19,13 +19,13 @@ from pathlib import Path
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.evaluation.development import development_evaluator
+from modeling_layerpool.evaluation.development import development_evaluators
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.contrastive.arguments import DataArguments
 from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.contrastive.parameter_groups import learning_rates
-from modeling_layerpool.training.data import read_train_rows
+from modeling_layerpool.training.contrastive.sources import read_sources
 from modeling_layerpool.training.frozen import describe_frozen
 from modeling_layerpool.training.lora import add_lora, lora_settings
 from modeling_layerpool.training.mlm_head import MaskedLanguageHead
@@ -70,12 +70,13 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
     dataset = trainer.train_dataset
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     objective = trainer.objective.settings(trainer.columns)
+    parts = [f"{name}: {rows}" for name, rows in trainer.mixture.describe().items()] if trainer.mixture else []
     if args.mlm_weight > 0:
         objective["objective"] += f"; masked language modeling, weight {args.mlm_weight:g}"
     plan = {
         **objective,
         **trainer.prompts.settings(),
-        "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
+        "training rows": "streamed" if data.streaming else "\n".join([f"{len(dataset):,}", *parts]),
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
         "negatives an anchor": f"{trainer.most_negatives(args.per_device_train_batch_size * args.world_size)}",
         "tokens a text": f"at most {trainer.processing_class.model_max_length}",
@@ -84,7 +85,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "pooler": describe_pooler(model),
         **describe_frozen(trainer),
     }
-    return describe_run(trainer, plan, data.validation_file, checkpoint, learning_rates(trainer))
+    return describe_run(trainer, plan, ", ".join(data.validation_file or []), checkpoint, learning_rates(trainer))
 
 
 def commands_to_try(folder: str) -> dict[str, list[str]]:
@@ -109,15 +110,18 @@ def run(
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
-        warn_of_same_files([data_args.train_file], [data_args.validation_file])
-        train_dataset = read_train_rows(data_args, training_args, partial(load_file, objective=objective))
+        evaluated = [data.name for data in data_args.development_sets.values()]
+        warn_of_same_files([source.name for source in data_args.sources], evaluated)
+        train_dataset = read_sources(data_args, training_args, objective)
         if data_args.streaming:
             train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
-        evaluator, metrics = development_evaluator(data_args.validation_file)
-        if evaluator is None:
-            eval_dataset, metrics = load_file(data_args.validation_file, objective), ContrastiveTrainer.METRICS
+        evaluator, metrics, rows = development_evaluators(data_args.development_sets, data_args.column_names)
+        if rows is not None:
+            eval_dataset = load_file(rows, objective, columns=data_args.column_names)
+            metrics = metrics | ContrastiveTrainer.METRICS
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
+    data_args.column_names.check_seen()
 
     # 2. Model
     model, tokenizer = load_layerpool(
@@ -147,6 +151,7 @@ def run(
             training_args,
             mlm_head=mlm_head,
             train_dataset=train_dataset,
+            dataset_weights=data_args.dataset_weights,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             objective=objective,
@@ -154,9 +159,10 @@ def run(
             write_model_card=partial(
                 write_model_card,
                 base_model=model_args.model_name_or_path,
-                train_data=data_args.train_file or data_args.dataset_name,
-                validation_data=data_args.validation_file if training_args.do_eval else None,
-                hub_parts=data_args.hub_parts,
+                train_data=[(source.name, source.parts or {}) for source in data_args.sources],
+                validation_data={name: data.source for name, data in data_args.development_sets.items()}
+                if training_args.do_eval
+                else None,
                 adapter=adapter,
                 command=shlex.join(["python", *sys.argv]),
             ),

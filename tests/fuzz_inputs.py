@@ -218,13 +218,16 @@ PROMISING = {
     "score_range": ["0 5", "5 0", "nan nan", "0 inf", "-inf inf", "0", "0 1 2", "0 1e-320", "-1e308 1e308"],
     "prompts": ["anchor=a: positive=b:", "none", "none none", "text=a:", "negative=", "=a:", "x=a:", "anchor", "{}",
                 '{"anchor":"a:"}', '{"anchor":"\\ud800"}', '{"anchor":1}', "{", "anchor=" + "word" * 600],
+    "columns": ["anchor=anchor", "anchor=a anchor=b", "a=b", "=", "anchor=", "anchor=x positive=x", "text=sentence",
+                "sentence1=sentence2 sentence2=sentence1", "label=score", "negative_2=negative", "negative_0=x"],
     "text_columns": ["sentence", "sentence sentence", "label", "sentence label", "nothing", "a b c"],
     "sts": ["stsb", "x", "=", "a=", "=data/sts.jsonl", "../x=data/sts.jsonl", "a\nb=data/sts.jsonl",
             "a=data/beir", "a=b=c", "é=data/sts.jsonl", f"{'n' * 300}=data/sts.jsonl", "\udcff=data/sts.jsonl"],
     "retrieval": ["x", "a=data", "a=data/sts.jsonl", "../a=data/beir", "a=links/dangling"],
     "compare": ["a=data/evaluation.json", "a=data/sts.jsonl", "../a=data/evaluation.json", "a=data"],
     "sts_subset_column": ["", "subset", "score", "sentence1", "nothing"],
-    "dataset_name": ["nobody/nothing", "data", "data/sts.jsonl", "json", "csv", "a/b/c"],
+    "dataset_name": ["nobody/nothing", "data", "data/sts.jsonl", "json", "csv", "a/b/c",
+                     "data/triplets.jsonl=1 data/sts.jsonl=2", "data/triplets.jsonl=0", "a:b:c:d=nan", "::", "="],
     "dataloader_multiprocessing_context": ["fork", "spawn", "forkserver", "x"],
 }  # fmt: skip
 FILES = ("_file", "_dir", "_path", "_checkpoint", "tokenizer_name")

@@ -24,6 +24,7 @@ PERCENT = {
     "micro_f1": ("text-classification", "Micro F1"),
     "macro_f1": ("text-classification", "Macro F1"),
     "matthews": ("text-classification", "Matthews correlation"),
+    "mean": ("sentence-similarity", "Mean of the main metrics"),
     "masked_accuracy": ("fill-mask", "Accuracy on masked tokens"),
 }
 TASK_NAMES = {
@@ -62,6 +63,17 @@ def metadata(
         model_name=name.rpartition("/")[2],
         eval_results=list(results) or None,
     )
+
+
+def metric_of(name: str) -> str:
+    """The metric of a name in [`PERCENT`], without the name of its set: `stsb_spearman` is `spearman`."""
+    return name if name in PERCENT else next((metric for metric in PERCENT if name.endswith(f"_{metric}")), name)
+
+
+def scores_of_set(name: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """Those of the scores of several sets that belong to one of them, by metric."""
+    own = {metric.removeprefix(f"{name}_"): value for metric, value in scores.items() if metric.startswith(f"{name}_")}
+    return {metric: value for metric, value in own.items() if metric in PERCENT}
 
 
 def eval_results(

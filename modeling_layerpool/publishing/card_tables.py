@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from tabulate import tabulate
 
 from ..common.card_facts import COUNTS, CardFacts, Evaluations
-from .card_metadata import PERCENT
+from .card_metadata import PERCENT, metric_of
 
 
 MAX_RESULT_ROWS = 10
@@ -41,7 +41,7 @@ def score_table(scores: Mapping[str, float]) -> str:
 
 def percent_metrics(measured: Iterable[Mapping[str, float]]) -> str:
     """The names of those metrics that are x 100."""
-    names = {name for scores in measured for name in scores}
+    names = {metric_of(name) for scores in measured for name in scores}
     return ", ".join(f"`{name}`" for name in PERCENT if name in names)
 
 
@@ -73,7 +73,7 @@ def size(scores: Mapping[str, float]) -> str:
 def score(name: str, value: float | None) -> str:
     if value is None:
         return "undefined"
-    return f"{value:.2f}" if name in PERCENT else f"{value:.4g}"
+    return f"{value:.2f}" if metric_of(name) in PERCENT else f"{value:.4g}"
 
 
 def markdown_table(rows: list) -> str:

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from ..common.card_facts import CardFacts, package_versions
 from .card_examples import printed_by_example
-from .card_metadata import eval_results, metadata
+from .card_metadata import eval_results, metadata, scores_of_set
 from .card_names import base_link, clean_command, data_source, name_of, source
 from .card_pictures import draw, draw_curves, draw_layers
 from .card_scores import CARD_FILE
@@ -36,8 +36,8 @@ def write_model_card(
     trainer: Trainer,
     *,
     base_model: str,
-    train_data: str,
-    validation_data: str | None,
+    train_data: str | Sequence[tuple[str, Mapping[str, str]]],
+    validation_data: str | Mapping[str, tuple[str, Mapping[str, str]]] | None,
     test_data: str | None = None,
     hub_parts: Mapping[str, str] | None = None,
     text_columns: Sequence[str] = (),
@@ -55,8 +55,9 @@ def write_model_card(
     Args:
         trainer: a `ContrastiveTrainer` or a `ClassificationTrainer`, after its training.
         base_model: the checkpoint that the training started from, a folder or a name on the Hub.
-        train_data: the training data, a file or a name on the Hub.
-        validation_data: the development data, a file, a folder or a name on the Hub, or None if there was none.
+        train_data: the training data, a file or a name on the Hub; or several, each with its own `hub_parts`.
+        validation_data: the development data, a file, a folder or a name on the Hub, or None if there was none; or
+            several sets by name, each with its own `hub_parts`, whose metrics are called `<name>_<metric>`.
         test_data: the data of the metrics that the trainer has logged as `test_<name>`, if there are any.
         hub_parts: for data on the Hub, the configuration (`"config"`, if any) and the splits (`"train"`,
             `"validation"`, `"test"`) that were used.
@@ -67,24 +68,31 @@ def write_model_card(
     facts = trainer.card_facts()
     folder, parts, is_pair = Path(facts.output_dir), hub_parts or {}, len(text_columns) == 2
     kept_scores = facts.evaluations.get(facts.kept_step, {})
-    validation, test = data_source(validation_data, "validation", parts), data_source(test_data, "test", parts)
-    validation_size, test_size = (
-        size(kept_scores or next(iter(facts.evaluations.values()), {})),
-        size(facts.test_scores),
+    sets = validation_data if isinstance(validation_data, Mapping) else {"": (validation_data, parts)}
+    first_data = next(data for data, _ in sets.values())
+    of_sets = {name: kept_scores if len(sets) == 1 else scores_of_set(name, kept_scores) for name in sets}
+    validation = "; ".join(
+        (f"{name}: " if len(sets) > 1 else "") + data_source(data, "validation", own_parts)
+        for name, (data, own_parts) in sets.items()
     )
+    validation_size = size(kept_scores or next(iter(facts.evaluations.values()), {}))
+    test, test_size = data_source(test_data, "test", parts), size(facts.test_scores)
     texts = {"texts of a row": f"column {' and '.join(text_columns)}"} if facts.labels else {}
     return _write(
         facts,
         TEMPLATE,
         base_model=base_model,
-        train_data=[train_data],
+        train_data=[(train_data, parts)] if isinstance(train_data, str) else train_data,
         results=[
-            *eval_results(facts, validation_data, "validation", parts, kept_scores),
+            *(
+                result
+                for name, (data, own_parts) in sets.items()
+                for result in eval_results(facts, data, "validation", own_parts, of_sets[name])
+            ),
             *eval_results(facts, test_data, "test", parts, facts.test_scores),
         ],
         model={"base model": source(base_model)} | facts.model,
         settings=texts | facts.settings | dict(adapter or {}),
-        parts=parts,
         command=command,
         token=trainer.args.hub_token,
         versions=facts.versions | (package_versions(["peft"]) if adapter else {}),
@@ -105,7 +113,7 @@ def write_model_card(
             facts,
             trainer.model,
             trainer.processing_class,
-            validation_data,
+            first_data,
             text_columns,
         ),
         layers_picture=LAYERS_PICTURE,
@@ -143,11 +151,10 @@ def write_language_model_card(
         facts,
         LANGUAGE_MODEL_TEMPLATE,
         base_model=base_model,
-        train_data=train_data,
+        train_data=[(data, hub_parts or {}) for data in train_data],
         results=[],
         model={"architecture": f"`{facts.architecture}`", "started from": start} | facts.model,
         settings=facts.settings,
-        parts=hub_parts or {},
         command=command,
         token=trainer.args.hub_token,
         versions=facts.versions,
@@ -163,11 +170,10 @@ def _write(
     template: Path,
     *,
     base_model: str | None,
-    train_data: Sequence[str],
+    train_data: Sequence[tuple[str, Mapping[str, str]]],
     results: Sequence[EvalResult],
     model: Mapping[str, str],
     settings: Mapping[str, str],
-    parts: Mapping[str, str],
     command: str,
     token: str | None,
     versions: Mapping[str, str],
@@ -176,14 +182,14 @@ def _write(
     name = facts.hub_model_id or name_of(facts.output_dir)
     cleaned = clean_command(command, token)
     card = ModelCard.from_template(
-        metadata(facts, name, base_model, train_data, results),
+        metadata(facts, name, base_model, list(dict(train_data)), results),
         template_path=str(template),
         facts=facts,
         name=name,
         location=json.dumps(name, ensure_ascii=False),
         base=None if base_model is None else base_link(base_model),
         model_table=facts_table(model),
-        train_data=", ".join(data_source(data, "train", parts) for data in train_data),
+        train_data="; ".join(data_source(data, "train", parts) for data, parts in train_data),
         settings_table=facts_table({**settings, **facts.schedule}),
         command=cleaned,
         command_was_changed=cleaned != command,

@@ -298,10 +298,11 @@ class _BestMetricCallback(TrainerCallback):
             raise unknown_metric(chosen, measured)
 
 
-def check_rows(dataset: Dataset, needed: int) -> None:
-    """Raise an `InputError` if the training rows do not make a batch."""
+def check_rows(dataset: Dataset, needed: int, source: str | None = None) -> None:
+    """Raise an `InputError` if the training rows do not make a batch. `source` names one of several datasets."""
     if len(dataset) < needed:
-        raise InputError(f"{len(dataset)} training row(s) do not make a batch; {needed} are needed")
+        begin = "" if source is None else f"{source}: "
+        raise InputError(f"{begin}{len(dataset)} training row(s) do not make a batch; {needed} are needed")
 
 
 def unknown_metric(name: str, measured: Sequence[str]) -> InputError:

@@ -1,5 +1,6 @@
 """Batches of rows for all processes, and the packing of their sentences."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
@@ -153,6 +154,58 @@ class NoDuplicatesBatchSampler(GlobalBatchSampler):
         return batches
 
 
+class MixedBatchSampler(GlobalBatchSampler):
+    """
+    Batches of several datasets whose rows follow one another. Each batch comes from one of them.
+
+    An epoch has every batch of every dataset, in a random order. With weights, it has as many batches, but the
+    datasets divide them by weight: a dataset with too few batches is read again, in a new order; one with too many
+    shows other rows in the next epoch.
+
+    Args:
+        samplers: makes the batches of each dataset; all with the same options.
+        weights: the weight of each dataset.
+    """
+
+    def __init__(self, samplers: Sequence[GlobalBatchSampler], weights: Sequence[float] | None = None):
+        first, rows = samplers[0], sum(sampler.rows for sampler in samplers)
+        options = (first.batch_size, first.rank, first.world_size, first.shuffle, first.seed, first.drop_last)
+        super().__init__(rows, *options)
+        self.samplers = samplers
+        self.batches_of = [len(sampler) for sampler in samplers]
+        if weights is not None:
+            self.batches_of = divide(sum(self.batches_of), weights)
+
+    def __len__(self) -> int:
+        return sum(self.batches_of)
+
+    def global_batches(self) -> list[list[int]]:
+        batches: list[list[int]] = []
+        first_row = 0
+        for sampler, share in zip(self.samplers, self.batches_of, strict=True):
+            rounds = -(-share // len(sampler))
+            own: list[list[int]] = []
+            for number in range(rounds):
+                sampler.set_epoch(self.epoch * rounds + number)
+                own += sampler.global_batches()
+            batches += [[first_row + row for row in batch] for batch in own[:share]]
+            first_row += sampler.rows
+        if not self.shuffle:
+            return batches
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def divide(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in proportion to the weights, each at least 1, with the sum `total` where that allows it."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    counts = [max(1, math.floor(share)) for share in exact]
+    by_rest = sorted(range(len(weights)), key=lambda index: counts[index] - exact[index])
+    for index in by_rest[: max(0, total - sum(counts))]:
+        counts[index] += 1
+    return counts
+
+
 class EpochDataLoader(DataLoader):
     """A data loader that passes the epoch on to its batch sampler, as data loaders prepared by accelerate do."""
 
@@ -239,7 +292,7 @@ class PackingCollator:
 
     Args:
         columns: the text columns of each row, as [`Objective.select_columns`] orders them. One that is named twice is
-            packed twice.
+            packed twice, and one that is None in the first row is left out.
         pad_token_id: the token that fills the rest of a row.
         row_length: tokens in a packed row. Default: for each batch, the length that needs the least computation.
         chunk_tokens: split the batch into chunks of rows of at most this many tokens.
@@ -272,13 +325,15 @@ class PackingCollator:
         self.chunk_tokens = chunk_tokens
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
-        leading = [self.leading.get(column, 0) for column in self.columns] * len(features)
+        # Datasets may differ in their columns, but a batch is of one dataset.
+        columns = [column for column in self.columns if features[0][f"{column}_input_ids"] is not None]
+        sentences = [feature[f"{column}_input_ids"] for feature in features for column in columns]
+        leading = [self.leading.get(column, 0) for column in columns] * len(features)
         text_ids = torch.tensor([text_id(ids[tokens:]) for ids, tokens in zip(sentences, leading, strict=True)])
         rows = [feature["row_number"] for feature in features]
         inputs: dict[str, Any] = pack_sentences(sentences, self.pad_token_id, self.row_length)
         if self.left_out:
-            lengths = [self.left_out.get(column, 0) for column in self.columns] * len(features)
+            lengths = [self.left_out.get(column, 0) for column in columns] * len(features)
             inputs["prompt_lengths"] = torch.tensor(lengths)
         if self.masking is not None:
             content = (inputs["sequence_ids"] >= 0) & self.masking.is_content(inputs["input_ids"])
@@ -294,6 +349,6 @@ class PackingCollator:
             inputs["values"] = torch.tensor([feature["value"] for feature in features])
         return {
             **inputs,
-            "text_ids": text_ids.view(len(features), len(self.columns)),
+            "text_ids": text_ids.view(len(features), len(columns)),
             "row_numbers": rows,
         }

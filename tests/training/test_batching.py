@@ -1,4 +1,6 @@
 import time
+from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.models.modeling_layerpool_packing import find_sequence_starts
 from modeling_layerpool.training.batching import (
     GlobalBatchSampler,
+    MixedBatchSampler,
     NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
+    divide,
 )
 
 
@@ -184,3 +188,88 @@ def test_a_stream_shorter_than_a_batch_is_an_error_and_does_not_hang():
 def test_a_tokenised_dataset_goes_through_the_collator():
     dataset = Dataset.from_list(features(range(4)))
     assert PackingCollator(["positive"], 0, row_length=16)([dataset[0], dataset[1]])["input_ids"].shape == (1, 16)
+
+
+# --- several datasets ---
+
+
+def parts(sizes, batch_size, **options):
+    return [GlobalBatchSampler(size, batch_size, **options) for size in sizes]
+
+
+def dataset_of(row, sizes):
+    """The index of the dataset that a row of the concatenation belongs to."""
+    return next(index for index in range(len(sizes)) if row < sum(sizes[: index + 1]))
+
+
+@given(
+    sizes=st.lists(st.integers(8, 40), min_size=1, max_size=4),
+    batch_size=st.integers(4, 9),
+    world_size=st.integers(1, 3),
+    epoch=st.integers(0, 3),
+)
+def test_an_epoch_of_several_datasets_has_each_row_once_and_one_dataset_in_a_batch(
+    sizes, batch_size, world_size, epoch
+):
+    by_rank = []
+    for rank in range(world_size):
+        sampler = MixedBatchSampler(parts(sizes, batch_size, rank=rank, world_size=world_size))
+        sampler.set_epoch(epoch)
+        by_rank.append(list(sampler))
+        assert len(sampler) == len(by_rank[-1])
+    batches = [list(chain(*local)) for local in zip(*by_rank, strict=True)]
+    # The obvious count: the batches of each dataset by itself, of which a last one may be too small.
+    expected = [
+        sum(len(range(size)[begin : begin + batch_size]) >= max(2, world_size) for begin in range(0, size, batch_size))
+        for size in sizes
+    ]
+    for batch in batches:
+        assert len({dataset_of(row, sizes) for row in batch}) == 1
+    assert [sum(dataset_of(batch[0], sizes) == i for batch in batches) for i in range(len(sizes))] == expected
+    rows = list(chain(*batches))
+    assert len(set(rows)) == len(rows)
+
+
+def test_weights_divide_the_batches_and_small_datasets_repeat_with_other_orders():
+    sizes, weights = [8, 80], [3, 1]
+    sampler = MixedBatchSampler(parts(sizes, 4), weights)
+    shown = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        own = [[batch for batch in batches if dataset_of(batch[0], sizes) == index] for index in range(2)]
+        assert [len(some) for some in own] == [17, 5]  # of 2 + 20 batches, three for one: 16.5 and 5.5
+        counts = Counter(row for batch in own[0] for row in batch)
+        assert max(counts.values()) - min(counts.values()) <= 1  # read again only when all rows were read
+        assert len({frozenset(batch) for batch in own[0]}) > 2
+        shown.append({row for batch in own[1] for row in batch})
+        assert len(shown[-1]) == 20
+    assert shown[0] != shown[1]
+
+
+def test_the_order_of_datasets_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch, **options):
+        sampler = MixedBatchSampler(parts([20, 30], 4, seed=seed, **options))
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 2) == order(1, 2)
+    assert order(1, 2) != order(1, 3)
+    assert order(1, 2) != order(2, 2)
+    in_turn = order(1, 2, shuffle=False)
+    assert list(chain(*in_turn)) == list(range(50))
+    assert [20, 21, 22, 23] in in_turn
+
+
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=5), total=st.integers(5, 200))
+def test_a_total_is_divided_by_weight(weights, total):
+    counts = divide(total, weights)
+    exact = [total * weight / sum(weights) for weight in weights]
+    assert sum(counts) >= total
+    assert all(count >= 1 for count in counts)
+    assert all(
+        count > share - 1 - 1e-9 and count < max(1, share) + 1 + 1e-9
+        for count, share in zip(counts, exact, strict=True)
+    )
+    if min(exact) >= 1:
+        assert sum(counts) == total

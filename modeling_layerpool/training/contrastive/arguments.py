@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from ...common.columns import SCORED_PAIR_COLUMNS
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
+from ...evaluation.development import parse_development_sets
+from ...evaluation.sts import STS_DATASETS
 from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
 from ..frozen import FreezableRunArguments
@@ -12,6 +15,7 @@ from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
 from .prompts import parse_prompts
+from .sources import parse_sources
 
 
 # A class must come before the classes that it inherits from.
@@ -188,18 +192,44 @@ class DataArguments(TrainDataArguments):
     """The data to train on, and to choose the checkpoint by."""
 
     GROUP: ClassVar = TrainDataArguments.GROUP
-    train_file: str | None = field(
+    COLUMN_NAMES: ClassVar = ("anchor", "positive", "negative", "negative_N", "text", *SCORED_PAIR_COLUMNS)
+
+    train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: a jsonl, csv, tsv or txt file, optionally .gz, with the columns that --objective "
-            "reads."
+            "help": "Training data: jsonl, csv, tsv, txt (also .gz) or parquet files, as FILE or FILE=WEIGHT, with "
+            "the columns that --objective reads. Each batch comes from one of them."
         },
     )
-    validation_file: str | None = field(
+    dataset_name: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Datasets on the Hub, used instead of --train_file, as NAME[:CONFIG][:SPLIT][=WEIGHT], or files. "
+            "Each batch comes from one of them: in proportion to their sizes, or to their weights."
+        },
+    )
+    validation_file: list[str] | None = field(
         default=None,
         metadata={
             "help": "Data for evaluation and for choosing the best checkpoint: scored pairs (Spearman, Pearson), "
             "labeled pairs (average precision), a BEIR folder (retrieval metrics), or rows like the training data "
-            "(loss)."
+            "(loss). Several sets as FILE or NAME=FILE ...; the best checkpoint has the highest mean of their main "
+            f"metrics. Built-in sets from the Hub: {', '.join(STS_DATASETS)}."
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.development_sets = parse_development_sets(self.validation_file or [])
+        datasets = self.dataset_name or []
+        if self.dataset_config_name is not None and len(datasets) > 1:
+            raise InputError("--dataset_config_name is for one dataset; of several, name each as NAME:CONFIG")
+        self.sources = parse_sources(self.train_file or [], datasets, self.dataset_config_name, self.dataset_split)
+        if self.streaming and len(self.sources) > 1:
+            raise InputError("--streaming reads one file or dataset; leave it out, or give one")
+
+    @property
+    def dataset_weights(self) -> dict[str, float] | None:
+        """The weights of the sources by their labels, if they have any."""
+        weights = {source.label: source.weight for source in self.sources if source.weight is not None}
+        return weights or None

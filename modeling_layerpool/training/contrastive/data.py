@@ -13,43 +13,53 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ...common.columns import ColumnNames
 from ...common.errors import InputError
-from ...common.rows import check_number, check_text, read_rows, require_columns
+from ...common.rows import check_number, check_text, read_rows, require_columns, row_name
 from ..data import dataset_of_files, first_row
 from .objectives.base import Objective
 
 
-def load_file(path: str, objective: Objective, streaming: bool = False) -> Dataset | IterableDataset:
+def load_file(
+    path: str, objective: Objective, streaming: bool = False, columns: ColumnNames | None = None
+) -> Dataset | IterableDataset:
     """
     The rows of a local file (see [`~modeling_layerpool.common.rows.read_rows`]): the columns that the objective needs,
     and `row_number`.
 
     Args:
-        path: a jsonl, csv, tsv or txt file, possibly gzipped.
+        path: a jsonl, csv, tsv or txt file, possibly gzipped, or a parquet file.
         objective: selects the columns.
         streaming: read and check the file during training.
+        columns: the names of the columns in the file. Default: ours.
 
     Raises:
         InputError: the file is missing, empty or broken, or a row lacks a needed text or number; with file and
             line.
     """
-    available, where = list(first_row(path)), f"{path}, line 1"
-    columns = tuple(sorted(set(objective.select_columns(available, where))))
-    value_column = objective.value_column(available, where)
-    return dataset_of_files(_checked_rows, [path], streaming, columns=columns, value_column=value_column)
+    names, where = (columns or ColumnNames()).of(first_row(path)), row_name(path, 1)
+    texts = {column: names[column] for column in sorted(set(objective.select_columns(names, where)))}
+    value_column = objective.value_column(names, where)
+    values = {} if value_column is None else {value_column: names[value_column]}
+    return dataset_of_files(_checked_rows, [path], streaming, texts=texts, values=values)
 
 
 def _checked_rows(
-    paths: Sequence[str], identities: Any, columns: tuple[str, ...], value_column: str | None
+    paths: Sequence[str], identities: Any, texts: dict[str, str], values: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
+    """The rows by our names. `texts` and `values` map these to the columns of the file, which errors name."""
     [path] = paths
-    for line, row in read_rows(path):
-        where = f"{path}, line {line}"
-        require_columns(row, columns if value_column is None else (*columns, value_column), where)
-        checked = {"row_number": line} | {column: check_text(row[column], where, column) for column in columns}
-        if value_column is not None:
-            checked[value_column] = check_number(row[value_column], where, value_column)
-        yield checked
+    for number, row in read_rows(path):
+        where = row_name(path, number)
+        require_columns(row, (*texts.values(), *values.values()), where)
+        checked = {name: check_text(row[column], where, column) for name, column in texts.items()}
+        checked |= {name: check_number(row[column], where, column) for name, column in values.items()}
+        yield {"row_number": number} | checked
+
+
+def text_names(dataset: Dataset | IterableDataset) -> list[str]:
+    """The columns of a dataset, under the names that they have before they are tokenized."""
+    return [column.removesuffix("_input_ids") for column in dataset.column_names or next(iter(dataset))]
 
 
 def is_tokenized(dataset: Dataset | IterableDataset) -> bool:
@@ -121,17 +131,16 @@ def tokenize_dataset(
     return dataset.map(tokenize, batched=True, with_indices=True, remove_columns=dataset.column_names, **options)
 
 
-def check_row_length(
-    row_length: int | None, dataset: Dataset | IterableDataset | None, columns: Sequence[str], max_seq_length: int
-) -> None:
+def check_row_length(row_length: int | None, dataset: Dataset | IterableDataset | None, max_seq_length: int) -> None:
     """Raise an `InputError` if a text does not fit into a packed row. A stream may hold texts of any length."""
     if row_length is None or dataset is None:
         return
     longest = max_seq_length
     if isinstance(dataset, Dataset):
-        names = [f"{column}_input_ids" for column in dict.fromkeys(columns)]
+        names = [name for name in dataset.column_names if name.endswith("_input_ids")]
         batches = dataset.select_columns(names).with_format("arrow").iter(batch_size=10_000)
-        longest = max(pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+        lengths = (pc.max(pc.list_value_length(batch[name])).as_py() for batch in batches for name in names)
+        longest = max(length or 0 for length in lengths)  # a dataset of several may lack a column
     if longest > row_length:
         raise InputError(
             f"row_length={row_length} is shorter than the longest text, {longest} tokens; raise it, or lower "

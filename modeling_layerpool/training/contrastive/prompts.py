@@ -131,9 +131,10 @@ class RunPrompts:
             )
         return length
 
-    def text_ids(self, dataset: Dataset, column: str) -> list[int]:
-        """The identities of the tokenized texts of a column, without their prompts."""
-        return [text_id(ids[self.leading.get(column, 0) :]) for ids in dataset[f"{column}_input_ids"]]
+    def text_ids(self, dataset: Dataset, column: str) -> list[int | None]:
+        """The identities of the tokenized texts of a column, without their prompts; None where a row has no text."""
+        leading = self.leading.get(column, 0)
+        return [None if ids is None else text_id(ids[leading:]) for ids in dataset[f"{column}_input_ids"]]
 
     def lengths(self, column: str, texts: int) -> list[int] | None:
         """The `prompt_lengths` of some texts of a column for `encode_token_ids`."""

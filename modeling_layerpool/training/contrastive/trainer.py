@@ -1,6 +1,6 @@
 """The transformers Trainer with a contrastive loss on packed batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from ...common.errors import InputError
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
     GlobalBatchSampler,
-    NoDuplicatesBatchSampler,
     PackingCollator,
     StreamedBatches,
     chunks_of,
@@ -31,7 +30,7 @@ from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
 from .arguments import ContrastiveTrainingArguments
-from .data import check_row_length, is_tokenized, tokenize_dataset
+from .data import check_row_length, is_tokenized, text_names, tokenize_dataset
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
 from .frozen_batches import read_states, states_of
@@ -42,6 +41,7 @@ from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
 from .parameter_groups import add_parameter_groups, choose_trained_parameters, pooler_learning_rate
 from .prompts import RunPrompts
+from .sampling import Mixture, make_batch_sampler
 
 
 # The Trainer requires an evaluation dataset, even if only the evaluator is to run.
@@ -59,7 +59,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
             The options of the run and of its objective.
         train_dataset, eval_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
             Rows with the text columns that the objective names; tokenized here, unless they are already. An evaluation
-            dataset gives `eval_loss`, the mean over its rows.
+            dataset gives `eval_loss`, the mean over its rows. A dictionary of training datasets is mixed: each batch
+            comes from one of them. They may differ in their columns.
+        dataset_weights (`Mapping[str, float]`, *optional*):
+            The share of each of these datasets in the batches; defaults to the number of its batches.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer. Its `model_max_length` becomes `args.max_seq_length`, if given.
         data_collator (`Callable`, *optional*):
@@ -91,7 +94,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         model: PreTrainedModel,
         args: ContrastiveTrainingArguments,
         *,
-        train_dataset: Dataset | IterableDataset | None = None,
+        train_dataset: Dataset | IterableDataset | Mapping[str, Dataset] | None = None,
+        dataset_weights: Mapping[str, float] | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase,
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
@@ -116,24 +120,35 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._neighbours: NeighbourBatchSampler | None = None
         self._saved_plan: tuple[list[int], int] | None = None
         self.columns: list[str] | None = None
+        self.mixture: Mixture | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
         self.prompts = RunPrompts(model, processing_class, args)
         with args.main_process_first(desc="tokenizing"):
-            train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
+            if isinstance(train_dataset, Mapping):
+                columns = {name: self._columns_of(part, name) for name, part in train_dataset.items()}
+                self.prompts.choose(list(dict.fromkeys(column for own in columns.values() for column in own)))
+                parts = {}
+                for name, part in train_dataset.items():
+                    self.columns = columns[name]
+                    parts[name] = self._tokenize(part, processing_class, name), self.columns
+                self.mixture = Mixture(parts, dataset_weights, args)
+                train_dataset, self.columns = self.mixture.dataset, self.mixture.columns
+            elif dataset_weights is not None:
+                raise InputError("dataset_weights are for a dictionary of training datasets")
+            else:
+                train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
         self.prompts.check_chosen()
         for dataset in (train_dataset, eval_dataset):
-            check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
+            check_row_length(args.row_length, dataset, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
             check_rows(train_dataset, max(2, args.least_rows))
         if data_collator is None:
             options = (processing_class, args.mlm_probability, args.sampling_seed)
             masking = None if self.mlm_head is None else TokenMasking(*options)
-            data_collator = PackingCollator(
-                *(self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking),
-                leading=self.prompts.leading,
-                left_out=self.prompts.left_out,
-            )
+            columns = (self.columns or []) if self.mixture is None else self.mixture.every_column
+            options = (model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking)
+            data_collator = PackingCollator(columns, *options, self.prompts.leading, self.prompts.left_out)
         if evaluator is not None and eval_dataset is None:
             eval_dataset = _NO_ROWS
         super().__init__(
@@ -158,13 +173,15 @@ class ContrastiveTrainer(LayerPoolTrainer):
 
     # --- data ---
 
+    def _columns_of(self, dataset: Dataset | IterableDataset, name: str) -> list[str]:
+        return self.objective.select_columns(text_names(dataset), name)
+
     def _tokenize(
         self, dataset: Dataset | IterableDataset | None, tokenizer: PreTrainedTokenizerBase, name: str
     ) -> Dataset | IterableDataset | None:
         if dataset is None:
             return None
-        available = [column.removesuffix("_input_ids") for column in dataset.column_names or next(iter(dataset))]
-        columns = self.objective.select_columns(available, name)
+        columns = self._columns_of(dataset, name)
         if self.columns is None:
             self.columns = columns
             self.prompts.choose(columns)
@@ -172,18 +189,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
             raise InputError(f"{name} has the columns {columns}, but the training data {self.columns}")
         if is_tokenized(dataset):
             return dataset
-        value_column = self.objective.value_column(available, name)
+        value_column = self.objective.value_column(text_names(dataset), name)
         value_range = self.objective.prepare(dataset, value_column, name)
-        return tokenize_dataset(
-            dataset,
-            columns,
-            tokenizer,
-            tokenizer.model_max_length,
-            name,
-            value_column,
-            value_range,
-            self.prompts.by_column,
-        )
+        numbers, prompts = (value_column, value_range), self.prompts.by_column
+        return tokenize_dataset(dataset, columns, tokenizer, tokenizer.model_max_length, name, *numbers, prompts)
 
     def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
         if self.args.no_duplicates or self.args.shuffling != "random":
@@ -192,33 +201,17 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return super().stream_batches(batch_size, **options)
 
     def make_batch_sampler(self, batch_size: int, **options: Any) -> GlobalBatchSampler:
-        """Batches in the order of `shuffling`, or without repeated texts if `no_duplicates` is set."""
-        if self.args.shuffling != "random":
-            sampler = NeighbourBatchSampler(
-                list(self.train_dataset[f"{self.columns[0]}_input_ids"]),
-                self._embed,
-                batch_size,
-                shuffling=self.args.shuffling,
-                group_size=self.args.group_size,
-                search=self.args.neighbour_search,
-                refresh_steps=self.args.refresh_steps,
-                show_progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
-                **options,
-            )
+        sampler = make_batch_sampler(self, batch_size, **options)
+        if isinstance(sampler, NeighbourBatchSampler):
             if self._saved_plan is not None:
                 sampler.plan, sampler.plan_epoch = self._saved_plan
             self._neighbours = sampler
-            return sampler
-        if self.args.no_duplicates:
-            columns = [self.prompts.text_ids(self.train_dataset, column) for column in dict.fromkeys(self.columns)]
-            texts = [set(row) for row in zip(*columns, strict=True)]
-            return NoDuplicatesBatchSampler(texts, batch_size, **options)
-        return super().make_batch_sampler(batch_size, **options)
+        return sampler
 
     def rows_to_collate(self, sampler: GlobalBatchSampler) -> Dataset:
         return self.train_dataset if self.frozen is None else self.train_states
 
-    def _embed(self, texts: list[list[int]]) -> torch.Tensor:
+    def embed(self, texts: list[list[int]]) -> torch.Tensor:
         """Embeddings of tokenized texts. Each process computes a part of them."""
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
@@ -387,6 +380,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             settings["order of the rows"] = (
                 f"by {args.shuffling} of the first texts, {args.group_size} of them together"
             )
+        if self.mixture is not None:
+            settings["datasets, in the order above"] = "; ".join(self.mixture.describe().values())
         if args.gradient_accumulation_steps > 1:
             settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
         settings |= facts.settings

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...common.columns import SCORED_PAIR_COLUMNS
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
 from ..data_arguments import TrainDataArguments
@@ -77,12 +78,13 @@ class LanguageDataArguments(TrainDataArguments):
     """The texts to train on, and the data to evaluate on."""
 
     GROUP: ClassVar = TrainDataArguments.GROUP
+    COLUMN_NAMES: ClassVar = ("text", *SCORED_PAIR_COLUMNS[:3])
 
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training texts: one or more files; txt with one text per line, or jsonl, csv, tsv with a "
-            "column text; also .gz."
+            "help": "Training texts: one or more files; txt with one text per line, or jsonl, csv, tsv (all also .gz) "
+            "or parquet with a column text."
         },
     )
     validation_file: list[str] | None = field(

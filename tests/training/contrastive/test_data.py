@@ -4,10 +4,11 @@ import json
 import pytest
 from datasets import Dataset
 
+from modeling_layerpool.common.columns import ColumnNames
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.contrastive.data import load_file, tokenize_dataset
-from modeling_layerpool.training.data import load_hub
+from modeling_layerpool.training.data import load_hub, rename_columns
 
 
 SUPERVISED = OBJECTIVES["supervised"]()
@@ -29,6 +30,25 @@ def test_a_jsonl_file_gives_its_needed_columns_and_line_numbers(tmp_path):
     ]
 
 
+def test_columns_have_the_names_of_the_user_and_errors_name_these(tmp_path):
+    names = ColumnNames.parse(["anchor=query", "positive=answer"], ("anchor", "positive"))
+    path = write(tmp_path / "t.jsonl", {"query": "q1", "answer": "a1", "positive": 7}, {"query": "q2", "answer": " "})
+    with pytest.raises(InputError, match=r"t\.jsonl, line 2: the column 'answer' is empty"):
+        load_file(path, SUPERVISED, columns=names)
+    path = write(tmp_path / "t.jsonl", {"query": "q1", "answer": "a1", "positive": 7})
+    rows = [{"row_number": 1, "anchor": "q1", "positive": "a1"}]
+    assert load_file(path, SUPERVISED, columns=names).to_list() == rows
+    assert list(load_file(path, SUPERVISED, streaming=True, columns=names)) == rows
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_gets_our_names(streaming):
+    names = ColumnNames.parse(["anchor=positive", "positive=anchor", "negative=n"], ("anchor", "positive", "negative"))
+    dataset = Dataset.from_dict({"anchor": ["a"], "positive": ["p"], "negative": ["x"], "n": ["n"]})
+    renamed = rename_columns(dataset.to_iterable_dataset() if streaming else dataset, names)
+    assert list(renamed) == [{"anchor": "p", "positive": "a", "negative": "n"}]
+
+
 def test_every_format_gives_the_same_rows(tmp_path):
     rows = [{"anchor": 'a "1", x', "positive": "p1"}, {"anchor": "ä2", "positive": "p 2"}]
     jsonl = write(tmp_path / "t.jsonl", *rows)
@@ -36,7 +56,9 @@ def test_every_format_gives_the_same_rows(tmp_path):
     tsv = write(tmp_path / "t.tsv", "anchor\tpositive", 'a "1", x\tp1', "ä2\tp 2")
     packed = tmp_path / "t.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "t.jsonl").read_bytes()))
-    for path in (jsonl, csv, tsv, str(packed)):
+    parquet = str(tmp_path / "t.parquet")
+    Dataset.from_list(rows).to_parquet(parquet)
+    for path in (jsonl, csv, tsv, str(packed), parquet):
         assert load_file(path, SUPERVISED).remove_columns("row_number").to_list() == rows, path
 
 
@@ -65,7 +87,7 @@ def test_streaming_gives_the_same_rows(tmp_path):
     [
         ("missing.jsonl", None, "missing.jsonl: no such file"),
         ("empty.jsonl", [], "empty.jsonl: the file is empty"),
-        ("table.parquet", ["x"], "table.parquet: unknown format; use one of .jsonl"),
+        ("table.xlsx", ["x"], "table.xlsx: unknown format; use one of .jsonl"),
         ("t.jsonl", [{"anchor": "a", "positive": "p"}, "{broken"], "t.jsonl, line 2: not valid JSON"),
         ("t.jsonl", ["[1]"], "t.jsonl, line 1: expected one JSON object a line, got list"),
         ("t.jsonl", [{"anchor": "a"}], "t.jsonl, line 1: no column 'positive', which the supervised objective needs"),

@@ -1,6 +1,6 @@
 """The base of all objectives, and the parts that several of them share."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -125,8 +125,9 @@ class Objective(nn.Module):
             options: an instance of `Options`, or of a class that inherits from it, as the arguments of a run do.
         """
 
-    def select_columns(self, available: Sequence[str], source: str) -> list[str]:
-        """The text columns of each row, in the order in which `forward` expects their embeddings.
+    def select_columns(self, available: Collection[str], source: str) -> list[str]:
+        """The text columns of each row, in the order in which `forward` expects their embeddings. `available` may map
+        our names of the columns to those in the data, which errors then name.
 
         Raises an [`~modeling_layerpool.common.errors.InputError`] that begins with `source` if one is missing.
         """
@@ -171,10 +172,12 @@ class Objective(nn.Module):
         """The mean loss over this process's rows."""
         raise NotImplementedError
 
-    def missing_column(self, missing: str, available: Sequence[str], source: str) -> InputError:
+    def missing_column(self, missing: str, available: Collection[str], source: str) -> InputError:
+        if isinstance(available, Mapping):  # the user's columns by our names
+            available = available.values()
         return InputError(
             f"{source}: no column {missing}, which the {self.name} objective needs (columns here: "
-            f"{', '.join(available)})"
+            f"{', '.join(available)}); rename it, or name it with --columns"
         )
 
 

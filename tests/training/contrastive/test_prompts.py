@@ -101,7 +101,7 @@ def test_neighbours_are_searched_among_texts_with_their_prompts(make_trainer, to
     trainer = make_trainer(prompts=PROMPTS, include_prompt=False, shuffling="neighbours")
     texts = [row["anchor"] for row in triplets(14)]
     expected = trainer.model.encode(texts, tokenizer, prompt=PROMPTS["anchor"], convert_to_numpy=False)
-    assert_close_to(trainer._embed(list(trainer.train_dataset["anchor_input_ids"])), expected)
+    assert_close_to(trainer.embed(list(trainer.train_dataset["anchor_input_ids"])), expected)
 
 
 # --- what the model keeps ---

@@ -30,6 +30,8 @@ def stock_config(model: PreTrainedModel) -> PreTrainedConfig:
     values = {name: value for name, value in model.config.to_dict().items() if name not in OWN_FIELDS}
     config = type(model.base_model).config_class(**values)
     config.num_hidden_layers = model.pooler.states[-1]
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
     return config
 
 

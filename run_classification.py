@@ -151,13 +151,14 @@ def load_data(
         parts["validation"] = read_part(data_args, "validation", labels.problem_type)
     if training_args.do_predict:
         parts["test"] = read_part(data_args, "test", labels.problem_type)
+    data_args.column_names.check_seen()
     first = next(iter(parts.values()))
     for part in parts.values():
         if len(part.texts) != len(first.texts):
             raise InputError(
                 f"{part.source}: the texts of a row are {' and '.join(part.text_columns)}, but those of "
                 f"{first.source} {' and '.join(first.text_columns)}; rename the columns, or name them with "
-                "--text_columns"
+                "--columns"
             )
     encoded = {key: None if part.labels is None else labels.encode(part, whose, fix) for key, part in parts.items()}
     return labels, saved is not None, parts, encoded

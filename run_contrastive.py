@@ -95,10 +95,12 @@ def run(
         if data_args.streaming:
             train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
-        evaluator, metrics = development_evaluator(data_args.validation_file)
+        evaluator, metrics = development_evaluator(data_args.validation_file, data_args.column_names)
         if evaluator is None:
-            eval_dataset, metrics = load_file(data_args.validation_file, objective), ContrastiveTrainer.METRICS
+            eval_dataset = load_file(data_args.validation_file, objective, columns=data_args.column_names)
+            metrics = ContrastiveTrainer.METRICS
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
+    data_args.column_names.check_seen()
 
     # 2. Model
     model, tokenizer = load_layerpool(

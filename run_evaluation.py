@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from modeling_layerpool.common.columns import COLUMNS, SCORED_PAIR_COLUMNS, ColumnNames
 from modeling_layerpool.common.command_line import Range, check_arguments, read_arguments
 from modeling_layerpool.common.errors import InputError, usage_errors
 from modeling_layerpool.common.folders import output_folder
@@ -53,6 +54,8 @@ from modeling_layerpool.evaluation.transfer import FEATURES
 
 
 SUBSET_COLUMN = "subset"
+# What --columns can name. The files of --retrieval have the columns of BEIR.
+COLUMN_NAMES = ("sentence", "text", *SCORED_PAIR_COLUMNS)
 
 
 @dataclass
@@ -111,6 +114,7 @@ class EvaluationArguments:
             f"name alone means a built-in task from the Hub: {', '.join(TRANSFER_TASKS)}.",
         },
     )
+    columns: list[str] = field(default_factory=list, metadata=COLUMNS)
     features: str = field(
         default="pooled",
         metadata={
@@ -148,6 +152,7 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         check_arguments(self)
+        self.column_names = ColumnNames.parse(self.columns, COLUMN_NAMES)
 
 
 def read_sets(flag: str, values: list[str], read: Callable, built_in: Callable | None = None) -> dict[str, Any]:
@@ -200,19 +205,23 @@ def measure(arguments: EvaluationArguments) -> dict[str, Any]:
 
         plots = EvaluationPlots(read_sets("--compare", arguments.compare, read_geometry))
     column = arguments.sts_subset_column
-    readers = (partial(read, subset_column=column) for read in (read_sts_file, load_sts))
-    sts = read_sets("--sts", arguments.sts, *readers)
+    names = arguments.column_names
+    read_sts = partial(read_sts_file, subset_column=column, columns=names)
+    sts = read_sets("--sts", arguments.sts, read_sts, partial(load_sts, subset_column=column))
     if column not in ("", SUBSET_COLUMN) and all(subsets is None for *_, subsets in sts.values()):
         raise InputError(f"--sts_subset_column {column}: no --sts set has this column")
-    pairs = read_sets("--pairs", arguments.pairs, read_pairs_file)
-    pairs_dev = read_sets("--pairs_dev", arguments.pairs_dev, read_pairs_file)
+    read_pairs = partial(read_pairs_file, columns=names)
+    pairs = read_sets("--pairs", arguments.pairs, read_pairs)
+    pairs_dev = read_sets("--pairs_dev", arguments.pairs_dev, read_pairs)
     for name, dev in pairs_dev.items():
         if name not in pairs:
             raise InputError(f"--pairs_dev {name}: there is no --pairs of this name")
         if not (dev.are_labels and pairs[name].are_labels):
             raise InputError(f"--pairs_dev {name}: thresholds need labels, and one of the two files has scores")
     retrieval = read_sets("--retrieval", arguments.retrieval, read_retrieval_folder)
-    transfer = read_sets("--transfer", arguments.transfer, read_transfer_task, load_transfer_task)
+    read_task = partial(read_transfer_task, columns=names)
+    transfer = read_sets("--transfer", arguments.transfer, read_task, load_transfer_task)
+    names.check_seen()
 
     options = ("revision", "max_seq_length", "max_tokens_per_batch", "device", "allow_pickle")
     loading = {option: getattr(arguments, option) for option in options}

@@ -19,6 +19,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_layerpool.common.checkpoint_files import load_tokenizer
+from modeling_layerpool.common.columns import ColumnNames
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.common.positions import position_limit
@@ -97,9 +98,11 @@ def parse_arguments() -> tuple[LanguageModelArguments, LanguageDataArguments, Ma
     return arguments
 
 
-def read_probe(path: str) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]:
+def read_probe(
+    path: str, columns: ColumnNames
+) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]:
     """Read scored sentence pairs; return a function that evaluates the mean-pooled last layer of a model on them."""
-    pairs = read_sts_file(path)
+    pairs = read_sts_file(path, columns=columns)
     positives, texts = positive_pairs(*pairs), [*pairs[0], *pairs[1]]
 
     def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
@@ -199,8 +202,9 @@ def run(
         train_texts = read_train_rows(data_args, training_args, load_texts)
     if data_args.validation_file is not None:
         with training_args.main_process_first(desc="reading the validation texts"):
-            validation_texts = load_texts(data_args.validation_file)
-    probe = read_probe(data_args.probe_file) if data_args.probe_file is not None else None
+            validation_texts = load_texts(data_args.validation_file, columns=data_args.column_names)
+    probe = read_probe(data_args.probe_file, data_args.column_names) if data_args.probe_file is not None else None
+    data_args.column_names.check_seen()
 
     # 2. Tokenizer and model
     loading = model_args.loading_options(training_args.do_train)

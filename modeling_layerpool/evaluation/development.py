@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.checksums import encoder_checksum
+from ..common.columns import ColumnNames
 from ..common.errors import InputError
 from ..common.rows import is_folder, read_rows
 from . import retrieval, sts
@@ -16,13 +17,16 @@ from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file
 DevelopmentEvaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase], dict[str, float]]
 
 
-def development_evaluator(path: str | Path) -> tuple[DevelopmentEvaluator | None, dict[str, bool]]:
+def development_evaluator(
+    path: str | Path, columns: ColumnNames | None = None
+) -> tuple[DevelopmentEvaluator | None, dict[str, bool]]:
     """
     Read development data and return the function that evaluates a model on it during training.
 
     Args:
         path: a folder in BEIR's layout (see [`read_retrieval_folder`]), or a file with the columns `sentence1`,
             `sentence2`, and `score` (see [`read_sts_file`]) or `label` (see [`read_pairs_file`]).
+        columns: the names of the columns in the file. Default: those above.
 
     Returns:
         `(evaluator, metrics)`. `metrics` maps each metric to whether more of it is better; the main one (`spearman`,
@@ -41,10 +45,11 @@ def development_evaluator(path: str | Path) -> tuple[DevelopmentEvaluator | None
         _, first = next(read_rows(path), (0, None))
         if first is None:
             raise InputError(f"{path}: the file is empty")
-        if set(sts.COLUMNS) <= set(first):
-            data, evaluate, metrics = sts.read_sts_file(path), sts.evaluate_sts, sts.METRICS
-        elif {"sentence1", "sentence2", "label"} <= set(first):
-            pairs = read_pairs_file(path)
+        names = (columns or ColumnNames()).of(first)
+        if set(sts.COLUMNS) <= set(names):
+            data, evaluate, metrics = sts.read_sts_file(path, columns=columns), sts.evaluate_sts, sts.METRICS
+        elif {"sentence1", "sentence2", "label"} <= set(names):
+            pairs = read_pairs_file(path, columns)
             data, evaluate, metrics = (pairs,), evaluate_pairs, pairs_metrics(pairs)
         else:
             return None, {}

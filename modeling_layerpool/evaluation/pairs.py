@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.metrics import confusion_matrix_at_thresholds
 
+from ..common.columns import ColumnNames
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder, pair_cosines
@@ -29,33 +30,37 @@ class Pairs(NamedTuple):
     are_labels: bool
 
 
-def read_pairs_file(path: str | Path) -> Pairs:
+def read_pairs_file(path: str | Path, columns: ColumnNames | None = None) -> Pairs:
     """
     Read scored or labeled pairs.
 
     Args:
         path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, and `score` or `label`.
+        columns: the names of the columns in the file. Default: those above.
 
     Raises:
         InputError: the file is missing or has fewer than 2 rows, all its values are equal, a label is neither 0 nor 1,
             or a row (named by its line) lacks a column or has an empty text.
     """
-    sentences1, sentences2, values, column = [], [], [], None
+    sentences1, sentences2, values, needed = [], [], [], []
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
-        if column is None:
-            column = "score" if "score" in row or "label" not in row else "label"
-        require_columns(row, ("sentence1", "sentence2", column), where)
-        sentences1.append(check_text(row["sentence1"], where, "sentence1"))
-        sentences2.append(check_text(row["sentence2"], where, "sentence2"))
+        if not needed:  # the first row decides
+            names = (columns or ColumnNames()).of(row)
+            are_labels = "label" in names and "score" not in names
+            needed = [names.get(name, name) for name in ("sentence1", "sentence2", "label" if are_labels else "score")]
+        require_columns(row, needed, where)
+        first, second, column = needed
+        sentences1.append(check_text(row[first], where, first))
+        sentences2.append(check_text(row[second], where, second))
         values.append(check_number(row[column], where, column))
-        if column == "label" and values[-1] not in (0, 1):
+        if are_labels and values[-1] not in (0, 1):
             raise InputError(f"{where}: the label must be 0 or 1, got {row[column]!r}")
     if len(values) < 2:
         raise InputError(f"{path}: {len(values)} pairs, and at least 2 are needed")
     if min(values) == max(values):
         raise InputError(f"{path}: every {column} is {values[0]:g}; at least two different values are needed")
-    return Pairs(sentences1, sentences2, values, column == "label")
+    return Pairs(sentences1, sentences2, values, are_labels)
 
 
 def pairs_metrics(pairs: Pairs) -> dict[str, bool]:

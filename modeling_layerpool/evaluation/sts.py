@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.columns import ColumnNames
 from ..common.errors import InputError
 from ..common.rows import check_number, check_text, read_rows, require_columns
 from .encoders import CachingEncoder, Encoder, pair_cosines
@@ -34,12 +35,15 @@ SentencePairs = tuple[list[str], list[str], list[float]]
 SentencePairsOfSubsets = tuple[list[str], list[str], list[float], list[str] | None]
 
 
-def read_sts_file(path: str | Path, subset_column: str | None = None) -> SentencePairs | SentencePairsOfSubsets:
+def read_sts_file(
+    path: str | Path, subset_column: str | None = None, columns: ColumnNames | None = None
+) -> SentencePairs | SentencePairsOfSubsets:
     """Read scored sentence pairs: `evaluate_sts(encoder, *read_sts_file(path))`.
 
     Args:
         path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, `score`; others are ignored.
         subset_column: the column that names the subset of each row. It adds a fourth list to the result.
+        columns: the names of the columns in the file. Default: those above.
 
     Returns:
         `(sentences1, sentences2, scores)`, one entry for each row, in file order. With `subset_column` also `subsets`,
@@ -50,7 +54,7 @@ def read_sts_file(path: str | Path, subset_column: str | None = None) -> Sentenc
             (with its line) lacks a column, has an empty text, or has a score that is not a finite number.
     """
     rows = ((f"{path}, line {line}", row) for line, row in read_rows(path))
-    return _check_pairs(rows, str(path), subset_column)
+    return _check_pairs(rows, str(path), subset_column, columns or ColumnNames())
 
 
 def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | SentencePairsOfSubsets:
@@ -74,22 +78,26 @@ def load_sts(name: str, subset_column: str | None = None) -> SentencePairs | Sen
             f"--sts {name}: {repository} could not be loaded from the Hub ({reason}); give a local file as {name}=FILE"
         ) from error
     numbered = ((f"{repository}, row {index}", row) for index, row in enumerate(rows))
-    return _check_pairs(numbered, repository, subset_column)
+    return _check_pairs(numbered, repository, subset_column, ColumnNames())
 
 
 def _check_pairs(
-    rows: Iterable[tuple[str, dict]], source: str, subset_column: str | None
+    rows: Iterable[tuple[str, dict]], source: str, subset_column: str | None, columns: ColumnNames
 ) -> SentencePairs | SentencePairsOfSubsets:
     sentences1, sentences2, scores, subsets = [], [], [], []
-    columns = COLUMNS
+    needed: list[str] = []
     for where, row in rows:
-        if not scores and subset_column in row:
-            columns = (*COLUMNS, subset_column)
-        require_columns(row, columns, where)
-        sentences1.append(check_text(row["sentence1"], where, "sentence1"))
-        sentences2.append(check_text(row["sentence2"], where, "sentence2"))
-        scores.append(check_number(row["score"], where, "score"))
-        if len(columns) > len(COLUMNS):
+        if not needed:  # the first row decides
+            names = columns.of(row)
+            needed = [names.get(name, name) for name in COLUMNS]
+            if subset_column in row:
+                needed.append(subset_column)
+        require_columns(row, needed, where)
+        first, second, score, *has_subset = needed
+        sentences1.append(check_text(row[first], where, first))
+        sentences2.append(check_text(row[second], where, second))
+        scores.append(check_number(row[score], where, score))
+        if has_subset:
             subset = row[subset_column]
             # A subset may be a year.
             subsets.append(str(subset) if isinstance(subset, int) else check_text(subset, where, subset_column))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..common.columns import ColumnNames
 from ..common.errors import InputError
 from ..common.rows import check_text, is_folder, read_rows, require_columns, shown
 
@@ -50,13 +51,14 @@ class TransferTask(NamedTuple):
     sizes: dict[str, int] | None = None
 
 
-def read_transfer_task(path: str | Path) -> TransferTask:
+def read_transfer_task(path: str | Path, columns: ColumnNames | None = None) -> TransferTask:
     """Read a local task: `evaluate_transfer(encoder, read_transfer_task(path))`.
 
     Args:
         path: a file (jsonl, csv or tsv, also gzipped), whose rows are divided into 10 folds; or a folder with
             `train.jsonl`, `test.jsonl` and perhaps `dev.jsonl`, or the same as `.jsonl.gz`. The columns are
             `sentence` (or `text`), or `sentence1` and `sentence2`, and `label`, a text or an integer.
+        columns: the names of the columns in the files. Default: those above.
 
     Raises:
         InputError: a file is missing; a row (named by its line) lacks a column, has an empty text, or a label of
@@ -64,14 +66,14 @@ def read_transfer_task(path: str | Path) -> TransferTask:
     """
     path = Path(path)
     if not is_folder(path):
-        return _task({"all": _numbered(path)}, str(path))
+        return _task({"all": _numbered(path)}, str(path), columns)
     files = {part: _find(path, part) for part in PARTS}
     missing = [part for part in ("train", "test") if files[part] is None]
     if missing:
         raise InputError(
             f"{path}: has no {missing[0]}.jsonl or {missing[0]}.jsonl.gz; for {FOLDS} folds give a file, not a folder"
         )
-    return _task({part: _numbered(file) for part, file in files.items() if file}, str(path))
+    return _task({part: _numbered(file) for part, file in files.items() if file}, str(path), columns)
 
 
 def load_transfer_task(name: str) -> TransferTask:
@@ -101,7 +103,7 @@ def load_transfer_task(name: str) -> TransferTask:
         part: ((f"{task.repository}, {part}, row {index}", row) for index, row in enumerate(found))
         for part, found in parts.items()
     }
-    return _task(rows, task.repository, task.label)
+    return _task(rows, task.repository, ColumnNames({"label": [task.label]}))
 
 
 def _find(folder: Path, part: str) -> Path | None:
@@ -112,22 +114,29 @@ def _numbered(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     return ((f"{path}, line {line}", row) for line, row in read_rows(path))
 
 
-def _task(parts: dict[str, Iterable[tuple[str, dict[str, Any]]]], source: str, column: str = "label") -> TransferTask:
-    columns: tuple[str, ...] = ()
+def _task(
+    parts: dict[str, Iterable[tuple[str, dict[str, Any]]]], source: str, columns: ColumnNames | None
+) -> TransferTask:
+    needed: list[str] = []
     texts: list[list[str]] = [[], []]
     names: list[str] = []
     sizes = {}
     for part, rows in parts.items():
         before = len(names)
         for where, row in rows:
-            if not columns:  # the first row decides
-                columns = (
-                    PAIR if PAIR[0] in row else ("text",) if "text" in row and "sentence" not in row else ("sentence",)
+            if not needed:  # the first row decides
+                known = (columns or ColumnNames()).of(row)
+                of_texts = (
+                    PAIR
+                    if PAIR[0] in known
+                    else ("text" if "sentence" not in known and "text" in known else "sentence",)
                 )
-            require_columns(row, (*columns, column), where)
-            for side, name in zip(texts, columns, strict=False):
+                needed = [known.get(name, name) for name in (*of_texts, "label")]
+            require_columns(row, needed, where)
+            *text_columns, label_column = needed
+            for side, name in zip(texts, text_columns, strict=False):
                 side.append(check_text(row[name], where, name))
-            names.append(_label(row[column], where, column))
+            names.append(_label(row[label_column], where, label_column))
         sizes[part] = len(names) - before
         if not sizes[part]:
             raise InputError(f"{source}: no rows{'' if part == 'all' else f' in {part}'}")

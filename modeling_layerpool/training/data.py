@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..common.columns import ColumnNames
 from ..common.errors import InputError
 from ..common.rows import read_rows, reading_errors
 from .data_arguments import TrainDataArguments
@@ -63,15 +64,34 @@ def load_hub(name: str, config: str | None, split: str, streaming: bool = False)
         raise InputError(f"dataset {name!r} cannot be loaded: {reason}") from error
 
 
+def rename_columns(dataset: Dataset | IterableDataset, columns: ColumnNames) -> Dataset | IterableDataset:
+    """A dataset by our names of its columns."""
+    if not columns.columns:
+        return dataset
+    names = columns.of(dataset.column_names or next(iter(dataset)))
+    kept = dataset.select_columns(list(names.values()))
+    if isinstance(dataset, IterableDataset):  # its rename_columns does not exchange two names
+        return kept.map(_renamed, fn_kwargs={"names": names}, remove_columns=list(names.values()))
+    return kept.rename_columns({column: name for name, column in names.items() if column != name})
+
+
+def _renamed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {name: row[column] for name, column in names.items()}
+
+
 def read_train_rows(
     data: TrainDataArguments, args: RunArguments, read_files: Callable[..., Dataset | IterableDataset]
 ) -> Dataset | IterableDataset:
-    """The training rows, from the Hub or from `read_files(data.train_file, streaming=data.streaming)`."""
+    """
+    The training rows, from the Hub or from `read_files(data.train_file, streaming=..., columns=...)`, by our names of
+    the columns.
+    """
     with args.main_process_first(desc="reading the training data"):
         if data.train_file is not None:
-            dataset = read_files(data.train_file, streaming=data.streaming)
+            dataset = read_files(data.train_file, streaming=data.streaming, columns=data.column_names)
         else:
             dataset = load_hub(data.dataset_name, data.dataset_config_name, data.dataset_split, data.streaming)
+            dataset = rename_columns(dataset, data.column_names)
     if data.max_train_samples is not None:
         dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
     return dataset

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ..common.columns import COLUMNS, ColumnNames
 from ..common.command_line import Range, check_arguments, check_used
 from ..common.errors import InputError
 
@@ -12,11 +13,14 @@ class HubDataArguments:
     """A dataset on the Hub."""
 
     RANGES: ClassVar = {"max_train_samples": Range(at_least=1)}
+    # The names that --columns takes. Each kind of training has its own.
+    COLUMN_NAMES: ClassVar[tuple[str, ...]] = ()
 
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset on the Hub, used instead of files."})
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of the dataset on the Hub."}
     )
+    columns: list[str] | None = field(default=None, metadata=COLUMNS)
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Use only the first N rows of the training data. Default: all rows."}
     )
@@ -24,6 +28,7 @@ class HubDataArguments:
     def __post_init__(self):
         check_arguments(self)
         check_used(self, {"dataset_config_name": self.dataset_name is not None}, "without dataset_name")
+        self.column_names = ColumnNames.parse(self.columns, self.COLUMN_NAMES)
 
 
 @dataclass

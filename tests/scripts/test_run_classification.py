@@ -520,7 +520,7 @@ def test_a_bad_row_is_named_with_its_line(refused, arguments, files, kind, part,
             "train.jsonl, line 1: the column 'label' must be a number, got 'x'",
         ),
         ([{"text": "a", "label": 1}], {"label_column": "verdict"}, "no column 'verdict'"),
-        ([{"text": "a", "label": 1}], {"text_columns": ["body"]}, "no columns 'body' (columns here: text, label)"),
+        ([{"text": "a", "label": 1}], {"text_columns": ["body"]}, "no data have the column 'body', which"),
     ],
 )
 def test_a_train_file_that_cannot_be_learned_from_is_refused(refused, arguments, tmp_path, rows, options, message):

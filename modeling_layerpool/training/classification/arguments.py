@@ -1,10 +1,12 @@
 """The arguments of `run_classification.py`."""
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar
 
 from transformers.trainer_utils import SaveStrategy
 
+from ...common.columns import ColumnNames
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
 from ...common.labels import PROBLEM_TYPES
@@ -39,6 +41,7 @@ TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+LABEL_COLUMNS = ("label", "labels", "score")
 
 
 @dataclass
@@ -54,6 +57,8 @@ class ClassificationModelArguments(ModelArguments):
 @dataclass
 class ClassificationDataArguments(HubDataArguments):
     """The data to train on, evaluate on and predict, and the meaning of its columns."""
+
+    COLUMN_NAMES: ClassVar = (*dict.fromkeys(chain.from_iterable(TEXT_COLUMNS)), *LABEL_COLUMNS)
 
     task_name: str | None = field(
         default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
@@ -76,7 +81,8 @@ class ClassificationDataArguments(HubDataArguments):
     text_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns of the text, or of the two texts. Default: " + ", ".join(map(" and ".join, TEXT_COLUMNS))
+            "help": "Columns of the text, or of the two texts; the same as --columns sentence=... or sentence1=... "
+            "sentence2=... Default: " + ", ".join(map(" and ".join, TEXT_COLUMNS))
         },
     )
     label_column: str | None = field(
@@ -100,6 +106,12 @@ class ClassificationDataArguments(HubDataArguments):
         check_used(self, of_hub, "without task_name or dataset_name")
         if self.text_columns is not None and len(self.text_columns) > 2:
             raise InputError(f"--text_columns {' '.join(self.text_columns)}: a row has one text or two")
+        if self.text_columns is not None:
+            names = ("sentence",) if len(self.text_columns) == 1 else ("sentence1", "sentence2")
+            values = [f"{name}={column}" for name, column in zip(names, self.text_columns, strict=True)]
+            self.column_names = ColumnNames.parse([*values, *(self.columns or [])], self.COLUMN_NAMES)
+        if self.label_column is not None and not self.column_names.columns.keys().isdisjoint(LABEL_COLUMNS):
+            raise InputError("--columns and --label_column both name the label; leave one out")
 
     @property
     def hub_name(self) -> str | None:

@@ -1,17 +1,18 @@
 """The rows of a classification dataset, from files or from the Hub."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from datasets import ClassLabel, Features, List
 
+from ...common.columns import ColumnNames
 from ...common.errors import InputError
 from ...common.rows import check_text, read_rows
 from ..data import load_hub
-from .arguments import TEXT_COLUMNS, ClassificationDataArguments
+from .arguments import LABEL_COLUMNS, TEXT_COLUMNS, ClassificationDataArguments
 
 
 @dataclass
@@ -27,6 +28,7 @@ class LabelledTexts:
         texts: for each column, the texts of all rows.
         label_column: the column of the labels, or None if there is none.
         labels: the label of each row as read, or None if no row has one.
+        is_score: whether the labels are in a column `score`.
         is_csv: whether all values are texts, because a csv file has no numbers.
         class_names: the names of the classes in the order of their IDs, if the dataset defines them.
     """
@@ -38,6 +40,7 @@ class LabelledTexts:
     texts: tuple[list[str], ...]
     label_column: str | None
     labels: list[Any] | None
+    is_score: bool = False
     is_csv: bool = False
     class_names: tuple[str, ...] | None = None
 
@@ -74,13 +77,17 @@ def read_part(
         raise InputError(f"{source}: there are no rows" if data.hub_name else f"{source}: the file is empty")
     first = rows[0][1]
     begin = f"{source}, {row_word} {rows[0][0]}"
-    text_columns = _find_text_columns(first, data.text_columns, begin)
-    candidates = ("label", "labels") if problem_type == "single_label_classification" else ("label", "labels", "score")
-    if problem_type == "regression":
-        candidates = ("score", "label", "labels")
+    names = data.column_names.of(first)
+    text_columns = _find_text_columns(names, data.column_names, begin)
+    candidates = {"single_label_classification": LABEL_COLUMNS[:2], "regression": ("score", "label", "labels")}.get(
+        problem_type, LABEL_COLUMNS
+    )
     if data.label_column is not None:
-        candidates = (data.label_column,)
-    label_column = next((column for column in candidates if column in first), None)
+        candidates, names = (data.label_column,), {column: column for column in first}
+    found = [name for name in candidates if name in names]
+    # A column that was named for a label goes first.
+    label_name = next((name for name in found if name in data.column_names.columns), next(iter(found), None))
+    label_column = names.get(label_name)
     if label_column is None and part != "test":
         raise InputError(
             f"{begin}: no column {' or '.join(map(repr, candidates))} (columns here: {', '.join(first)}); add it, or "
@@ -107,6 +114,7 @@ def read_part(
         texts,
         label_column,
         labels,
+        is_score="score" in (label_name, label_column),
         is_csv=path is not None and data.hub_name is None and bool(re.search(r"\.[ct]sv(\.gz)?$", path.lower())),
         class_names=class_names,
     )
@@ -122,14 +130,21 @@ def read_part(
     return result
 
 
-def _find_text_columns(row: Mapping[str, Any], named: Sequence[str] | None, where: str) -> tuple[str, ...]:
-    known = TEXT_COLUMNS if named is None else (tuple(named),)
-    found = next((columns for columns in known if all(column in row for column in columns)), None)
+def _find_text_columns(names: Mapping[str, str], given: ColumnNames, where: str) -> tuple[str, ...]:
+    """The columns of the texts. `names` are all columns by our names."""
+
+    def share_given(columns: tuple[str, ...]) -> float:
+        return sum(column in given.columns for column in columns) / len(columns)
+
+    known = sorted(TEXT_COLUMNS, key=share_given, reverse=True)  # what was given goes first
+    found = next((columns for columns in known if all(column in names for column in columns)), None)
     if found is None:
-        expected = " or ".join(" and ".join(map(repr, columns)) for columns in known)
-        hint = "" if named else "; rename them, or name other columns with --text_columns"
-        raise InputError(f"{where}: no columns {expected} (columns here: {', '.join(row)}){hint}")
-    return found
+        expected = " or ".join(" and ".join(map(repr, columns)) for columns in TEXT_COLUMNS)
+        raise InputError(
+            f"{where}: no columns {expected} (columns here: {', '.join(names.values())}); rename them, or name them "
+            "with --columns"
+        )
+    return tuple(names[column] for column in found)
 
 
 def _check_hub_text(value: Any, where: str, column: str) -> str:

@@ -89,7 +89,7 @@ class Labels(LabelNames):
 
 def _find_problem_type(part: LabelledTexts) -> str:
     labels = part.labels
-    if part.label_column == "score":
+    if part.is_score:
         return "regression"
     if any(isinstance(label, list) for label in labels):
         return "multi_label_classification"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from ...common.columns import SCORED_PAIR_COLUMNS
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
 from ...models.modeling_layerpool_poolers import POOLERS
@@ -157,6 +158,8 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
 @dataclass
 class DataArguments(TrainDataArguments):
     """The data to train on, and to choose the checkpoint by."""
+
+    COLUMN_NAMES: ClassVar = ("anchor", "positive", "negative", "negative_N", "text", *SCORED_PAIR_COLUMNS)
 
     train_file: str | None = field(
         default=None,

@@ -13,13 +13,16 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ...common.columns import ColumnNames
 from ...common.errors import InputError
 from ...common.rows import check_number, check_text, read_rows, require_columns
 from ..data import dataset_of_files, first_row
 from .objectives.base import Objective
 
 
-def load_file(path: str, objective: Objective, streaming: bool = False) -> Dataset | IterableDataset:
+def load_file(
+    path: str, objective: Objective, streaming: bool = False, columns: ColumnNames | None = None
+) -> Dataset | IterableDataset:
     """
     The rows of a local file (see [`~modeling_layerpool.common.rows.read_rows`]): the columns that the objective needs,
     and `row_number`.
@@ -28,28 +31,31 @@ def load_file(path: str, objective: Objective, streaming: bool = False) -> Datas
         path: a jsonl, csv, tsv or txt file, possibly gzipped.
         objective: selects the columns.
         streaming: read and check the file during training.
+        columns: the names of the columns in the file. Default: ours.
 
     Raises:
         InputError: the file is missing, empty or broken, or a row lacks a needed text or number; with file and
             line.
     """
-    available, where = list(first_row(path)), f"{path}, line 1"
-    columns = tuple(sorted(set(objective.select_columns(available, where))))
+    names, where = (columns or ColumnNames()).of(first_row(path)), f"{path}, line 1"
+    available = list(names)
+    texts = {column: names[column] for column in sorted(set(objective.select_columns(available, where)))}
     value_column = objective.value_column(available, where)
-    return dataset_of_files(_checked_rows, [path], streaming, columns=columns, value_column=value_column)
+    values = {} if value_column is None else {value_column: names[value_column]}
+    return dataset_of_files(_checked_rows, [path], streaming, texts=texts, values=values)
 
 
 def _checked_rows(
-    paths: Sequence[str], identities: Any, columns: tuple[str, ...], value_column: str | None
+    paths: Sequence[str], identities: Any, texts: dict[str, str], values: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
+    """The rows by our names. `texts` and `values` map these to the columns of the file, which errors name."""
     [path] = paths
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
-        require_columns(row, columns if value_column is None else (*columns, value_column), where)
-        checked = {"row_number": line} | {column: check_text(row[column], where, column) for column in columns}
-        if value_column is not None:
-            checked[value_column] = check_number(row[value_column], where, value_column)
-        yield checked
+        require_columns(row, (*texts.values(), *values.values()), where)
+        checked = {name: check_text(row[column], where, column) for name, column in texts.items()}
+        checked |= {name: check_number(row[column], where, column) for name, column in values.items()}
+        yield {"row_number": line} | checked
 
 
 def is_tokenized(dataset: Dataset | IterableDataset) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ...common.columns import SCORED_PAIR_COLUMNS
 from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
 from ..data_arguments import TrainDataArguments
@@ -74,6 +75,8 @@ class LanguageModelArguments(LoadingArguments):
 @dataclass
 class LanguageDataArguments(TrainDataArguments):
     """The texts to train on, and the data to evaluate on."""
+
+    COLUMN_NAMES: ClassVar = ("text", *SCORED_PAIR_COLUMNS[:3])
 
     train_file: list[str] | None = field(
         default=None,

@@ -6,33 +6,38 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ...common.columns import ColumnNames
 from ...common.errors import InputError
 from ...common.rows import check_text, read_rows, require_columns
 from ..data import dataset_of_files, first_row
 
 
-def load_texts(paths: Sequence[str], streaming: bool = False) -> Dataset | IterableDataset:
+def load_texts(
+    paths: Sequence[str], streaming: bool = False, columns: ColumnNames | None = None
+) -> Dataset | IterableDataset:
     """
     The texts of local files as rows with `text` (see [`~modeling_layerpool.common.rows.read_rows`]).
 
     Args:
         paths: txt files, or jsonl, csv or tsv files with a column `text`, also gzipped.
         streaming: read and check the files while training. Several data workers share them.
+        columns: the name of the column in the files. Default: ours.
 
     Raises:
         InputError: a file is missing, empty or broken, or a row has no text; with file and line.
     """
-    for path in paths:
-        first_row(path)  # raises an error for an empty file
-    return dataset_of_files(_checked_texts, paths, streaming)
+    columns = columns or ColumnNames()
+    column_of = {path: columns.of(first_row(path)).get("text", "text") for path in paths}
+    return dataset_of_files(_checked_texts, paths, streaming, column_of=column_of)
 
 
-def _checked_texts(paths: Sequence[str], identities: Any) -> Iterator[dict[str, str]]:
+def _checked_texts(paths: Sequence[str], identities: Any, column_of: dict[str, str]) -> Iterator[dict[str, str]]:
     for path in paths:
+        column = column_of[path]
         for line, row in read_rows(path):
             where = f"{path}, line {line}"
-            require_columns(row, ("text",), where)
-            yield {"text": check_text(row["text"], where, "text")}
+            require_columns(row, (column,), where)
+            yield {"text": check_text(row[column], where, column)}
 
 
 def tokenize_texts(

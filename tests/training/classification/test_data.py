@@ -112,6 +112,19 @@ def test_columns_can_be_named(tmp_path):
     data = ClassificationDataArguments(train_file=str(path), text_columns=["title", "body"], label_column="verdict")
     part = read_part(data, "train")
     assert (part.texts, part.labels) == ((["t"], ["b"]), ["x"])
+    columns = ["sentence1=title", "sentence2=body", "label=verdict"]
+    again = read_part(ClassificationDataArguments(train_file=str(path), columns=columns), "train")
+    assert (again.text_columns, again.texts, again.labels) == (part.text_columns, part.texts, part.labels)
+
+
+def test_a_named_column_goes_before_a_known_one(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"question": "q", "sentence": "s", "review": "r", "label": 1, "stars": 2.5}\n')
+    data = ClassificationDataArguments(train_file=str(path), columns=["text=review", "score=stars"])
+    part = read_part(data, "train")
+    assert (part.text_columns, part.label_column, part.is_score) == (("review",), "stars", True)
+    with pytest.raises(InputError, match="--columns and --label_column both name the label"):
+        ClassificationDataArguments(train_file=str(path), columns=["label=stars"], label_column="stars")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import json
 import pytest
 from datasets import Dataset
 
+from modeling_layerpool.common.columns import ColumnNames
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.contrastive.data import load_file, tokenize_dataset
-from modeling_layerpool.training.data import load_hub
+from modeling_layerpool.training.data import load_hub, rename_columns
 
 
 SUPERVISED = OBJECTIVES["supervised"]()
@@ -27,6 +28,25 @@ def test_a_jsonl_file_gives_its_needed_columns_and_line_numbers(tmp_path):
         {"row_number": 1, "anchor": "a1", "positive": "p1"},
         {"row_number": 3, "anchor": "a2", "positive": "p2"},
     ]
+
+
+def test_columns_have_the_names_of_the_user_and_errors_name_these(tmp_path):
+    names = ColumnNames.parse(["anchor=query", "positive=answer"], ("anchor", "positive"))
+    path = write(tmp_path / "t.jsonl", {"query": "q1", "answer": "a1", "positive": 7}, {"query": "q2", "answer": " "})
+    with pytest.raises(InputError, match=r"t\.jsonl, line 2: the column 'answer' is empty"):
+        load_file(path, SUPERVISED, columns=names)
+    path = write(tmp_path / "t.jsonl", {"query": "q1", "answer": "a1", "positive": 7})
+    rows = [{"row_number": 1, "anchor": "q1", "positive": "a1"}]
+    assert load_file(path, SUPERVISED, columns=names).to_list() == rows
+    assert list(load_file(path, SUPERVISED, streaming=True, columns=names)) == rows
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_gets_our_names(streaming):
+    names = ColumnNames.parse(["anchor=positive", "positive=anchor", "negative=n"], ("anchor", "positive", "negative"))
+    dataset = Dataset.from_dict({"anchor": ["a"], "positive": ["p"], "negative": ["x"], "n": ["n"]})
+    renamed = rename_columns(dataset.to_iterable_dataset() if streaming else dataset, names)
+    assert list(renamed) == [{"anchor": "p", "positive": "a", "negative": "n"}]
 
 
 def test_every_format_gives_the_same_rows(tmp_path):

@@ -174,7 +174,7 @@ class Objective(nn.Module):
     def missing_column(self, missing: str, available: Sequence[str], source: str) -> InputError:
         return InputError(
             f"{source}: no column {missing}, which the {self.name} objective needs (columns here: "
-            f"{', '.join(available)})"
+            f"{', '.join(available)}); rename it, or name it with --columns"
         )
 
 

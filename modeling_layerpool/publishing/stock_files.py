@@ -81,10 +81,14 @@ def write_stock_files(
         added: the result of [`added_modules`].
         projection: becomes a Dense module after the pooling.
     """
+    limit = tokenizer.model_max_length
+    # Other tools obey a length that an earlier owner of the tokenizer left in its files; transformers does not.
+    tokenizer.init_kwargs.pop("max_length", None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.enable_truncation(limit)
+        tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
-    _write_json(
-        folder / "sentence_bert_config.json", {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
-    )
+    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": limit, "do_lower_case": False})
     types = [f"{MODULES}Transformer", f"{MODULES}Pooling"]
     _write_json(
         folder / "1_Pooling" / "config.json",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoTokenizer
 
 from modeling_layerpool.common.checkpoints import load_layerpool
@@ -62,6 +63,10 @@ def test_real_weights_agree_to_1e6_at_all_lengths(minilm, tmp_path):
     expected = model.eval().encode(TEXTS, tokenizer)
     stock = SentenceTransformer(str(tmp_path / "plain"))
     assert stock.max_seq_length == 512
+    # Tools without transformers read the files of the tokenizer. This one's were made for 128 tokens.
+    tokens = Tokenizer.from_file(str(tmp_path / "plain" / "tokenizer.json"))
+    assert [len(tokens.encode(text).ids) for text in ("a text", TEXTS[-1])] == [4, 512]
+    assert "max_length" not in json.loads((tmp_path / "plain" / "tokenizer_config.json").read_text())
     np.testing.assert_allclose(stock.encode(TEXTS), expected, atol=1e-6)
 
 

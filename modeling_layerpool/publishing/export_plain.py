@@ -85,7 +85,8 @@ def export_plain(source: str, output: str | os.PathLike, *, revision: str = "mai
             added=added,
             projection=projection,
         )
-        expected = model.encode(list(SENTENCES), tokenizer, convert_to_numpy=False)
+        # A default prompt would go before each text in `encode`.
+        expected = model.encode_token_ids(tokenizer(list(SENTENCES), truncation=True)["input_ids"])
         difference = (_embeddings(part, tokenizer, pooling, projection) - expected).abs().max().item()
         if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):  # also true of NaN
             raise InputError(f"{source}: the exported model's embeddings differ from the model's by {difference:.1e}")

@@ -67,6 +67,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         objective["objective"] += f"; masked language modeling, weight {args.mlm_weight:g}"
     plan = {
         **objective,
+        **trainer.prompts.settings(),
         "training rows": "streamed" if data.streaming else f"{len(dataset):,}",
         "training tokens": "streamed" if data.streaming else f"{sum(dataset['tokens']):,} in one epoch",
         "negatives an anchor": f"{trainer.most_negatives(args.per_device_train_batch_size * args.world_size)}",

@@ -216,6 +216,8 @@ PROMISING = {
     "subtracted_state": ["embeddings", "none", "0", "1", "-1", "2", "-9", "1.0"],
     "metric_for_best_model": ["loss", "spearman", "accuracy", "eval_loss", "eval_", "runtime", "eval_runtime"],
     "score_range": ["0 5", "5 0", "nan nan", "0 inf", "-inf inf", "0", "0 1 2", "0 1e-320", "-1e308 1e308"],
+    "prompts": ["anchor=a: positive=b:", "none", "none none", "text=a:", "negative=", "=a:", "x=a:", "anchor", "{}",
+                '{"anchor":"a:"}', '{"anchor":"\\ud800"}', '{"anchor":1}', "{", "anchor=" + "word" * 600],
     "text_columns": ["sentence", "sentence sentence", "label", "sentence label", "nothing", "a b c"],
     "sts": ["stsb", "x", "=", "a=", "=data/sts.jsonl", "../x=data/sts.jsonl", "a\nb=data/sts.jsonl",
             "a=data/beir", "a=b=c", "é=data/sts.jsonl", f"{'n' * 300}=data/sts.jsonl", "\udcff=data/sts.jsonl"],

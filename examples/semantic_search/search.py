@@ -31,6 +31,7 @@ from transformers.utils import logging
 from modeling_layerpool import load_layerpool
 from modeling_layerpool.common.checkpoint_files import read_config
 from modeling_layerpool.common.errors import InputError, usage_errors
+from modeling_layerpool.common.prompts import prompts_of
 
 
 try:
@@ -194,7 +195,8 @@ def build(folder: Path, path: Path, name: str | None) -> str:
     is_new = np.array([text not in old_rows for text in texts])
     vectors = np.empty((len(texts), model.embedding_dim), dtype=np.float32)
     new = [text for text in texts if text not in old_rows]
-    vectors[is_new] = model.encode(new, tokenizer, normalize=True, show_progress_bar=bool(new))
+    options = {"prompt": prompts_of(model.config).documents, "normalize": True, "show_progress_bar": bool(new)}
+    vectors[is_new] = model.encode(new, tokenizer, **options)
     for row in np.flatnonzero(~is_new):
         vectors[row] = old.vectors.reconstruct(old_rows[texts[row]])
     flat = faiss.IndexFlatIP(vectors.shape[1])
@@ -251,7 +253,7 @@ def ask(path: Path, name: str | None, question: str | None, top: int) -> None:
             locations.setdefault(row, []).append(f"{shown}:{line}")
     with contextlib.suppress(EOFError):  # Ctrl-D ends
         for asked in [question] if question else iter(lambda: input("\nquestion> "), ""):
-            vector = model.encode([asked], tokenizer, normalize=True)
+            vector = model.encode([asked], tokenizer, prompt=prompts_of(model.config).queries, normalize=True)
             scores, rows = index.vectors.search(vector, min(top, len(index.texts)))
             for score, row in zip(scores[0], rows[0], strict=True):
                 first, *others = locations[row]

@@ -53,6 +53,7 @@ class CardFacts:
     pooler_type: str | None = None
     pooler_weighting: str | None = None  # of the hidden states: fixed, shared (by all texts) or per_text
     pooler_residual: str | None = None
+    prompts: dict[str, str] | None = None  # those that an encoder keeps, by name
     problem_type: str | None = None  # of a classifier
     labels: Sequence[str] = ()  # of a classifier
     is_head: bool = False  # whether a classifier was saved without its encoder
@@ -91,6 +92,7 @@ def with_pooler(facts: CardFacts, model: PreTrainedModel, output: dict[str, str]
         pooler_type=config.pooler_type,
         pooler_weighting=model.pooler.weighting,
         pooler_residual=config.pooler_residual,
+        prompts=config.prompts,
     )
 
 

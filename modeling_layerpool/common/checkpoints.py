@@ -37,6 +37,7 @@ from .checkpoint_files import (
     read_config,
 )
 from .errors import InputError
+from .prompts import saved_prompts
 
 
 class EncoderClasses(NamedTuple):
@@ -77,12 +78,16 @@ def load_layerpool(
     **config_overrides: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
-    Open a checkpoint of this package, or of a plain encoder, with its tokenizer, for training.
+    Open a checkpoint of this package, or of a plain encoder, with its tokenizer, for training. `encode` of the model
+    uses this tokenizer if it is given none.
 
     A plain encoder gets a new pooler and a new classifier. A checkpoint of this package must hold both as trained,
     unless a new one is requested: a pooler by another `pooler_type`, a linear map to another width by
     `projection_dim`, a classifier by `ignore_mismatched_sizes`. A sentence encoder without a classifier gets a new
     one.
+
+    A sentence encoder keeps the prompts and the `include_prompt` of a sentence-transformers model; a classifier reads
+    texts without prompts.
 
     Args:
         model_name_or_path: a folder or a Hub model ID.
@@ -113,6 +118,10 @@ def load_layerpool(
     check_sizes(model_name_or_path, config, classes.config)
     trained = config.get("pooler_type")
     config_overrides = _pooler_overrides(model_name_or_path, config, config_overrides)
+    if task == "embedding":
+        config_overrides = saved_prompts(model_name_or_path, revision, config) | config_overrides
+    else:
+        config_overrides |= {"prompts": None, "default_prompt_name": None, "include_prompt": True}
     keeps_classifier = task == "sequence-classification" and has_classifier(config) and not ignore_mismatched_sizes
     if config_overrides.get("pooler_type", trained) != trained and not keeps_classifier:
         # Every save writes the width of the pooler that it had, which a kept classifier still needs.
@@ -134,6 +143,7 @@ def load_layerpool(
     tokenizer = load_tokenizer(model_name_or_path, revision)
     check_vocabulary(model, tokenizer, model_name_or_path)
     check_padding(model_name_or_path, tokenizer)
+    model.tokenizer = tokenizer
     return model, tokenizer
 
 

@@ -180,6 +180,9 @@ def load_heads(
             pooler_type="concat_layers",
             pooler_layers=layers,
             projection_dim=None,
+            prompts=None,
+            default_prompt_name=None,
+            include_prompt=True,
         )
     except InputError as error:
         raise InputError(f"{first}: its encoder cannot be opened: {error}") from error

@@ -208,7 +208,7 @@ def cached_states(
     show_progress_bar: bool = True,
 ) -> StateCache:
     """
-    The states that `encode_states` returns, computed once and then read from a file.
+    The states that `encode_states` returns for texts without a prompt, computed once and then read from a file.
 
     Args:
         model: a layer-pooled model; its pooler names the states.

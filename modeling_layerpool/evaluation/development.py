@@ -8,9 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..common.checksums import encoder_checksum
 from ..common.columns import ColumnNames
 from ..common.errors import InputError
+from ..common.prompts import prompts_of
 from ..common.rows import is_folder, read_rows
 from . import retrieval, sts
-from .encoders import FrozenLayerPoolEncoder, LayerPoolEncoder
+from .encoders import FrozenLayerPoolEncoder, LayerPoolEncoder, PromptingEncoder, with_prompts
 from .pairs import evaluate_pairs, pairs_metrics, read_pairs_file
 
 
@@ -57,11 +58,16 @@ def development_evaluator(
     frozen: dict[tuple, FrozenLayerPoolEncoder] = {}  # by all that the states depend on
 
     def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+        prompts = prompts_of(model.config)
         encoder = LayerPoolEncoder(model, tokenizer, show_progress_bar=False)
-        if not (model.pooler.reads_tokens or any(weight.requires_grad for weight in model.base_model.parameters())):
+        # The states of a text would have to know how many of its tokens their means leave out.
+        leaves_out = any(prompts) and not model.config.include_prompt
+        is_trained = any(weight.requires_grad for weight in model.base_model.parameters())
+        if not (is_trained or leaves_out or model.pooler.reads_tokens):
             key = (encoder_checksum(model), tuple(model.pooler.states), tokenizer.model_max_length)
-            encoder = frozen.setdefault(key, FrozenLayerPoolEncoder(model, tokenizer))
-            encoder.model = model
-        return evaluate(encoder, *data)
+            states = frozen.setdefault(key, FrozenLayerPoolEncoder(model, tokenizer))
+            states.model = model
+            encoder = PromptingEncoder(states)
+        return evaluate(with_prompts(encoder, prompts), *data)
 
     return measure, metrics

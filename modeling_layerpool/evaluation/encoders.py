@@ -5,7 +5,7 @@ A fourth one returns the token means of all hidden states of a model of this pac
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..common.errors import InputError
+from ..common.prompts import Prompts
 
 
 class Encoder(Protocol):
@@ -103,7 +104,8 @@ class CachingEncoder:
 class LayerPoolEncoder:
     """A model of this package with its tokenizer and its own pooler.
 
-    The `prompt` goes before each text. Queries and documents may have encoders with their own prompts.
+    The `prompt` goes before each text, and no other prompt of the model. Queries and documents may have encoders with
+    their own prompts.
     """
 
     model: PreTrainedModel
@@ -116,8 +118,9 @@ class LayerPoolEncoder:
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         return self.model.encode(
-            [self.prompt + sentence for sentence in sentences],
+            sentences,
             self.tokenizer,
+            prompt=self.prompt,
             max_tokens_per_batch=self.max_tokens_per_batch,
             normalize=False,
             show_progress_bar=self.show_progress_bar,
@@ -125,8 +128,37 @@ class LayerPoolEncoder:
         )
 
 
+@dataclass
+class PromptingEncoder:
+    """An encoder without prompts of its own, which reads the `prompt` before each text."""
+
+    encoder: Encoder
+    prompt: str = ""
+    queries: "PromptingEncoder | None" = None
+    documents: "PromptingEncoder | None" = None
+
+    def encode(self, sentences: list[str]) -> np.ndarray:
+        return self.encoder.encode([self.prompt + sentence for sentence in sentences])
+
+
+def with_prompts(
+    encoder: LayerPoolEncoder | PromptingEncoder, prompts: Prompts
+) -> LayerPoolEncoder | PromptingEncoder:
+    """The encoder with the prompt of sentences, and encoders with those of queries and documents if there are any."""
+    if not any(prompts):
+        return encoder
+    return replace(
+        encoder,
+        prompt=prompts.sentences,
+        queries=replace(encoder, prompt=prompts.queries),
+        documents=replace(encoder, prompt=prompts.documents),
+    )
+
+
 class FrozenLayerPoolEncoder:
     """A model of this package whose encoder does not change: keeps the states of all texts that it has embedded.
+
+    The texts hold their prompts already.
 
     Args:
         model, tokenizer: a model, whose pooler may be trained between calls, and its tokenizer.
@@ -140,7 +172,7 @@ class FrozenLayerPoolEncoder:
     def encode(self, sentences: list[str]) -> np.ndarray:
         new = [text for text in dict.fromkeys(sentences) if text not in self.rows]
         if new:
-            states = self.model.encode_states(new, self.tokenizer, convert_to_numpy=False).cpu()
+            states = self.model.encode_states(new, self.tokenizer, prompt="", convert_to_numpy=False).cpu()
             self.rows |= {text: len(self.rows) + index for index, text in enumerate(new)}
             self.states = torch.cat([self.states, states]) if len(self.states) else states
         return self.model.pool_states(self.states[[self.rows[text] for text in sentences]]).cpu().numpy()
@@ -164,10 +196,10 @@ class StatesEncoder:
         return len(self.model.pooler.states)
 
     def encode(self, sentences: list[str]) -> np.ndarray:
-        texts = [self.prompt + sentence for sentence in sentences]
         options = {"max_tokens_per_batch": self.max_tokens_per_batch, "show_progress_bar": True}
-        states = self.model.encode_states(texts, self.tokenizer, **options)  # (len, n, 2, h): first token and mean
-        return states[:, :, 1].reshape(len(texts), -1)
+        # (len, n, 2, h): first token and mean
+        states = self.model.encode_states(sentences, self.tokenizer, prompt=self.prompt, **options)
+        return states[:, :, 1].reshape(len(sentences), -1)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,8 +22,16 @@ from ..common.checkpoint_files import (
 from ..common.checkpoints import load_layerpool
 from ..common.errors import InputError
 from ..common.positions import position_limit
+from ..common.prompts import Prompts, prompts_of
 from ..common.rows import is_folder
-from .encoders import Encoder, LayerPoolEncoder, PooledEncoder, SentenceTransformersEncoder, StatesEncoder
+from .encoders import (
+    Encoder,
+    LayerPoolEncoder,
+    PooledEncoder,
+    SentenceTransformersEncoder,
+    StatesEncoder,
+    with_prompts,
+)
 from .sentence_transformers_files import Module, Settings, check_modules, read_modules, read_settings
 
 
@@ -84,7 +93,7 @@ def load_encoder(
         check_sizes(name, config, CONFIG_MAPPING[model_type])
     prompts, truncate_dim = Settings() if modules is None else read_settings(name, revision)
     is_sentence_transformers = modules is not None and not (
-        is_layerpool and _is_one_transformer(modules) and truncate_dim is None
+        is_layerpool and _are_of_this_package(modules, config) and truncate_dim is None
     )
     if is_sentence_transformers:
         _require_sentence_transformers(name, is_layerpool)
@@ -107,6 +116,7 @@ def load_encoder(
             model.max_seq_length = _length_limit(model, model.tokenizer, max_seq_length)
         elif max_seq_length is not None:
             raise InputError(f"--max_seq_length {max_seq_length}: {name} has no tokenizer whose length could be set")
+        prompts = prompts or Prompts()
         encoder = SentenceTransformersEncoder(model, max_tokens_per_batch, prompts.sentences)
         encoder.queries = replace(encoder, prompt=prompts.queries, method="encode_query")
         encoder.documents = replace(encoder, prompt=prompts.documents, method="encode_document")
@@ -115,11 +125,8 @@ def load_encoder(
     tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
     model = model.to(device)
     if is_layerpool:
-        encoder = LayerPoolEncoder(model, tokenizer, max_tokens_per_batch, prompt=prompts.sentences)
-        if any(prompts):
-            encoder.queries = replace(encoder, prompt=prompts.queries)
-            encoder.documents = replace(encoder, prompt=prompts.documents)
-        return encoder
+        encoder = LayerPoolEncoder(model, tokenizer, max_tokens_per_batch)
+        return with_prompts(encoder, prompts_of(model.config) if prompts is None else prompts)
     return PooledEncoder(model, tokenizer, pooling or "mean", max_tokens_per_batch)
 
 
@@ -169,11 +176,17 @@ def _usable_device(device: str | torch.device) -> torch.device:
     return usable
 
 
-def _is_one_transformer(modules: list[Module]) -> bool:
-    """Whether modules.json lists only the one module that a model of this package writes there."""
-    first, *more = modules
-    names = first.type.split(".")  # the parts between differ by release of sentence-transformers
-    return (names[0], names[-1], first.path, more) == ("sentence_transformers", "Transformer", "", [])
+def _are_of_this_package(modules: list[Module], config: dict[str, Any]) -> bool:
+    """
+    Whether modules.json lists only what a model of this package writes there: one Transformer, and a Pooling if its
+    mean leaves the prompt out.
+    """
+    own = [("Transformer", "")]
+    if config.get("include_prompt") is False:
+        own.append(("Pooling", "1_Pooling"))
+    # The parts of a name between its ends differ by release of sentence-transformers.
+    listed = [(module.type.rpartition(".")[2], module.path) for module in modules]
+    return listed == own and all(module.type.startswith("sentence_transformers.") for module in modules)
 
 
 def _require_sentence_transformers(name: str, is_layerpool: bool) -> None:

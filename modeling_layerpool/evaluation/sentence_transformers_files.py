@@ -9,10 +9,10 @@ import torch
 
 from ..common.checkpoint_files import check_weights, find_file, read_json_object
 from ..common.errors import InputError
-from ..common.rows import check_unicode, is_folder, read_json, shown
+from ..common.prompts import SETTINGS_FILE, Prompts, prompts_in, read_settings_file
+from ..common.rows import is_folder, read_json, shown
 
 
-SETTINGS_FILE = "config_sentence_transformers.json"
 # The first of these files that exists and is not empty configures a Transformer module.
 TRANSFORMER_FILES = tuple(
     f"sentence_{name}_config.json"
@@ -27,18 +27,13 @@ class Module(NamedTuple):
     path: str
 
 
-class Prompts(NamedTuple):
-    """The texts that go before each sentence, before each query and before each document of a retrieval set."""
-
-    sentences: str = ""
-    queries: str = ""
-    documents: str = ""
-
-
 class Settings(NamedTuple):
-    """The settings in `config_sentence_transformers.json`. `truncate_dim` is None for the whole width."""
+    """
+    The settings in `config_sentence_transformers.json`. `prompts` is None if there is no such file, and `truncate_dim`
+    for the whole width.
+    """
 
-    prompts: Prompts = Prompts()
+    prompts: Prompts | None = None
     truncate_dim: int | None = None
 
 
@@ -75,27 +70,14 @@ def read_settings(name: str, revision: str = "main") -> Settings:
         InputError: the file is broken, a prompt is no text, or the default is not one of the prompts.
     """
     where = Path(name, SETTINGS_FILE)
-    content = _read_object(name, SETTINGS_FILE, revision)
-    if content is None or content.get("model_type", "SentenceTransformer") != "SentenceTransformer":
-        return Settings()  # sentence-transformers ignores the file of another kind of model
-    given = content.get("prompts", {})
-    if not isinstance(given, dict):
-        raise InputError(f"{where}: 'prompts' must be an object of texts, got {shown(given)}")
-    prompts = {"query": "", "document": ""}
-    for prompt_name, prompt in given.items():
-        if not isinstance(prompt, str | None):
-            raise InputError(f"{where}: the prompt {shown(prompt_name)} must be a text, got {shown(prompt)}")
-        prompts[prompt_name] = check_unicode(prompt or "", f"{where}, prompts", prompt_name)
-    default = content.get("default_prompt_name")
-    if default is not None and (not isinstance(default, str) or default not in prompts):
-        raise InputError(
-            f"{where}: 'default_prompt_name' is {shown(default)}, which is none of the prompts ({', '.join(prompts)})"
-        )
+    content = read_settings_file(name, revision)
+    if content is None:
+        return Settings()
+    prompts, default = prompts_in(content, where)
     width = content.get("truncate_dim")
     if width is not None and (type(width) is not int or width < 1):
         raise InputError(f"{where}: 'truncate_dim' must be a whole number of at least 1, got {shown(width)}")
-    sentences = "" if default is None else prompts[default]
-    return Settings(Prompts(sentences, prompts["query"], prompts["document"]), width)
+    return Settings(Prompts.of(prompts, default), width)
 
 
 def check_modules(

@@ -51,6 +51,15 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
             "at_most": 65_536,
         },
     )
+    prompts: dict[str, str] | None = field(
+        default=None, metadata={"help": "Prompts by name: texts that `encode` puts before each text."}
+    )
+    default_prompt_name: str | None = field(
+        default=None, metadata={"help": "The prompt that `encode` uses if it is given none."}
+    )
+    include_prompt: bool = field(
+        default=True, metadata={"help": "Whether the token means of the pooler count the tokens of a prompt."}
+    )
 
     # The `model_type`s of the plain encoders whose checkpoints this configuration also opens, its own base first.
     encoder_model_types: ClassVar[tuple[str, ...]] = ()
@@ -65,6 +74,7 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
         check_choice("pooler_type", self.pooler_type, tuple(POOLERS))
         self.check_options()
         check_positive("projection_dim", self.projection_dim)
+        self._check_prompts()
         _ = self.pooled_states  # raises an error if pooler_layers does not fit
         # Other options that the pooler does not read have no effect: earlier releases saved defaults of other poolers.
         readers = POOLER_OPTIONS["pooler_residual"]
@@ -74,6 +84,27 @@ class LayerPoolConfigMixin(*dict.fromkeys(options for pooler in POOLERS.values()
                 f"{self.pooler_type}: set it to None."
             )
         POOLERS[self.pooler_type].validate(self)
+
+    def _check_prompts(self) -> None:
+        prompts = {} if self.prompts is None else self.prompts
+        are_texts = isinstance(prompts, dict) and all(
+            isinstance(text, str) for item in prompts.items() for text in item
+        )
+        if not are_texts:
+            raise ValueError(f"prompts={prompts!r} must be a dict of texts by name, or None.")
+        if self.default_prompt_name is not None and self.default_prompt_name not in prompts:
+            known = ", ".join(prompts) or "none"
+            raise ValueError(f"default_prompt_name={self.default_prompt_name!r} is none of the prompts ({known}).")
+        if not isinstance(self.include_prompt, bool):
+            raise ValueError(f"include_prompt={self.include_prompt!r} must be True or False.")
+        if not self.include_prompt and (not POOLERS[self.pooler_type].reads_means or self.pooler_residual == "cls"):
+            pooler = (
+                self.pooler_type if self.pooler_residual is None else f"{self.pooler_residual} + {self.pooler_type}"
+            )
+            raise ValueError(
+                f"include_prompt=False leaves the tokens of a prompt out of token means, but pooler_type={pooler} "
+                "embeds the first token or reads every token: choose a pooler of means, or include_prompt=True."
+            )
 
     @property
     def pooled_width(self) -> int:

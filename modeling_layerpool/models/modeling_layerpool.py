@@ -159,6 +159,7 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
         sequence_starts: torch.LongTensor | None = None,
         output_layer_attentions: bool = False,
         encoder_states: torch.Tensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LayerPoolModelOutput:
         r"""
@@ -181,18 +182,23 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
                 Whether to return the weight of each hidden state.
             encoder_states (`torch.Tensor` of shape `(b, n, 2, h)`, *optional*):
                 The output of [`encode_states`], instead of tokens. The encoder does not run.
+            prompt_lengths (`torch.LongTensor` of shape `(b,)` or `(s,)`, *optional*):
+                The number of tokens at the beginning of each sentence that the token means leave out.
 
         One flat row with `cu_seq_lens_q`, as sentence-transformers sends it, is packed input too.
 
         Raises:
-            ValueError: the input is both padded and packed, `attention_mask` has another shape than `(b, t)`, or
-                `encoder_states` has another shape than `(b, n, 2, h)` or is for a pooler that reads every token.
+            ValueError: the input is both padded and packed, `attention_mask` has another shape than `(b, t)`,
+                `encoder_states` has another shape than `(b, n, 2, h)` or is for a pooler that reads every token, or
+                `prompt_lengths` is for a pooler without token means.
         """
         if encoder_states is not None:
             self._check_states(encoder_states)
             outputs = BaseModelOutput()
             embedding, layer_attentions = self.pooler.pool_states(encoder_states.to(self.dtype))
         else:
+            if prompt_lengths is not None and not self.pooler.reads_means:
+                raise ValueError(f"pooler_type={self.config.pooler_type!r} has no token means for prompt_lengths.")
             outputs, reduced = self._read(
                 self.pooler.reduce,
                 input_ids,
@@ -202,6 +208,7 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
                 inputs_embeds,
                 sequence_ids,
                 sequence_starts,
+                prompt_lengths,
                 **kwargs,
             )
             embedding, layer_attentions = self.pooler(reduced)
@@ -241,6 +248,7 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
         inputs_embeds: torch.Tensor | None = None,
         sequence_ids: torch.LongTensor | None = None,
         sequence_starts: torch.LongTensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, list]:
         """The output of the encoder, and what `reduce` takes from each hidden state that the pooler reads."""
@@ -260,14 +268,14 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
                     f"attention_mask has shape {tuple(attention_mask.shape)}, but pooling needs to know the tokens of "
                     "each sentence: pass (batch, tokens), or packed rows with sequence_ids."
                 )
-            sentences = PaddedSentences(attention_mask)
+            sentences = PaddedSentences(attention_mask, prompt_lengths)
             inputs["attention_mask"] = attention_mask
         else:
             if attention_mask is not None:
                 raise ValueError("Pass either attention_mask or sequence_ids: sequence_ids marks padding with -1.")
             if sequence_starts is None:
                 sequence_starts = find_sequence_starts(sequence_ids)
-            sentences = PackedSentences(sequence_ids, sequence_starts)
+            sentences = PackedSentences(sequence_ids, sequence_starts, prompt_lengths)
             inputs |= self.packed_inputs(inputs, sequence_ids, sequence_starts)
         reduced = {}
 
@@ -309,6 +317,7 @@ class LayerPoolEmbeddingMixin(EncodeMixin, SentenceTransformersFilesMixin):
         sequence_starts: torch.LongTensor | None = None,
         output_layer_attentions: bool = False,
         encoder_states: torch.Tensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LayerPoolModelOutput:
         """The sentence embeddings. The arguments are those of [`~LayerPoolMixin.pool`]."""
@@ -322,6 +331,7 @@ class LayerPoolEmbeddingMixin(EncodeMixin, SentenceTransformersFilesMixin):
             sequence_starts,
             output_layer_attentions,
             encoder_states,
+            prompt_lengths,
             **kwargs,
         )
 

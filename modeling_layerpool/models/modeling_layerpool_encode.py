@@ -14,20 +14,23 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .modeling_layerpool_packing import pack_sentences
+from .modeling_layerpool_texts import TextMixin
 
 
 ENCODE_WINDOW = 16384  # sentences that are tokenized and sorted at once
 STATES_AT_ONCE = 1024  # sentences whose states are pooled at once
 
 
-class EncodeStatesMixin:
+class EncodeStatesMixin(TextMixin):
     """The `encode_states` methods of a model with a pooler over its hidden states."""
 
     def encode_states(
         self,
         sentences: str | Sequence[str] | Sequence[tuple[str, str]],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         max_tokens_per_batch: int | None = None,
         show_progress_bar: bool = False,
         convert_to_numpy: bool = True,
@@ -39,8 +42,8 @@ class EncodeStatesMixin:
         Args:
             sentences (`str`, or sequence of `str` or of `tuple[str, str]`):
                 The texts, or pairs of texts that the encoder reads together.
-            tokenizer, max_tokens_per_batch, show_progress_bar, convert_to_numpy:
-                As in [`encode`].
+            tokenizer, prompt, prompt_name, max_tokens_per_batch, show_progress_bar, convert_to_numpy:
+                As in [`encode`]. Pairs have no prompts.
 
         Returns:
             `(len(sentences), n, 2, h)` in the order of `sentences`, or `(n, 2, h)` for a single `str`: the states in
@@ -53,9 +56,18 @@ class EncodeStatesMixin:
         if is_single:
             sentences = [sentences]
         _check_sentences(sentences, may_be_pairs=True)
-        inputs = self.tokenize(sentences, tokenizer)
+        tokenizer = self.own_tokenizer() if tokenizer is None else tokenizer
+        if len(sentences) and not isinstance(sentences[0], str):
+            if prompt or prompt_name:
+                raise ValueError("Pairs have no prompts: pass single texts, or no prompt.")
+            prompt = ""
+        prompt = self.find_prompt(prompt, prompt_name)
+        inputs = self.tokenize(sentences, tokenizer, prompt)
         states = self.encode_states_of_token_ids(
-            **inputs, max_tokens_per_batch=max_tokens_per_batch, show_progress_bar=show_progress_bar
+            **inputs,
+            prompt_lengths=self._lengths_left_out(prompt, tokenizer, len(sentences)),
+            max_tokens_per_batch=max_tokens_per_batch,
+            show_progress_bar=show_progress_bar,
         )
         if convert_to_numpy:
             states = states.cpu().numpy()
@@ -66,18 +78,22 @@ class EncodeStatesMixin:
         input_ids: Sequence[Sequence[int]],
         token_type_ids: Sequence[Sequence[int]] | None = None,
         *,
+        prompt_lengths: Sequence[int] | None = None,
         max_tokens_per_batch: int | None = None,
         show_progress_bar: bool = False,
     ) -> torch.Tensor:
         """
-        Like [`encode_states`], for texts that are already tokenized, special tokens included.
+        Like [`encode_states`], for texts that are already tokenized, special tokens included. The means leave out the
+        first `prompt_lengths` tokens of the texts.
 
         Returns:
             `torch.Tensor`: `(len(input_ids), n, 2, h)` in float32, on the model's device.
         """
         shape = (len(self.pooler.states), 2, self.config.hidden_size)
         with logging.tqdm(total=len(input_ids), desc="Encoding", disable=not show_progress_bar) as progress:
-            return self._compute(self.read_states, shape, input_ids, token_type_ids, max_tokens_per_batch, progress)
+            return self._compute(
+                self.read_states, shape, input_ids, token_type_ids, prompt_lengths, max_tokens_per_batch, progress
+            )
 
     def _compute(
         self,
@@ -85,6 +101,7 @@ class EncodeStatesMixin:
         shape: tuple[int, ...],
         input_ids: Sequence[Sequence[int]],
         token_type_ids: Sequence[Sequence[int]] | None,
+        prompt_lengths: Sequence[int] | None,
         max_tokens_per_batch: int | None,
         progress: Any,
     ) -> torch.Tensor:
@@ -102,27 +119,12 @@ class EncodeStatesMixin:
                     row_length = packed["input_ids"].shape[1]
                     types = pack_sentences([token_type_ids[index] for index in batch], 0, row_length)
                     packed["token_type_ids"] = types["input_ids"]  # the rows depend on the lengths only
+                if prompt_lengths is not None:
+                    packed["prompt_lengths"] = torch.tensor([prompt_lengths[index] for index in batch])
                 result = function(**{name: value.to(device) for name, value in packed.items()})
                 results[torch.tensor(batch, device=device)] = result.float().to(device)
                 progress.update(len(batch))
         return results
-
-    def tokenize(
-        self, sentences: Sequence[str] | Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase
-    ) -> dict[str, list[list[int]]]:
-        """`input_ids` and, for pairs, `token_type_ids` if the encoder has them."""
-        are_pairs = len(sentences) > 0 and not isinstance(sentences[0], str)
-        return dict(
-            tokenizer(
-                *(map(list, zip(*sentences, strict=True)) if are_pairs else [list(sentences)]),
-                truncation=True,
-                max_length=min(tokenizer.model_max_length, self.max_tokens),
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids=are_pairs and self.has_token_types,
-                verbose=False,
-            )
-        )
 
     @property
     def input_device(self) -> torch.device:
@@ -142,8 +144,10 @@ class EncodeMixin:
     def encode(
         self,
         sentences: str | Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
         max_tokens_per_batch: int | None = None,
         normalize: bool = False,
         show_progress_bar: bool = False,
@@ -158,8 +162,13 @@ class EncodeMixin:
         Args:
             sentences (`str` or sequence of `str`):
                 The texts. An empty text is embedded by its special tokens.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-                The tokenizer of this checkpoint.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                The tokenizer of this checkpoint. Defaults to the one that the model came with.
+            prompt (`str`, *optional*):
+                A text to put before each sentence, such as `"query: "`. Defaults to the prompt that
+                `config.default_prompt_name` names, or to none.
+            prompt_name (`str`, *optional*):
+                The name of a prompt in `config.prompts`, such as `"query"`, instead of its text.
             max_tokens_per_batch (`int`, *optional*):
                 Tokens computed at once, which bounds the memory. A longer text is a batch of its own. Defaults to 2048
                 on a CPU, where a small batch stays in the cache, and to 16384 on an accelerator.
@@ -174,19 +183,24 @@ class EncodeMixin:
             `(len(sentences), d)` in the order of `sentences`, or `(d,)` for a single `str`.
 
         Raises:
-            ValueError: `max_tokens_per_batch` is not positive, or an item is not a string.
+            ValueError: `max_tokens_per_batch` is not positive, an item is not a string, the model came without a
+                tokenizer and none is given, or it has no prompt of this name.
         """
         is_single = isinstance(sentences, str)
         if is_single:
             sentences = [sentences]
         _check_sentences(sentences)
+        tokenizer = self.own_tokenizer() if tokenizer is None else tokenizer
+        prompt = self.find_prompt(prompt, prompt_name)
+        lengths = self._lengths_left_out(prompt, tokenizer, min(len(sentences), ENCODE_WINDOW))
         embeddings = torch.zeros(len(sentences), self.embedding_dim, device=self.input_device)
         with logging.tqdm(total=len(sentences), desc="Encoding", disable=not show_progress_bar) as progress:
             # A window bounds the memory for token ids, and is long enough for sorting by length to save time.
             for begin in range(0, len(sentences), ENCODE_WINDOW):
                 window = sentences[begin : begin + ENCODE_WINDOW]
-                token_ids = self.tokenize(window, tokenizer)["input_ids"]
-                embeddings[begin : begin + len(window)] = self._embed(token_ids, max_tokens_per_batch, progress)
+                token_ids = self.tokenize(window, tokenizer, prompt)["input_ids"]
+                embedded = self._embed(token_ids, lengths, max_tokens_per_batch, progress)
+                embeddings[begin : begin + len(window)] = embedded
         if normalize:
             embeddings = nn.functional.normalize(embeddings, dim=-1)
         if convert_to_numpy:
@@ -197,17 +211,19 @@ class EncodeMixin:
         self,
         token_ids: Sequence[Sequence[int]],
         *,
+        prompt_lengths: Sequence[int] | None = None,
         max_tokens_per_batch: int | None = None,
         show_progress_bar: bool = False,
     ) -> torch.Tensor:
         """
-        Like [`encode`], for sentences that are already tokenized, special tokens included.
+        Like [`encode`], for sentences that are already tokenized, special tokens included. The means of the pooler
+        leave out the first `prompt_lengths` tokens of the sentences.
 
         Returns:
             `torch.Tensor`: `(len(token_ids), d)` in float32, on the model's device.
         """
         with logging.tqdm(total=len(token_ids), desc="Encoding", disable=not show_progress_bar) as progress:
-            return self._embed(token_ids, max_tokens_per_batch, progress)
+            return self._embed(token_ids, prompt_lengths, max_tokens_per_batch, progress)
 
     def pool_states(self, states: torch.Tensor) -> torch.Tensor:
         """
@@ -221,12 +237,17 @@ class EncodeMixin:
             return torch.cat([self(encoder_states=part).pooler_output.float() for part in parts])
 
     def _embed(
-        self, token_ids: Sequence[Sequence[int]], max_tokens_per_batch: int | None, progress: Any
+        self,
+        token_ids: Sequence[Sequence[int]],
+        prompt_lengths: Sequence[int] | None,
+        max_tokens_per_batch: int | None,
+        progress: Any,
     ) -> torch.Tensor:
         def embed(**packed: torch.Tensor) -> torch.Tensor:
             return self(**packed).pooler_output
 
-        return self._compute(embed, (self.embedding_dim,), token_ids, None, max_tokens_per_batch, progress)
+        shape = (self.embedding_dim,)
+        return self._compute(embed, shape, token_ids, None, prompt_lengths, max_tokens_per_batch, progress)
 
 
 @contextmanager

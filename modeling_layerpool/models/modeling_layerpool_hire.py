@@ -63,6 +63,7 @@ class HirePooler(Pooler):
     options = (ActivationOptions, HireOptions)
     weighting = "per_text"
     reads_tokens = True
+    reads_means = False
     citation = """@article{yang2019deepening,
   title = {Deepening Hidden Representations from Pre-trained Language Models},
   author = {Yang, Junjie and Zhao, Hai},

@@ -59,11 +59,11 @@ class ReadingOrder:
 class PaddedSentences:
     """
     One sentence a row: `attention_mask (b, t)`, 0 for padding, on either side, and not 0 for tokens; or None where
-    nothing is padded.
+    nothing is padded. The means leave out the first `prompt_lengths (b,)` tokens of the sentences.
     """
 
-    def __init__(self, attention_mask: torch.Tensor | None):
-        self.attention_mask = attention_mask
+    def __init__(self, attention_mask: torch.Tensor | None, prompt_lengths: torch.Tensor | None = None):
+        self.attention_mask, self.prompt_lengths = attention_mask, prompt_lengths
 
     def first(self, state: torch.Tensor) -> torch.Tensor:
         """
@@ -81,9 +81,14 @@ class PaddedSentences:
     def mean(self, state: torch.Tensor) -> torch.Tensor:
         """The mean over each sentence's tokens, summed in at least float32: `(b, t, h) -> (b, h)`, 0 for no tokens."""
         wide = at_least_float32(state)
-        if self.attention_mask is None:
+        mask = self.attention_mask
+        if self.prompt_lengths is not None:
+            mask = wide.new_ones(wide.shape[:2]) if mask is None else mask
+            place = (mask != 0).cumsum(dim=1)  # of each token in its sentence, from 1
+            mask = mask * (place > self.prompt_lengths.to(mask.device).unsqueeze(1))
+        if mask is None:
             return wide.mean(dim=1).to(state.dtype)
-        mask = self.attention_mask.to(wide.device, wide.dtype).unsqueeze(1)  # (b, 1, t)
+        mask = mask.to(wide.device, wide.dtype).unsqueeze(1)  # (b, 1, t)
         total = torch.bmm(mask, wide).squeeze(1)
         return (total / mask.sum(dim=-1).clamp(min=1)).to(state.dtype)
 
@@ -103,11 +108,19 @@ class PaddedSentences:
 
 
 class PackedSentences:
-    """Several sentences a row, named by `sequence_ids (rows, length)` and `sequence_starts (s,)`."""
+    """
+    Several sentences a row, named by `sequence_ids (rows, length)` and `sequence_starts (s,)`. The means leave out the
+    first `prompt_lengths (s,)` tokens of the sentences.
+    """
 
-    def __init__(self, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor):
+    def __init__(
+        self, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor, prompt_lengths: torch.Tensor | None = None
+    ):
         self.sequence_starts = sequence_starts
         count = sequence_starts.shape[0]
+        if prompt_lengths is not None:
+            inside = restarting_positions(sequence_ids, sequence_starts)
+            sequence_ids = torch.where(inside < prompt_lengths[sequence_ids.clamp(min=0)], -1, sequence_ids)
         # Padding is summed into one sentence too many, which is dropped.
         self.owner = torch.where(sequence_ids < 0, count, sequence_ids).flatten()
         ones = torch.ones_like(self.owner, dtype=torch.float32)

@@ -91,6 +91,7 @@ class Pooler(nn.Module):
         citation: BibTeX of the paper, empty if there is none.
         learning_rate: the recommended learning rate of the pooler. None: that of the encoder.
         reads_tokens: whether `reduce` needs every token of a state, and not only the first token and the token mean.
+        reads_means: whether `reduce` reads the token mean of a state, which can leave out the tokens of a prompt.
     """
 
     options: ClassVar[tuple[type[PoolerOptions], ...]] = ()
@@ -98,6 +99,7 @@ class Pooler(nn.Module):
     citation: ClassVar[str] = ""
     learning_rate: ClassVar[float | None] = None
     reads_tokens: ClassVar[bool] = False
+    reads_means: ClassVar[bool] = True
 
     def __init__(self, config):
         super().__init__()

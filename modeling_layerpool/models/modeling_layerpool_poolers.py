@@ -59,6 +59,8 @@ class MeanPooler(FixedPooler):
 class ClsPooler(MeanPooler):
     """`cls`: the first token of the last state."""
 
+    reads_means = False
+
     def reduce(self, state: torch.Tensor, sentences: Sentences) -> torch.Tensor:
         return sentences.first(state)
 

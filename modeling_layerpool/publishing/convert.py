@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..common.checkpoint_files import check_sizes, check_vocabulary, load_tokenizer, loading_errors, read_config
 from ..common.checkpoints import MODELS, EncoderClasses
 from ..common.errors import InputError, usage_errors
+from ..common.prompts import saved_prompts
 from ..common.rows import enumerated
 from .folders import check_output, written_in_one_step
 
@@ -127,6 +128,7 @@ def convert(
     options = {"pooler_type": "cls"} if mlp == "drop" else {"pooler_type": "layer_attention"}
     if mlp == "keep":
         options["pooler_layers"] = [-1]
+    options |= saved_prompts(str(path.parent), "main", {})
     with loading_errors(str(path.parent / "config.json")):
         model = classes.embedding(classes.config.from_pretrained(path.parent, **options)).eval()
         original = type(model.base_model)(model.config, add_pooling_layer=False).eval()

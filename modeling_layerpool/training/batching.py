@@ -1,6 +1,6 @@
 """Batches of rows for all processes, and the packing of their sentences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Any
 
@@ -13,7 +13,8 @@ from ..models.modeling_layerpool_packing import pack_sentences
 from .masking import TokenMasking, predicted_index
 
 
-# Batch fields that are not input of the model.
+# Fields of a packed input with a number for each sentence, and batch fields that are not input of the model.
+OF_SENTENCES = ("sequence_starts", "prompt_lengths")
 NOT_MODEL_INPUTS = ("text_ids", "row_numbers", "values", "mlm_input_ids", "mlm_indices", "mlm_labels")
 
 
@@ -198,6 +199,7 @@ def split_into_chunks(
         The chunks, and `sentence_indices (s,)`: the index of each sentence of the batch among those of all chunks.
     """
     sequence_ids = packed["sequence_ids"]
+    of_sentences = [name for name in OF_SENTENCES if name in packed]
     count, length = len(packed["sequence_starts"]), sequence_ids.shape[1]
     rows = max(1, max_tokens // length)
     chunks = []
@@ -210,7 +212,8 @@ def split_into_chunks(
         numbers[members] = torch.arange(len(members))
         chunks.append(
             {
-                **{name: packed[name][begin : begin + rows] for name in packed if name != "sequence_starts"},
+                **{name: packed[name][begin : begin + rows] for name in packed if name not in of_sentences},
+                **{name: packed[name][members] for name in of_sentences},
                 "sequence_ids": numbers[part],
                 "sequence_starts": packed["sequence_starts"][members] - begin * length,
             }
@@ -241,6 +244,8 @@ class PackingCollator:
         row_length: tokens in a packed row. Default: for each batch, the length that needs the least computation.
         chunk_tokens: split the batch into chunks of rows of at most this many tokens.
         masking: also masks the tokens; the rows of the batch decide which.
+        leading: by column, tokens before the text itself, which do not count for its identity.
+        left_out: by column, tokens at the beginning that the means of the pooler leave out.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (after truncation),
     `row_numbers`, the lines or indices of the rows in their source, and `values (b,)` if the rows have one. Sentence
@@ -256,8 +261,11 @@ class PackingCollator:
         row_length: int | None = None,
         chunk_tokens: int | None = None,
         masking: TokenMasking | None = None,
+        leading: Mapping[str, int] | None = None,
+        left_out: Mapping[str, int] | None = None,
     ):
         self.columns = list(columns)
+        self.leading, self.left_out = leading or {}, left_out or {}
         self.masking = masking
         self.pad_token_id = pad_token_id
         self.row_length = row_length
@@ -265,9 +273,13 @@ class PackingCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         sentences = [feature[f"{column}_input_ids"] for feature in features for column in self.columns]
-        text_ids = torch.tensor([text_id(sentence) for sentence in sentences])
+        leading = [self.leading.get(column, 0) for column in self.columns] * len(features)
+        text_ids = torch.tensor([text_id(ids[tokens:]) for ids, tokens in zip(sentences, leading, strict=True)])
         rows = [feature["row_number"] for feature in features]
         inputs: dict[str, Any] = pack_sentences(sentences, self.pad_token_id, self.row_length)
+        if self.left_out:
+            lengths = [self.left_out.get(column, 0) for column in self.columns] * len(features)
+            inputs["prompt_lengths"] = torch.tensor(lengths)
         if self.masking is not None:
             content = (inputs["sequence_ids"] >= 0) & self.masking.is_content(inputs["input_ids"])
             inputs["mlm_input_ids"], inputs["mlm_labels"] = self.masking(inputs["input_ids"], content, key=rows)

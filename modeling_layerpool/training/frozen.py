@@ -147,6 +147,8 @@ def frozen_texts(trainer: Trainer) -> FrozenTexts | None:
         return None
     if trainer.model.pooler.reads_tokens or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return None
+    if not trainer.model.config.include_prompt:  # the mean of a text depends on its prompt
+        return None
     return FrozenTexts(trainer)
 
 

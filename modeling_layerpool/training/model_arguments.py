@@ -92,7 +92,8 @@ class ModelArguments(PoolerArguments, CheckpointArguments):
 
     def config_overrides(self) -> dict:
         """The configuration fields that were given; those that were not stay as the checkpoint has them."""
-        given = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
+        names = (option.name for option in fields(PoolerArguments))
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return given | ({"pooler_residual": None} if self.pooler_residual == "none" else {})
 
 

@@ -27,6 +27,7 @@ def code_files(encoder):
         "modeling_layerpool_pooler_base.py",
         "modeling_layerpool_poolers.py",
         "modeling_layerpool_saving.py",
+        "modeling_layerpool_texts.py",
     }
 
 
@@ -106,6 +107,7 @@ def test_it_opens_embeds_and_saves_again_without_the_package(real_folder, tmp_pa
             assert type(model).__module__.startswith("transformers_modules."), type(model)
             assert not info["missing_keys"] and not info["unexpected_keys"], info
             got = model.encode(texts, tokenizer)
+            assert (model.encode(texts) == got).all()  # with the tokenizer of the folder
             rounding = 2e-6 * max(1, abs(expected).max())
             assert abs(got - expected).max() <= rounding, abs(got - expected).max()
             batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")

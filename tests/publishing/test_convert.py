@@ -332,6 +332,15 @@ def test_the_tokenizer_goes_along(make_source, output):
     assert tokenizer("A man is playing flute")["input_ids"] == [words.index(word) for word in wanted]
 
 
+def test_prompts_go_along(make_source, output):
+    source, prompts = make_source(), {"query": "a man: ", "document": ""}
+    path = source.folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"prompts": prompts, "default_prompt_name": "query"}))
+    convert.convert(source.folder, output)
+    config = AutoModel.from_pretrained(output).config
+    assert (config.prompts, config.default_prompt_name) == (prompts, "query")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "encoder"), [("layer-attention", "bert"), ("simcse", "roberta")])
 def test_it_opens_without_the_package(make_source, output, tmp_path, kind, encoder):

@@ -54,6 +54,7 @@ OPEN = textwrap.dedent("""
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=True)
     opened = SentenceTransformer(name, revision=revision, trust_remote_code=True, device="cpu")
     found = model.encode(texts, tokenizer)
+    assert (model.encode(texts) == found).all()  # the tokenizer of this revision
     assert abs(opened.encode(texts) - found).max() < 2e-6 * max(1, abs(found).max())
     np.save(file, found)
 """)
@@ -110,7 +111,7 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
     assert any(request == "POST /api/validate-yaml" for request in server.requests)
     expected = LayerPoolBertModel.from_pretrained(out).encode(list(SENTENCES), AutoTokenizer.from_pretrained(out))
     # Somebody else's later commit does not matter to who pins a revision.
-    server.commit("tester/layers", {"config.json": b"{}"})
+    server.commit("tester/layers", {"config.json": b"{}", "tokenizer.json": b"{}"})
     arguments = ["-c", OPEN, "tester/layers", commit, json.dumps(SENTENCES), tmp_path / "found.npy"]
     cache = tmp_path / "cache"
     cache.mkdir()

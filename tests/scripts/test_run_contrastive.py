@@ -10,6 +10,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -22,7 +23,10 @@ from transformers import (
 
 from modeling_layerpool import LayerPoolBertModel
 from modeling_layerpool.common.checkpoints import load_layerpool
+from modeling_layerpool.evaluation import evaluate_retrieval, load_encoder
+from modeling_layerpool.evaluation.retrieval import read_retrieval_folder
 from tests.conftest import assert_close_to
+from tests.evaluation.data import write_retrieval
 from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
@@ -97,6 +101,22 @@ def test_it_trains_chooses_by_the_dev_set_and_leaves_a_complete_folder(tiny_fold
     assert_close_to(model.encode(["a text"], tokenizer), from_best)
     assert {"README.md", "modules.json", "eval_results.json", "train_results.json"} <= set(os.listdir(out))
     assert any("tfevents" in name for _, _, names in os.walk(out) for name in names)
+
+
+def test_prompts_are_trained_kept_and_used_by_evaluation_and_by_sentence_transformers(tiny_folder, files, tmp_path):
+    prompts = ["anchor=query: ", "positive=passage: ", "negative=passage: "]
+    search = write_retrieval(tmp_path / "search")
+    done = run(arguments(tiny_folder, files, max_steps=1, validation_file=str(search), prompts=prompts))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert 'prompts               anchor "query: ", positive "passage: ", negative "passage: "' in done.stdout
+    out = files["out"]
+    assert 'prompt_name="query"' in Path(out, "README.md").read_text()
+    model, theirs, texts = AutoModel.from_pretrained(out), SentenceTransformer(out, device="cpu"), ["a cat", "the dog"]
+    assert_close_to(theirs.encode_query(texts), model.encode(texts, prompt="query: "))
+    assert_close_to(theirs.encode_document(texts), model.encode(texts, prompt_name="document"))
+    measured = evaluate_retrieval(load_encoder(out, device="cpu"), *read_retrieval_folder(search))
+    logged = read_json(f"{out}/eval_results.json")
+    assert {name: logged[f"eval_{name}"] for name in measured} == pytest.approx(measured, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["json", "yaml"])

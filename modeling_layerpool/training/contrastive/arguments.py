@@ -12,6 +12,7 @@ from ..frozen import FreezableRunArguments
 from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
+from .prompts import parse_prompts
 
 
 # A class must come before the classes that it inherits from.
@@ -107,6 +108,23 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
             "Default: the tokenizer's model_max_length, or the encoder's number of positions if that is smaller."
         },
     )
+    prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts to put before those of a column, as NAME=TEXT: anchor='query: ' positive='passage: '. A "
+            "negative has the prompt of the positives unless it has its own. The model keeps them. Default: the "
+            "prompts that the checkpoint has; none drops them."
+        },
+    )
+    include_prompt: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the token means of the pooler count the tokens of a prompt. Default: the checkpoint's "
+            "setting, or true.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
     row_length: int | None = field(
         default=None,
         metadata={
@@ -125,6 +143,8 @@ class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *O
 
     def __post_init__(self):
         super().__post_init__()
+        if self.prompts is not None:
+            self.prompts: dict[str, str] | None = parse_prompts(self.prompts)
         self._check_used()
         OBJECTIVES[self.objective].check_options(self)
         if self.shuffling != "random" and self.no_duplicates:

@@ -6,7 +6,7 @@ A tokenized row holds the token ids of each text column in `<column>_input_ids` 
 scaled to [0, 1].
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -70,6 +70,7 @@ def tokenize_dataset(
     source: str,
     value_column: str | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
+    prompts: Mapping[str, str] | None = None,
 ) -> Dataset | IterableDataset:
     """
     Tokenize the text columns of a dataset. `datasets` caches the result, or tokenizes a stream as it is read.
@@ -80,12 +81,14 @@ def tokenize_dataset(
         source: name of the data, for errors.
         value_column: column of numbers, kept as `value`.
         value_range: numbers that become 0 and 1.
+        prompts: texts to put before those of a column, by its name.
 
     Raises:
         InputError: a text is missing, empty or not a string, or a number is missing or out of range. Names the row.
     """
     columns = list(dict.fromkeys(columns))
     low, high = value_range
+    prompts = dict(prompts or {})
 
     def scaled(value: Any, where: str) -> float:
         number = check_number(value, where, value_column)
@@ -103,8 +106,10 @@ def tokenize_dataset(
             values = zip(batch[value_column], rows, strict=True)
             result["value"] = [scaled(value, f"{source}, row {row}") for value, row in values]
         for column in columns:
+            prompt = prompts.get(column, "")
             texts = [
-                check_text(text, f"{source}, row {row}", column) for text, row in zip(batch[column], rows, strict=True)
+                prompt + check_text(text, f"{source}, row {row}", column)
+                for text, row in zip(batch[column], rows, strict=True)
             ]
             ids = tokenizer(
                 texts,

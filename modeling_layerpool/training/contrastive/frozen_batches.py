@@ -11,6 +11,7 @@ from transformers import Trainer
 from ...common.command_line import check_used
 from ..batching import text_id
 from ..frozen import FrozenTexts
+from .prompts import RunPrompts
 
 
 def read_states(trainer: Trainer) -> tuple[Dataset | None, Dataset | None, "StatesCollator"]:
@@ -21,7 +22,8 @@ def read_states(trainer: Trainer) -> tuple[Dataset | None, Dataset | None, "Stat
     unread = {"gradient_cache": False, "row_length": False}
     check_used(trainer.args, unread, "with the stored states of freeze_encoder")
     columns, frozen = trainer.columns, trainer.frozen
-    train, evaluation = (_with_states(rows, columns, frozen) for rows in (trainer.train_dataset, trainer.eval_dataset))
+    datasets = (trainer.train_dataset, trainer.eval_dataset)
+    train, evaluation = (_with_states(rows, columns, frozen, trainer.prompts) for rows in datasets)
     return train, evaluation, StatesCollator(columns, frozen, trainer.data_collator)
 
 
@@ -32,15 +34,22 @@ def states_of(texts: Sequence[Sequence[int]], column: str, trainer: Trainer) -> 
     return trainer.frozen.states(np.array([index_of[text_id(ids)] for ids in texts]))
 
 
-def _with_states(dataset: Dataset | None, columns: Sequence[str], frozen: FrozenTexts) -> Dataset | None:
-    """A tokenized dataset with the index of each text among `frozen` in `<column>_states` instead of its tokens."""
+def _with_states(
+    dataset: Dataset | None, columns: Sequence[str], frozen: FrozenTexts, prompts: RunPrompts
+) -> Dataset | None:
+    """
+    A tokenized dataset with the index of each text among `frozen` in `<column>_states`, and its identity without its
+    prompt in `<column>_text_id`, instead of its tokens.
+    """
     if not dataset:  # no dataset, or one without rows
         return dataset
     names = list(dict.fromkeys(columns))
     texts = [ids for name in names for ids in dataset[f"{name}_input_ids"]]
     indices = frozen.add(texts).reshape(len(names), -1)
     kept = {name: dataset[name] for name in ("row_number", "value") if name in dataset.column_names}
-    return Dataset.from_dict(kept | {f"{name}_states": row for name, row in zip(names, indices, strict=True)})
+    kept |= {f"{name}_states": row for name, row in zip(names, indices, strict=True)}
+    kept |= {f"{name}_text_id": prompts.text_ids(dataset, name) for name in names}
+    return Dataset.from_dict(kept)
 
 
 class StatesCollator:
@@ -65,7 +74,7 @@ class StatesCollator:
         indices = np.array([[feature[f"{column}_states"] for column in self.columns] for feature in features])
         batch = {
             "encoder_states": self.frozen.states(indices.flatten()),
-            "text_ids": torch.from_numpy(indices),
+            "text_ids": torch.tensor([[row[f"{column}_text_id"] for column in self.columns] for row in features]),
             "row_numbers": [feature["row_number"] for feature in features],
         }
         if "value" in features[0]:

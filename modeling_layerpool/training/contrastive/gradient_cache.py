@@ -8,12 +8,15 @@ its part of the gradient back. Dropout repeats itself, because each chunk is com
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.utils.checkpoint import get_device_states, set_device_states
+from transformers import Trainer
 
-from ..batching import model_inputs
+from ..batching import chunks_of, model_inputs
+from ..frozen import keep_frozen
 
 
 class GradientCache:
@@ -58,6 +61,23 @@ class GradientCache:
             # Processes exchange their gradients once, with the last chunk.
             with nullcontext() if is_last else self.accelerator.no_sync(self.model), state.restored():
                 self.model(**inputs).pooler_output.backward(gradient)
+
+
+def cached_step(trainer: Trainer, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """The training step of a contrastive trainer with gradient caching; returns its loss."""
+    model.train()
+    keep_frozen(trainer)
+    chunks, accumulation_steps = chunks_of(inputs), trainer.current_gradient_accumulation_steps
+    cache = GradientCache(model, trainer.accelerator, chunks)
+    embeddings = cache.represent()
+    loss = trainer.objective_loss(model, embeddings, inputs) / accumulation_steps
+    cache.cache_gradient(loss)
+    loss = loss.detach()
+    if trainer.mlm_term is not None:
+        # The last backward pass of a step synchronizes the processes, and has to be one of the cache.
+        loss = loss + trainer.mlm_term.backward(model, chunks, accumulation_steps)
+    cache.backward()
+    return loss
 
 
 class RandomState:

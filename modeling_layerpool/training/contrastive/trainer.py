@@ -23,7 +23,6 @@ from ..batching import (
     chunks_of,
     local_rows,
     model_inputs,
-    text_id,
 )
 from ..data import set_max_seq_length
 from ..distributed import gather_rows, rows_of_all, same_on_all
@@ -36,12 +35,13 @@ from .data import check_row_length, is_tokenized, tokenize_dataset
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
 from .frozen_batches import read_states, states_of
-from .gradient_cache import GradientCache
+from .gradient_cache import cached_step
 from .mlm_term import MaskedLanguageTerm
 from .neighbours import NeighbourBatchSampler, load_plan
 from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
 from .parameter_groups import add_parameter_groups, choose_trained_parameters
+from .prompts import RunPrompts
 
 
 # The Trainer requires an evaluation dataset, even if only the evaluator is to run.
@@ -117,9 +117,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._saved_plan: tuple[list[int], int] | None = None
         self.columns: list[str] | None = None
         set_max_seq_length(model, processing_class, args.max_seq_length)
+        self.prompts = RunPrompts(model, processing_class, args)
         with args.main_process_first(desc="tokenizing"):
             train_dataset = self._tokenize(train_dataset, processing_class, "train_dataset")
             eval_dataset = self._tokenize(eval_dataset, processing_class, "eval_dataset")
+        self.prompts.check_chosen()
         for dataset in (train_dataset, eval_dataset):
             check_row_length(args.row_length, dataset, self.columns, processing_class.model_max_length)
         if isinstance(train_dataset, Dataset):
@@ -128,7 +130,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
             options = (processing_class, args.mlm_probability, args.sampling_seed)
             masking = None if self.mlm_head is None else TokenMasking(*options)
             data_collator = PackingCollator(
-                self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking
+                *(self.columns or [], model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking),
+                leading=self.prompts.leading,
+                left_out=self.prompts.left_out,
             )
         if evaluator is not None and eval_dataset is None:
             eval_dataset = _NO_ROWS
@@ -148,9 +152,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self._whole_model = WholeModel(self) if self.is_fsdp_enabled else None
         self.extra_modules.to(args.device)
         self.add_callback(ExtraModulesCallback(self.extra_modules))
-        self._mlm_term = None
+        self.mlm_term = None
         if self.mlm_head is not None:
-            self._mlm_term = MaskedLanguageTerm(self.mlm_head, args.mlm_weight, self.accelerator)
+            self.mlm_term = MaskedLanguageTerm(self.mlm_head, args.mlm_weight, self.accelerator)
 
     # --- data ---
 
@@ -163,6 +167,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         columns = self.objective.select_columns(available, name)
         if self.columns is None:
             self.columns = columns
+            self.prompts.choose(columns)
         elif columns != self.columns:
             raise InputError(f"{name} has the columns {columns}, but the training data {self.columns}")
         if is_tokenized(dataset):
@@ -170,7 +175,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
         value_column = self.objective.value_column(available, name)
         value_range = self.objective.prepare(dataset, value_column, name)
         return tokenize_dataset(
-            dataset, columns, tokenizer, tokenizer.model_max_length, name, value_column, value_range
+            dataset,
+            columns,
+            tokenizer,
+            tokenizer.model_max_length,
+            name,
+            value_column,
+            value_range,
+            self.prompts.by_column,
         )
 
     def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
@@ -198,8 +210,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             self._neighbours = sampler
             return sampler
         if self.args.no_duplicates:
-            columns = [self.train_dataset[f"{column}_input_ids"] for column in dict.fromkeys(self.columns)]
-            texts = [{text_id(text) for text in row} for row in zip(*columns, strict=True)]
+            columns = [self.prompts.text_ids(self.train_dataset, column) for column in dict.fromkeys(self.columns)]
+            texts = [set(row) for row in zip(*columns, strict=True)]
             return NoDuplicatesBatchSampler(texts, batch_size, **options)
         return super().make_batch_sampler(batch_size, **options)
 
@@ -211,7 +223,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
         own = list(local_rows(texts, self.args.process_index, self.args.world_size))
         with self.compute_loss_context_manager():
             if self.frozen is None:
-                embeddings = self.model.encode_token_ids(own, show_progress_bar=not self.args.disable_tqdm)
+                lengths = self.prompts.lengths(self.columns[0], len(own))
+                embeddings = self.model.encode_token_ids(
+                    own, prompt_lengths=lengths, show_progress_bar=not self.args.disable_tqdm
+                )
             else:
                 embeddings = self.model.pool_states(states_of(own, self.columns[0], self))
         return gather_rows(embeddings.clone(), rows_of_all(len(own)))
@@ -229,9 +244,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         keep_frozen(self)
         chunks = chunks_of(inputs)
         embeddings = torch.cat([model(**model_inputs(chunk)).pooler_output for chunk in chunks])
-        loss = self._objective_loss(model, embeddings, inputs)
-        if self._mlm_term is not None and model.training:
-            loss = loss + self._mlm_term.loss(model, chunks)
+        loss = self.objective_loss(model, embeddings, inputs)
+        if self.mlm_term is not None and model.training:
+            loss = loss + self.mlm_term.loss(model, chunks)
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
     def training_step(
@@ -241,7 +256,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
-            loss = self._cached_step(model, send_to_device(inputs, self.args.device))
+            loss = cached_step(self, model, send_to_device(inputs, self.args.device))
             self.watch(loss, inputs["row_numbers"])
             return loss
         except torch.OutOfMemoryError as error:
@@ -250,24 +265,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 "if it is given already): memory then does not grow with the batch, and the negatives stay."
             ) from error
 
-    def _cached_step(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        model.train()
-        keep_frozen(self)
-        chunks = chunks_of(inputs)
-        cache = GradientCache(model, self.accelerator, chunks)
-        embeddings = cache.represent()
-        loss = self._objective_loss(model, embeddings, inputs) / self.current_gradient_accumulation_steps
-        cache.cache_gradient(loss)
-        loss = loss.detach()
-        if self._mlm_term is not None:
-            # The last backward pass of a step synchronizes the processes, and has to be one of the cache.
-            loss = loss + self._mlm_term.backward(model, chunks, self.current_gradient_accumulation_steps)
-        cache.backward()
-        return loss
-
-    def _objective_loss(
-        self, model: torch.nn.Module, embeddings: torch.Tensor, inputs: dict[str, Any]
-    ) -> torch.Tensor:
+    def objective_loss(self, model: torch.nn.Module, embeddings: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         text_ids = inputs["text_ids"]
         if "sentence_indices" in inputs:
             embeddings = embeddings[inputs["sentence_indices"]]
@@ -284,8 +282,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             logs["shuffling_percent"] = 100 * self._neighbours.seconds / logs["train_runtime"]
         if "loss" in logs:
             logs |= self.objective.logs()
-            if self._mlm_term is not None:
-                logs |= self._mlm_term.logs()
+            if self.mlm_term is not None:
+                logs |= self.mlm_term.logs()
         super().log(logs, start_time)
 
     # --- evaluation ---
@@ -377,7 +375,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         args, objective = self.args, self.objective
         output = {"embedding": f"{self.model.embedding_dim} numbers, compared by cosine"}
         facts = with_pooler(super().card_facts(), self.model, output)
-        settings = objective.settings(self.columns or [])
+        settings = objective.settings(self.columns or []) | self.prompts.settings()
         if args.mlm_weight > 0:
             settings["masked language modeling"] = (
                 f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"

@@ -107,6 +107,11 @@ def export_onnx(
     model, tokenizer = load_layerpool(source, revision=revision)
     if model.config.pooler_type == "hire":
         raise InputError(f"{source}: pooler_type='hire' cannot be exported: its GRUs read packed sequences")
+    if not model.config.include_prompt:
+        raise InputError(
+            f"{source}: include_prompt=False cannot be exported to ONNX, where the length of a prompt is not known; a "
+            "model with pooler_type='mean' can be exported by modeling_layerpool.publishing.export_plain"
+        )
     model = model.eval().float()
     with written_in_one_step(output) as part:
         path = part / MODEL_FILE

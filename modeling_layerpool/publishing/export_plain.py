@@ -83,6 +83,7 @@ def export_plain(source: str, output: str | os.PathLike, *, revision: str = "mai
             pooling=pooling,
             width=model.config.hidden_size,
             added=added,
+            include_prompt=model.config.include_prompt,
             projection=projection,
         )
         # A default prompt would go before each text in `encode`.

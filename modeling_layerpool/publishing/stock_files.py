@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..common.checkpoint_files import find_file, read_config
 from ..common.errors import InputError
-from ..evaluation.sentence_transformers_files import SETTINGS_FILE, Module, read_modules
+from ..common.prompts import SETTINGS_FILE
+from ..evaluation.sentence_transformers_files import Module, read_modules
 from ..models.configuration_layerpool import LayerPoolConfigMixin
 
 
@@ -55,7 +56,8 @@ def added_modules(source: str, revision: str) -> list[Module]:
     for module in added:
         if not module.type.startswith("sentence_transformers."):
             raise InputError(f"{source}: modules.json: {module.type} is not of sentence-transformers; remove it")
-    return added
+    # With include_prompt=False a Pooling stands for the model's own pooler.
+    return [module for module in added if not module.type.endswith(".Pooling")]
 
 
 def write_stock_files(
@@ -67,6 +69,7 @@ def write_stock_files(
     pooling: str,
     width: int,
     added: Sequence[Module],
+    include_prompt: bool = True,
     projection: nn.Linear | None = None,
 ) -> None:
     """
@@ -79,6 +82,7 @@ def write_stock_files(
         pooling: `"mean"` or `"cls"`.
         width: width of the token embeddings.
         added: the result of [`added_modules`].
+        include_prompt: whether the mean counts the tokens of a prompt.
         projection: becomes a Dense module after the pooling.
     """
     limit = tokenizer.model_max_length
@@ -98,6 +102,7 @@ def write_stock_files(
             "pooling_mode_mean_tokens": pooling == "mean",
             "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False,
+            "include_prompt": include_prompt,
         },
     )
     if projection is not None:

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.publishing import export_plain as exporting
+from modeling_layerpool.publishing.export_onnx import export_onnx
 from modeling_layerpool.publishing.export_plain import export_plain, main
 from tests.conftest import ENCODERS, SENTENCES, assert_close_to
 
@@ -97,6 +98,31 @@ def test_the_projection_and_the_modules_of_sentence_transformers_are_kept(tiny_m
     assert_close_to(plain.encode(texts), ours.encode(texts))
     assert_close_to(plain.encode_query(texts), ours.encode_query(texts))
     assert abs(plain.encode_query(texts) - plain.encode(texts)).max() > 1e-4
+
+
+def test_prompts_are_left_out_of_the_mean_as_in_the_model(tiny_model, tokenizer, tmp_path):
+    prompts = {"query": "what is ", "document": ""}
+    model = tiny_model(pooler_type="mean", projection_dim=8, include_prompt=False, prompts=prompts)
+    export_plain(save(model, tokenizer, tmp_path / "model"), tmp_path / "plain")
+    plain = SentenceTransformer(str(tmp_path / "plain"))
+    assert [type(module).__name__ for module in plain] == ["Transformer", "Pooling", "Dense"]
+    texts = list(SENTENCES)
+    expected = model.encode(texts, tokenizer, prompt_name="query")
+    assert_close_to(plain.encode_query(texts), expected)
+    assert abs(model.encode(texts, tokenizer, prompt="") - expected).max() > 1e-4
+    with pytest.raises(InputError, match="include_prompt=False cannot be exported to ONNX"):
+        export_onnx(str(tmp_path / "model"), tmp_path / "onnx")
+
+
+def test_a_pooling_in_place_of_the_pooler_is_not_added_to_it(tiny_model, tokenizer, tmp_path):
+    model = tiny_model(pooler_type="mean", include_prompt=False, prompts={"query": "what is "})
+    model.config.default_prompt_name = "query"
+    folder = save(model, tokenizer, tmp_path / "model")
+    ours = SentenceTransformer(folder)
+    export_plain(folder, tmp_path / "plain")
+    plain = SentenceTransformer(str(tmp_path / "plain"))
+    assert [type(module).__name__ for module in plain] == ["Transformer", "Pooling"]
+    assert_close_to(plain.encode(list(SENTENCES)), ours.encode(list(SENTENCES)))
 
 
 @pytest.mark.long

@@ -65,9 +65,10 @@ def export_plain(source: str, output: str | os.PathLike, *, revision: str = "mai
     model, tokenizer = load_layerpool(source, revision=revision)
     pooling = model.config.pooler_type
     if pooling not in POOLINGS:
+        onnx = f"export it to ONNX instead: {ONNX_COMMAND} {source} OUTPUT"
         raise InputError(
             f"{source}: pooler_type={pooling!r} reads several hidden states, and a stock Pooling module only the last "
-            f"one; export it to ONNX instead: {ONNX_COMMAND} {source} OUTPUT"
+            f"one; {'serve it with its own code' if pooling == 'hire' else onnx}"
         )
     model.eval()
     tokenizer.model_max_length = min(tokenizer.model_max_length, model.max_tokens)

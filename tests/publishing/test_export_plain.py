@@ -141,10 +141,18 @@ def test_a_folder_opens_where_this_package_is_not(tiny_folder, tmp_path):
     assert "MISSING" not in done.stderr
 
 
-@pytest.mark.parametrize("pooler_type", ["layer_attention", "weighted_layers", "mean_first_last", "hire"])
-def test_another_pooler_is_one_sentence_that_names_the_onnx_export(tiny_model, tokenizer, tmp_path, pooler_type):
+@pytest.mark.parametrize(
+    ("pooler_type", "way_out"),
+    [
+        ("layer_attention", "export_onnx"),
+        ("weighted_layers", "export_onnx"),
+        ("mean_first_last", "export_onnx"),
+        ("hire", "serve it with its own code"),
+    ],
+)
+def test_another_pooler_is_one_sentence_that_names_what_to_do(tiny_model, tokenizer, tmp_path, pooler_type, way_out):
     folder = save(tiny_model(pooler_type=pooler_type), tokenizer, tmp_path / "model")
-    with pytest.raises(InputError, match=rf"pooler_type='{pooler_type}' reads several hidden states, .*export_onnx"):
+    with pytest.raises(InputError, match=rf"pooler_type='{pooler_type}' reads several hidden states, .*{way_out}"):
         export_plain(folder, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
 

@@ -71,7 +71,7 @@ class EvaluationArguments:
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "STS sets as NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, score. The "
+            "help": "STS sets as NAME=FILE ...: jsonl, csv, tsv or parquet with sentence1, sentence2, score. The "
             f"name alone means a built-in set from the Hub: {', '.join(STS_DATASETS)}.",
         },
     )
@@ -86,7 +86,7 @@ class EvaluationArguments:
         default_factory=list,
         metadata={
             "action": "extend",
-            "help": "Pairs as NAME=FILE ...: jsonl, csv or tsv with the columns sentence1, sentence2, and score or "
+            "help": "Pairs as NAME=FILE ...: jsonl, csv, tsv or parquet with sentence1, sentence2, and score or "
             "label (0 or 1).",
         },
     )

@@ -1,4 +1,4 @@
-"""Reads the files that users provide: JSON lines, CSV, plain text and JSON. Errors name the file and the line."""
+"""Reads the files that users provide: JSON lines, CSV, Parquet, text and JSON. Errors name the file and the line."""
 
 import csv
 import gzip
@@ -12,22 +12,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from .errors import InputError
 
 
 # The loaders of datasets report neither the line of a broken row nor a repeated column, so files are read here.
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 # Messages shorten longer values.
 SHOWN_CHARACTERS = 60
+# Rows of a parquet file in memory at once.
+PARQUET_ROWS = 1000
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(line number, row)` for each row of a file. Line numbers start at 1, as editors count them.
+    """Yield `(line number, row)` for each row of a file. Line numbers start at 1, as editors count them. A parquet
+    file has row numbers instead, also from 1 on. [`row_name`] writes either into a message.
 
     Args:
         path: a `.jsonl` (or `.json`, one object a line), `.csv`, `.tsv` or `.txt` file, also with `.gz` appended.
             The first line of a csv or tsv file names the columns. A txt file has one text a line, in the column
-            `text`; its blank lines are skipped.
+            `text`; its blank lines are skipped. Or a `.parquet` file, without `.gz`.
 
     Raises:
         InputError: the file cannot be read or is of another format, a line is not valid UTF-8 or JSON, a column is
@@ -38,8 +44,12 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     is_gzip = suffixes[-1:] == [".gz"]
     suffix = (suffixes[:-1] if is_gzip else suffixes)[-1:]
     check_file(path)
-    if not suffix or suffix[0] not in FORMATS:
-        raise InputError(f"{path}: unknown format; use one of {', '.join(FORMATS)}, optionally followed by .gz")
+    if not suffix or suffix[0] not in FORMATS or (is_gzip and suffix[0] == ".parquet"):
+        known = f"{', '.join(FORMATS[:-1])}, optionally followed by .gz, or {FORMATS[-1]}"
+        raise InputError(f"{path}: unknown format; use one of {known}")
+    if suffix[0] == ".parquet":
+        yield from _read_parquet(path)
+        return
     readers = {".csv": _read_csv, ".tsv": partial(_read_csv, delimiter="\t"), ".txt": _read_txt}
     read = readers.get(suffix[0], _read_json_lines)
     line = 0
@@ -52,6 +62,16 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise InputError(f"{path}: not valid UTF-8 after line {line} ({error.reason})") from error
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise InputError(f"{path}: not a complete gzip file, broken after line {line} ({error})") from error
+
+
+def row_name(path: str | Path, number: int) -> str:
+    """A row of a file by the number that [`read_rows`] gave, for messages: "pairs.csv, line 3"."""
+    return f"{path}, {row_word(path)} {number}"
+
+
+def row_word(path: str | Path) -> str:
+    """What [`read_rows`] counts in a file: lines, or the rows of a parquet file."""
+    return "row" if Path(path).suffix.lower() == ".parquet" else "line"
 
 
 def read_json(path: str | Path) -> Any:
@@ -142,6 +162,24 @@ def _read_txt(path: Path, lines: io.TextIOBase) -> Iterator[tuple[int, dict[str,
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, {"text": line.strip()}
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    with reading_errors(path):
+        try:
+            with pq.ParquetFile(path) as file:
+                names = file.schema_arrow.names
+                twice = next((name for name in names if names.count(name) > 1), None)
+                if twice is not None:
+                    raise InputError(f"{path}: the column {shown(twice)} is named twice; rename or remove one of them")
+                for batch in file.iter_batches(PARQUET_ROWS):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            after = f"broken after row {number}" if number else "damaged, or another format"
+            raise InputError(f"{path}: not a complete parquet file ({after})") from error
 
 
 def check_text(value: Any, where: str, column: str) -> str:

@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix_at_thresholds
 
 from ..common.columns import ColumnNames
 from ..common.errors import InputError
-from ..common.rows import check_number, check_text, read_rows, require_columns
+from ..common.rows import check_number, check_text, read_rows, require_columns, row_name
 from .encoders import CachingEncoder, Encoder, pair_cosines
 from .metrics import AveragePrecisionMetric, ClassificationMetric, SentenceSimilarityMetric
 
@@ -35,7 +35,7 @@ def read_pairs_file(path: str | Path, columns: ColumnNames | None = None) -> Pai
     Read scored or labeled pairs.
 
     Args:
-        path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, and `score` or `label`.
+        path: jsonl, csv, tsv or parquet, with the columns `sentence1`, `sentence2`, and `score` or `label`.
         columns: the names of the columns in the file. Default: those above.
 
     Raises:
@@ -43,8 +43,8 @@ def read_pairs_file(path: str | Path, columns: ColumnNames | None = None) -> Pai
             or a row (named by its line) lacks a column or has an empty text.
     """
     sentences1, sentences2, values, needed = [], [], [], []
-    for line, row in read_rows(path):
-        where = f"{path}, line {line}"
+    for number, row in read_rows(path):
+        where = row_name(path, number)
         if not needed:  # the first row decides
             names = (columns or ColumnNames()).of(row)
             are_labels = "label" in names and "score" not in names

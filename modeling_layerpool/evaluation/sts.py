@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.columns import ColumnNames
 from ..common.errors import InputError
-from ..common.rows import check_number, check_text, read_rows, require_columns
+from ..common.rows import check_number, check_text, read_rows, require_columns, row_name
 from .encoders import CachingEncoder, Encoder, pair_cosines
 from .metrics import SentenceSimilarityMetric
 
@@ -41,7 +41,7 @@ def read_sts_file(
     """Read scored sentence pairs: `evaluate_sts(encoder, *read_sts_file(path))`.
 
     Args:
-        path: jsonl, csv or tsv, also gzipped, with the columns `sentence1`, `sentence2`, `score`; others are ignored.
+        path: jsonl, csv, tsv or parquet, with the columns `sentence1`, `sentence2`, `score`; others are ignored.
         subset_column: the column that names the subset of each row. It adds a fourth list to the result.
         columns: the names of the columns in the file. Default: those above.
 
@@ -53,7 +53,7 @@ def read_sts_file(
         InputError: the file is missing, or the file or a subset has fewer than 2 rows or equal scores only; or a row
             (with its line) lacks a column, has an empty text, or has a score that is not a finite number.
     """
-    rows = ((f"{path}, line {line}", row) for line, row in read_rows(path))
+    rows = ((row_name(path, number), row) for number, row in read_rows(path))
     return _check_pairs(rows, str(path), subset_column, columns or ColumnNames())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.columns import ColumnNames
 from ..common.errors import InputError
-from ..common.rows import check_text, is_folder, read_rows, require_columns, shown
+from ..common.rows import check_text, is_folder, read_rows, require_columns, row_name, shown
 
 
 FOLDS = 10  # of a task without parts
@@ -55,7 +55,7 @@ def read_transfer_task(path: str | Path, columns: ColumnNames | None = None) -> 
     """Read a local task: `evaluate_transfer(encoder, read_transfer_task(path))`.
 
     Args:
-        path: a file (jsonl, csv or tsv, also gzipped), whose rows are divided into 10 folds; or a folder with
+        path: a file (jsonl, csv, tsv or parquet), whose rows are divided into 10 folds; or a folder with
             `train.jsonl`, `test.jsonl` and perhaps `dev.jsonl`, or the same as `.jsonl.gz`. The columns are
             `sentence` (or `text`), or `sentence1` and `sentence2`, and `label`, a text or an integer.
         columns: the names of the columns in the files. Default: those above.
@@ -111,7 +111,7 @@ def _find(folder: Path, part: str) -> Path | None:
 
 
 def _numbered(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    return ((f"{path}, line {line}", row) for line, row in read_rows(path))
+    return ((row_name(path, number), row) for number, row in read_rows(path))
 
 
 def _task(

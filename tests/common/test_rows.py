@@ -4,10 +4,12 @@ import gzip
 import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.common.rows import check_number, check_text, read_json, read_rows
+from modeling_layerpool.common.rows import check_number, check_text, read_json, read_rows, row_name
 
 
 def read(path, content):
@@ -29,7 +31,10 @@ def read(path, content):
         ("a.jsonl", '{"text": "ä"}'.encode("utf-16"), "a.jsonl: not valid UTF-8"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n', mtime=0)[:-6], "a.jsonl.gz: not a complete gzip file"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz: not a complete gzip file"),
-        ("a.parquet", b"PAR1", "a.parquet: unknown format"),
+        ("a.xlsx", b"PK", "a.xlsx: unknown format"),
+        ("a.parquet.gz", b"PAR1", "a.parquet.gz: unknown format"),
+        ("a.parquet", b"PAR1", "a.parquet: not a complete parquet file"),
+        ("a.parquet", b"", "a.parquet: not a complete parquet file"),
     ],
 )
 def test_a_broken_file_is_one_sentence(tmp_path, name, content, message):
@@ -37,6 +42,37 @@ def test_a_broken_file_is_one_sentence(tmp_path, name, content, message):
         read(tmp_path / name, content)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_parquet_file_gives_its_rows_by_number(tmp_path):
+    rows = [{"text": f"text {index}", "score": index / 2, "more": None} for index in range(2500)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert list(read_rows(tmp_path / "a.parquet")) == list(enumerate(rows, 1))
+    assert row_name("a.parquet", 3) == "a.parquet, row 3"
+    assert row_name("a.csv", 3) == "a.csv, line 3"
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_a_parquet_file_that_is_cut_or_corrupt_is_one_sentence(tmp_path, keep):
+    path = tmp_path / "a.parquet"
+    texts = random.Random(0)
+    rows = [{"text": f"{texts.random()}"} for _ in range(5000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1000)
+    content = path.read_bytes()
+    with pytest.raises(InputError, match=r"a\.parquet: not a complete parquet file"):
+        read(path, content[: int(keep * len(content))])
+    broken = bytearray(content)
+    begin = int(keep * len(content))
+    broken[begin : begin + 200] = bytes(200)
+    with pytest.raises(InputError, match=r"a\.parquet: (not a complete parquet file|cannot be read)") as error:
+        read(path, bytes(broken))
+    assert "\n" not in str(error.value)
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: the column 'text' is named twice"):
+        list(read_rows(tmp_path / "a.parquet"))
 
 
 def test_a_gzip_file_that_is_corrupt_in_the_middle_is_one_sentence(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from datasets import Dataset
 
 from tests.processes import ROOT
 from tests.training.conftest import triplets
@@ -53,7 +54,7 @@ def refused(run, arguments, capsys):
         with pytest.raises(SystemExit) as end:
             run(options if script != SCRIPT else arguments | options, script)
         assert end.value.code == 2
-        assert not os.path.exists(arguments["output_dir"])
+        assert not os.path.exists((arguments | options)["output_dir"])
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     return fail
@@ -66,6 +67,15 @@ def test_columns_of_other_names_train_and_evaluation_files_keep_theirs(run, argu
     shown = run(arguments | {"train_file": pairs, "validation_file": scored, "columns": COLUMNS})
     assert "training rows         12" in shown
     assert "eval_spearman" in json.loads((out / "eval_results.json").read_text())
+
+
+def test_a_parquet_file_with_the_columns_query_and_answer(run, refused, arguments, pairs, tmp_path):
+    path = str(tmp_path / "pairs.parquet")
+    Dataset.from_json(pairs).to_parquet(path)
+    assert "training rows         12" in run(arguments | {"train_file": path, "columns": COLUMNS})
+    Dataset.from_list([{"query": "a", "answer": "b"}, {"query": "a", "answer": None}]).to_parquet(path)
+    sentence = refused(train_file=path, columns=COLUMNS, output_dir=str(tmp_path / "other"))
+    assert "pairs.parquet, row 2: the column 'answer' is missing or null" in sentence
 
 
 def test_mistakes_in_columns_are_one_sentence(refused, pairs):

@@ -63,7 +63,9 @@ class ClassificationDataArguments(HubDataArguments):
     task_name: str | None = field(
         default=None, metadata={"help": f"A task of GLUE, from {GLUE_DATASET} on the Hub.", "choices": sorted(GLUE)}
     )
-    train_file: str | None = field(default=None, metadata={"help": "Training data: jsonl, csv or tsv, also .gz."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training data: jsonl, csv, tsv (also .gz) or parquet."}
+    )
     validation_file: str | None = field(
         default=None, metadata={"help": "Data to evaluate on and to choose the checkpoint by, like --train_file."}
     )

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Features, List
 
 from ...common.columns import ColumnNames
 from ...common.errors import InputError
-from ...common.rows import check_text, read_rows
+from ...common.rows import check_text, read_rows, row_word
 from ..data import load_hub
 from .arguments import LABEL_COLUMNS, TEXT_COLUMNS, ClassificationDataArguments
 
@@ -66,17 +66,17 @@ def read_part(
     path = getattr(data, f"{part}_file")
     class_names = None
     if data.hub_name is None:
-        source, row_word, rows = path, "line", read_rows(path)
+        source, word, rows = path, row_word(path), read_rows(path)
     else:
         config, split = data.hub_parts.get("config"), data.hub_parts[part]
         dataset = load_hub(data.hub_name, config, split)
         name = data.hub_name if config is None else f"{data.hub_name} ({config})"
-        source, row_word, rows = f"{name}, split {split}", "row", enumerate(dataset)
+        source, word, rows = f"{name}, split {split}", "row", enumerate(dataset)
     rows = list(islice(rows, limit))
     if not rows:
         raise InputError(f"{source}: there are no rows" if data.hub_name else f"{source}: the file is empty")
     first = rows[0][1]
-    begin = f"{source}, {row_word} {rows[0][0]}"
+    begin = f"{source}, {word} {rows[0][0]}"
     names = data.column_names.of(first)
     text_columns = _find_text_columns(names, data.column_names, begin)
     candidates = {"single_label_classification": LABEL_COLUMNS[:2], "regression": ("score", "label", "labels")}.get(
@@ -96,7 +96,7 @@ def read_part(
     # GLUE has rows with an empty text, which users cannot correct; in a file it is a mistake.
     check = check_text if data.hub_name is None else _check_hub_text
     texts = tuple(
-        [check(row.get(column), f"{source}, {row_word} {number}", column) for number, row in rows]
+        [check(row.get(column), f"{source}, {word} {number}", column) for number, row in rows]
         for column in text_columns
     )
     labels = None
@@ -108,7 +108,7 @@ def read_part(
                 labels = None  # GLUE does not publish them; the values are placeholders
     result = LabelledTexts(
         source,
-        row_word,
+        word,
         [number for number, _ in rows],
         text_columns,
         texts,

@@ -184,8 +184,8 @@ class DataArguments(TrainDataArguments):
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a jsonl, csv, tsv or txt file, optionally .gz, with the columns that --objective "
-            "reads."
+            "help": "Training data: a jsonl, csv, tsv, txt (also .gz) or parquet file with the columns that "
+            "--objective reads."
         },
     )
     validation_file: str | None = field(

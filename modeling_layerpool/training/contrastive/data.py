@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...common.columns import ColumnNames
 from ...common.errors import InputError
-from ...common.rows import check_number, check_text, read_rows, require_columns
+from ...common.rows import check_number, check_text, read_rows, require_columns, row_name
 from ..data import dataset_of_files, first_row
 from .objectives.base import Objective
 
@@ -28,7 +28,7 @@ def load_file(
     and `row_number`.
 
     Args:
-        path: a jsonl, csv, tsv or txt file, possibly gzipped.
+        path: a jsonl, csv, tsv or txt file, possibly gzipped, or a parquet file.
         objective: selects the columns.
         streaming: read and check the file during training.
         columns: the names of the columns in the file. Default: ours.
@@ -37,7 +37,7 @@ def load_file(
         InputError: the file is missing, empty or broken, or a row lacks a needed text or number; with file and
             line.
     """
-    names, where = (columns or ColumnNames()).of(first_row(path)), f"{path}, line 1"
+    names, where = (columns or ColumnNames()).of(first_row(path)), row_name(path, 1)
     available = list(names)
     texts = {column: names[column] for column in sorted(set(objective.select_columns(available, where)))}
     value_column = objective.value_column(available, where)
@@ -50,12 +50,12 @@ def _checked_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows by our names. `texts` and `values` map these to the columns of the file, which errors name."""
     [path] = paths
-    for line, row in read_rows(path):
-        where = f"{path}, line {line}"
+    for number, row in read_rows(path):
+        where = row_name(path, number)
         require_columns(row, (*texts.values(), *values.values()), where)
         checked = {name: check_text(row[column], where, column) for name, column in texts.items()}
         checked |= {name: check_number(row[column], where, column) for name, column in values.items()}
-        yield {"row_number": line} | checked
+        yield {"row_number": number} | checked
 
 
 def is_tokenized(dataset: Dataset | IterableDataset) -> bool:

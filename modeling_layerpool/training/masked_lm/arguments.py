@@ -81,8 +81,8 @@ class LanguageDataArguments(TrainDataArguments):
     train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training texts: one or more files; txt with one text per line, or jsonl, csv, tsv with a "
-            "column text; also .gz."
+            "help": "Training texts: one or more files; txt with one text per line, or jsonl, csv, tsv (all also .gz) "
+            "or parquet with a column text."
         },
     )
     validation_file: list[str] | None = field(

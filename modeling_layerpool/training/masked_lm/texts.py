@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...common.columns import ColumnNames
 from ...common.errors import InputError
-from ...common.rows import check_text, read_rows, require_columns
+from ...common.rows import check_text, read_rows, require_columns, row_name
 from ..data import dataset_of_files, first_row
 
 
@@ -19,7 +19,7 @@ def load_texts(
     The texts of local files as rows with `text` (see [`~modeling_layerpool.common.rows.read_rows`]).
 
     Args:
-        paths: txt files, or jsonl, csv or tsv files with a column `text`, also gzipped.
+        paths: txt files, or jsonl, csv, tsv (all also gzipped) or parquet files with a column `text`.
         streaming: read and check the files while training. Several data workers share them.
         columns: the name of the column in the files. Default: ours.
 
@@ -34,8 +34,8 @@ def load_texts(
 def _checked_texts(paths: Sequence[str], identities: Any, column_of: dict[str, str]) -> Iterator[dict[str, str]]:
     for path in paths:
         column = column_of[path]
-        for line, row in read_rows(path):
-            where = f"{path}, line {line}"
+        for number, row in read_rows(path):
+            where = row_name(path, number)
             require_columns(row, (column,), where)
             yield {"text": check_text(row[column], where, column)}
 

@@ -56,7 +56,9 @@ def test_every_format_gives_the_same_rows(tmp_path):
     tsv = write(tmp_path / "t.tsv", "anchor\tpositive", 'a "1", x\tp1', "ä2\tp 2")
     packed = tmp_path / "t.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "t.jsonl").read_bytes()))
-    for path in (jsonl, csv, tsv, str(packed)):
+    parquet = str(tmp_path / "t.parquet")
+    Dataset.from_list(rows).to_parquet(parquet)
+    for path in (jsonl, csv, tsv, str(packed), parquet):
         assert load_file(path, SUPERVISED).remove_columns("row_number").to_list() == rows, path
 
 
@@ -85,7 +87,7 @@ def test_streaming_gives_the_same_rows(tmp_path):
     [
         ("missing.jsonl", None, "missing.jsonl: no such file"),
         ("empty.jsonl", [], "empty.jsonl: the file is empty"),
-        ("table.parquet", ["x"], "table.parquet: unknown format; use one of .jsonl"),
+        ("table.xlsx", ["x"], "table.xlsx: unknown format; use one of .jsonl"),
         ("t.jsonl", [{"anchor": "a", "positive": "p"}, "{broken"], "t.jsonl, line 2: not valid JSON"),
         ("t.jsonl", ["[1]"], "t.jsonl, line 1: expected one JSON object a line, got list"),
         ("t.jsonl", [{"anchor": "a"}], "t.jsonl, line 1: no column 'positive', which the supervised objective needs"),

@@ -23,7 +23,7 @@ from ..common.columns import COLUMNS, ColumnNames
 from ..common.command_line import Range, check_arguments, read_arguments
 from ..common.errors import InputError, usage_errors
 from ..common.folders import output_folder
-from ..common.rows import check_text, read_rows, require_columns
+from ..common.rows import check_text, read_rows, require_columns, row_name
 from ..evaluation.encoders import CachingEncoder, Encoder, encode_queries_and_documents
 from ..evaluation.loading import load_encoder
 from ..evaluation.retrieval import search
@@ -237,8 +237,8 @@ def read_pairs(path: str, columns: ColumnNames) -> tuple[list[str], list[str]]:
 
 def _read_column(path: str, name: str, columns: ColumnNames) -> list[str]:
     texts, column = [], None
-    for line, row in read_rows(path):
-        where = f"{path}, line {line}"
+    for number, row in read_rows(path):
+        where = row_name(path, number)
         if column is None:  # the first row decides
             column = columns.of(row).get(name, name)
         require_columns(row, [column], where)

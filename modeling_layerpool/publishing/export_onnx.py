@@ -1,5 +1,6 @@
 """
 Exports a sentence encoder to ONNX: token ids and mask in, sentence embeddings out, for any number and length of texts.
+The folder has the layout that sentence-transformers and optimum open.
 
     python -m modeling_layerpool.publishing.export_onnx MODEL OUTPUT [--opset 20] [--int8]
 
@@ -22,10 +23,12 @@ from transformers import PreTrainedModel
 from ..common.checkpoints import load_layerpool
 from ..common.errors import InputError, usage_errors
 from .folders import check_output, written_in_one_step
+from .stock_files import added_modules, stock_config, write_stock_files
 
 
-MODEL_FILE = "model.onnx"
-INT8_FILE = "model_int8.onnx"
+MODEL_FILE = "onnx/model.onnx"
+INT8_FILE = "onnx/model_int8.onnx"
+OUTPUTS = ("last_hidden_state", "pooler_output")
 DEFAULT_OPSET = 20
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # Batch sizes and lengths on which the exported file is compared with the model.
@@ -58,28 +61,35 @@ class Export(NamedTuple):
 
 
 class _Embedding(nn.Module):
-    """The model with the inputs and the output of the file."""
+    """
+    The model with the inputs and the outputs of the file.
+
+    optimum knows no output but `last_hidden_state (b, t, d)`, which other tools pool. It holds the embedding at every
+    token, so that the first token and the token mean are the embedding too.
+    """
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedding = self.model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        return embedding.unsqueeze(1).expand(-1, input_ids.shape[1], -1), embedding
 
 
 def export_onnx(
     source: str, output: str | os.PathLike, *, opset: int = DEFAULT_OPSET, int8: bool = False, revision: str = "main"
 ) -> Export:
     """
-    Export a sentence encoder, with its tokenizer.
+    Export a sentence encoder, with its tokenizer and the files of sentence-transformers.
 
     Args:
         source: a checkpoint of this package or of a plain encoder: a folder or a name on the Hub.
-        output: a folder that is new or empty. `model.onnx` takes `input_ids` and `attention_mask`, both `(b, t)` in
-            int64, and returns `pooler_output (b, d)` in float32.
+        output: a folder that is new or empty. `onnx/model.onnx` takes `input_ids` and `attention_mask`, both `(b, t)`
+            in int64, and returns in float32 `last_hidden_state (b, t, d)`, the embedding at every token, and
+            `pooler_output (b, d)`, the embedding.
         opset: the version of ONNX's operators, at least 18.
-        int8: also write `model_int8.onnx`, with matrix products in 8 bits (dynamic quantization).
+        int8: also write `onnx/model_int8.onnx`, with matrix products in 8 bits (dynamic quantization).
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -93,12 +103,19 @@ def export_onnx(
     if opset < 18:
         raise InputError(f"opset={opset} is too old for the exporter; use at least 18")
     check_output(output)
+    added = added_modules(source, revision)
     model, tokenizer = load_layerpool(source, revision=revision)
     if model.config.pooler_type == "hire":
         raise InputError(f"{source}: pooler_type='hire' cannot be exported: its GRUs read packed sequences")
+    if not model.config.include_prompt:
+        raise InputError(
+            f"{source}: include_prompt=False cannot be exported to ONNX, where the length of a prompt is not known; a "
+            "model with pooler_type='mean' can be exported by modeling_layerpool.publishing.export_plain"
+        )
     model = model.eval().float()
     with written_in_one_step(output) as part:
         path = part / MODEL_FILE
+        path.parent.mkdir()
         try:
             _export(model, path, opset)
         except Exception as error:  # the exporter raises errors of many types
@@ -116,7 +133,9 @@ def export_onnx(
             quantized = part / INT8_FILE
             _quantize(path, quantized)
             done = done._replace(int8_mib=_mib(quantized), int8_cosine=_mean_cosine(model, quantized))
-        tokenizer.save_pretrained(part)
+        stock_config(model).save_pretrained(part)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, model.max_tokens)
+        write_stock_files(part, source, revision, tokenizer, pooling="cls", width=model.embedding_dim, added=added)
     return done
 
 
@@ -133,7 +152,7 @@ def _export(model: PreTrainedModel, path: Path, opset: int) -> None:
             dynamo=True,
             dynamic_shapes={name: {0: batch, 1: length} for name in ("input_ids", "attention_mask")},
             input_names=["input_ids", "attention_mask"],
-            output_names=["pooler_output"],
+            output_names=list(OUTPUTS),
             opset_version=opset,
             verbose=False,
         )

@@ -2,18 +2,23 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from transformers import AutoTokenizer
+from sentence_transformers import SentenceTransformer
+from transformers import AutoConfig, AutoTokenizer
+from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.evaluation.sentence_transformers_files import SETTINGS_FILE
 from modeling_layerpool.publishing import export_onnx as exporting
 from modeling_layerpool.publishing.export_onnx import export_onnx, main
+from modeling_layerpool.publishing.stock_files import stock_config
 from tests.conftest import ENCODERS, SENTENCES
 from tests.processes import ROOT
 
@@ -35,6 +40,7 @@ def exported(minilm, tmp_path_factory):
     model, tokenizer = load_layerpool(minilm, pooler_type="layer_attention")
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
+    (folder / "model" / SETTINGS_FILE).write_text('{"prompts": {"query": "what is ", "document": ""}}')
     done = export_onnx(str(folder / "model"), folder / "onnx", int8=True)
     return model.eval(), folder / "onnx", done
 
@@ -47,15 +53,15 @@ def test_real_weights_agree_to_1e4_up_to_512_tokens_and_64_texts(exported, recor
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [*SENTENCES, "", "word " * 600]
     expected = model.encode(texts, tokenizer)
-    np.testing.assert_allclose(run(folder / "model.onnx", tokenizer, texts), expected, atol=1e-4)
+    np.testing.assert_allclose(run(folder / exporting.MODEL_FILE, tokenizer, texts), expected, atol=1e-4)
     # Padding does not matter.
-    alone = np.concatenate([run(folder / "model.onnx", tokenizer, [text]) for text in texts])
+    alone = np.concatenate([run(folder / exporting.MODEL_FILE, tokenizer, [text]) for text in texts])
     np.testing.assert_allclose(alone, expected, atol=1e-4)
     # Nor on which side it is, but for the positions of the tokens, which are those of transformers.
     batch = tokenizer(texts, padding=True, padding_side="left", truncation=True, return_tensors="pt")
     with torch.no_grad():
         expected_left = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).pooler_output
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / exporting.MODEL_FILE), providers=["CPUExecutionProvider"])
     feed = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
     np.testing.assert_allclose(session.run(["pooler_output"], feed)[0], expected_left, atol=1e-4)
     what = "an exported file, 1 to 64 texts of 1 to 512 tokens"
@@ -64,16 +70,17 @@ def test_real_weights_agree_to_1e4_up_to_512_tokens_and_64_texts(exported, recor
 
 def test_the_file_says_what_it_takes_and_gives(exported):
     _, folder, done = exported
-    file = onnx.load(folder / "model.onnx")
+    file = onnx.load(folder / exporting.MODEL_FILE)
     assert [entry.version for entry in file.opset_import if entry.domain in ("", "ai.onnx")] == [done.opset]
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / exporting.MODEL_FILE), providers=["CPUExecutionProvider"])
     assert {entry.name: entry.type for entry in session.get_inputs()} == {
         "input_ids": "tensor(int64)",
         "attention_mask": "tensor(int64)",
     }
     assert all(isinstance(axis, str) for entry in session.get_inputs() for axis in entry.shape)
-    (output,) = session.get_outputs()
-    assert (output.name, output.shape[1]) == ("pooler_output", 384)
+    tokens, pooled = session.get_outputs()
+    assert (tokens.name, len(tokens.shape), tokens.shape[2]) == ("last_hidden_state", 3, 384)
+    assert (pooled.name, len(pooled.shape), pooled.shape[1]) == ("pooler_output", 2, 384)
 
 
 def test_eight_bits_are_smaller_and_near(exported):
@@ -82,9 +89,62 @@ def test_eight_bits_are_smaller_and_near(exported):
     assert done.int8_cosine > 0.95
     tokenizer = AutoTokenizer.from_pretrained(folder)
     expected = model.encode(list(SENTENCES), tokenizer)
-    got = run(folder / "model_int8.onnx", tokenizer, list(SENTENCES))
+    got = run(folder / exporting.INT8_FILE, tokenizer, list(SENTENCES))
     cosines = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.95
+
+
+class FileInOnnxRuntime:
+    """What sentence-transformers calls of optimum's `ORTModelForFeatureExtraction`."""
+
+    def __init__(self, folder, config):
+        options = {"providers": ["CPUExecutionProvider"]}
+        self.session = onnxruntime.InferenceSession(str(Path(folder) / "onnx" / "model.onnx"), **options)
+        self.config = config
+
+    def forward(self, input_ids, attention_mask, token_type_ids=None, return_dict=True):
+        feed = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.numpy()}
+        [states] = self.session.run(["last_hidden_state"], feed)
+        return BaseModelOutput(last_hidden_state=torch.from_numpy(states))
+
+    __call__ = forward
+
+
+def assert_opens_as_onnx_backend(exported):
+    model, folder, _ = exported
+    stock = SentenceTransformer(str(folder), backend="onnx")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [*SENTENCES, "", "word " * 600]
+    np.testing.assert_allclose(stock.encode(texts), model.encode(texts, tokenizer), atol=1e-5)
+    questions = model.encode([f"what is {text}" for text in texts], tokenizer)
+    np.testing.assert_allclose(stock.encode_query(texts), questions, atol=1e-5)
+    assert stock.get_embedding_dimension() == 384
+
+
+def test_sentence_transformers_opens_the_folder_by_onnx_runtime(exported, monkeypatch):
+    """Its files and modules as they are, but without optimum, which no release of transformers 5 has yet."""
+
+    def load(model_name_or_path, config, **options):
+        return FileInOnnxRuntime(model_name_or_path, config)
+
+    monkeypatch.setattr("sentence_transformers.base.modules.transformer.load_onnx_model", load)
+    assert_opens_as_onnx_backend(exported)
+
+
+def test_sentence_transformers_opens_the_folder_by_optimum(exported):
+    pytest.importorskip("optimum.onnxruntime", reason="optimum-onnx 0.1.0 needs transformers below 4.58")
+    assert_opens_as_onnx_backend(exported)
+
+
+def test_the_first_token_and_the_token_mean_of_the_states_are_the_embedding(exported):
+    _, folder, _ = exported
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(list(SENTENCES), padding=True, return_tensors="np", return_token_type_ids=False)
+    session = onnxruntime.InferenceSession(str(folder / exporting.MODEL_FILE), providers=["CPUExecutionProvider"])
+    states, pooled = session.run(None, {name: value.astype(np.int64) for name, value in inputs.items()})
+    assert states.shape == (*inputs["input_ids"].shape, 384)
+    np.testing.assert_array_equal(states[:, 0], pooled)
+    np.testing.assert_allclose(states.mean(axis=1), pooled, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -95,6 +155,15 @@ def test_every_encoder_can_be_exported(tiny, tokenizer, encoder, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     done = export_onnx(str(tmp_path / "model"), tmp_path / "onnx")
     assert done.max_difference < 1e-5
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_configuration_of_a_cut_encoder_is_a_stock_one(tiny, encoder, tmp_path):
+    model = tiny(encoder, pooler_layers=[0, 2])
+    stock_config(model).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.model_type == model.config.model_type.removeprefix("layerpool_").replace("_v2", "-v2")
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
 
 
 def export(model):
@@ -113,7 +182,7 @@ def largest_difference(model, exported_model):
         right = exporting._inputs(model, batch, length)
         for inputs in (right, [tensor.flip(1) for tensor in right]):  # padded on either side
             with torch.no_grad():
-                differences.append((exported_model(*inputs) - model(*inputs).pooler_output).abs().max())
+                differences.append((exported_model(*inputs)[1] - model(*inputs).pooler_output).abs().max())
     return max(differences)
 
 
@@ -189,4 +258,5 @@ def test_the_command_writes_the_folder_and_says_how_near_it_is(tiny_folder, tmp_
         check=True,
     )
     assert "largest difference from the model" in done.stdout
-    assert {"model.onnx", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out" / exporting.MODEL_FILE).is_file()
+    assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()

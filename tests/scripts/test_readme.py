@@ -108,6 +108,8 @@ PROGRAMS = [
     *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED),
     "-m modeling_layerpool.publishing.convert",
     "-m modeling_layerpool.publishing.export_onnx",
+    "-m modeling_layerpool.publishing.export_plain",
+    "-m modeling_layerpool.training.mine_negatives",
 ]
 
 

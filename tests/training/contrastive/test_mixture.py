@@ -57,6 +57,19 @@ def test_a_resumed_run_takes_the_same_batches(make_trainer, tmp_path, options):
         assert weight.equal(other), name
 
 
+def test_a_prompt_of_a_column_that_only_some_datasets_have_goes_before_its_texts(make_trainer, tokenizer):
+    prompts = {"anchor": "find: ", "positive": "a passage: ", "negative": "a text: "}
+    trainer = make_trainer(train_dataset=datasets(), prompts=prompts, no_duplicates=True)
+    assert (
+        trainer.train_dataset[0]["negative_input_ids"]
+        == tokenizer("a text: " + triplets(1)[0]["negative"])["input_ids"]
+    )
+    assert trainer.train_dataset[14]["anchor_input_ids"] == tokenizer("find: cat 0")["input_ids"]
+    assert trainer.model.config.prompts == {"query": "find: ", "document": "a passage: "}
+    for batch in trainer.get_train_dataloader():
+        assert torch.isfinite(trainer.compute_loss(trainer.model, batch))
+
+
 def test_no_text_is_twice_in_a_batch_of_one_of_the_datasets(make_trainer):
     repeated = {"a": Dataset.from_list(pairs(6) * 2), "b": Dataset.from_list(triplets(8))}
     trainer = make_trainer(train_dataset=repeated, no_duplicates=True)

@@ -1,6 +1,8 @@
 """The wheel holds all that a user needs: in a new environment, outside the repository."""
 
+import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -45,6 +47,30 @@ def python(tmp_path_factory):
     [packages] = (folder / "venv" / "lib").glob("python*/site-packages")
     (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
     return python
+
+
+@pytest.fixture
+def programs(python):
+    """The folder of `python` and `accelerate`, which both run with the wheel."""
+    program = python.with_name("accelerate")
+    program.write_text(f"#!{python}\nfrom accelerate.commands.accelerate_cli import main\nmain()\n")
+    program.chmod(0o755)
+    return python.parent
+
+
+def test_every_block_of_the_page_of_commands_runs_in_an_empty_folder(python, programs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    page = (ROOT / "docs" / "how-to.md").read_text(encoding="utf-8")
+    found = re.findall(r"(<!-- needs .*-->\n)?```(python|bash)\n(.*?)```", page, flags=re.DOTALL)
+    assert len(found) == page.count("```") / 2
+    for need, language, code in found:
+        if not need:
+            run(*(("bash", "-euc", code) if language == "bash" else (python, "-c", code)), cwd=tmp_path)
+    runs = {"questions", "mixed", "prompts", "triplets", "two", "mined"}
+    assert {path.parent.name for path in tmp_path.glob("runs/*/model.safetensors")} == runs
+    assert json.loads((tmp_path / "runs/two/trainer_state.json").read_text())["global_step"] == 5
+    assert (tmp_path / "onnx-questions/onnx/model.onnx").is_file()
+    assert "capitals" in (tmp_path / "runs/questions/README.md").read_text()
 
 
 def test_the_quick_tour_and_the_scripts_run_in_an_empty_folder(python, tmp_path):

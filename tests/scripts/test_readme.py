@@ -216,6 +216,15 @@ def test_code_blocks_fit_the_width_of_the_site(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_tables_have_a_header_and_blank_lines_around_them(page):
+    text = re.sub(r"^```.*?^```$", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+    for block in re.split(r"\n\s*\n", text.strip()):
+        rows = [line.startswith("|") for line in block.splitlines()]
+        assert all(rows) or not any(rows), block
+        assert not any(rows) or re.match(r"\|.*\n\|[ :|-]+(\n|$)", block), block
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", text_of(page)):

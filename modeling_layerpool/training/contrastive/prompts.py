@@ -62,11 +62,11 @@ def prompts_by_column(prompts: Mapping[str, str], columns: Sequence[str]) -> dic
 def kept_prompts(by_column: Mapping[str, str], columns: Sequence[str]) -> tuple[dict[str, str] | None, str | None]:
     """
     The prompts that a model keeps, and the name of its default one: `query` is the prompt of the first column, and
-    `document` that of the second. If both are the same, it is the default prompt, too.
+    `document` that of the second. If both are the same, or there is one column only, it is the default prompt, too.
     """
     if not by_column:
         return None, None
-    first, second = (by_column.get(column, "") for column in columns[:2])
+    first, second = (by_column.get(column, "") for column in (*columns, *columns)[:2])
     return {QUERY: first, DOCUMENT: second}, QUERY if first == second else None
 
 

@@ -103,3 +103,11 @@ def test_a_frozen_encoder_reads_the_states_of_all_datasets(make_trainer):
     trainer = make_trainer(train_dataset=both, freeze_encoder=True, max_steps=3, learning_rate=1e-3)
     trainer.train()
     assert trainer.frozen is not None
+
+
+def test_a_prompt_goes_before_the_texts_of_several_datasets_with_one_column(make_trainer, tokenizer):
+    both = {name: Dataset.from_list([{"text": f"a {name} cat {row}"} for row in range(6)]) for name in ("red", "blue")}
+    trainer = make_trainer(train_dataset=both, objective="unsupervised", prompts={"text": "find: "})
+    assert trainer.train_dataset[6]["text_input_ids"] == tokenizer("find: a blue cat 0")["input_ids"]
+    config = trainer.model.config
+    assert (config.prompts, config.default_prompt_name) == ({"query": "find: ", "document": "find: "}, "query")

@@ -111,3 +111,14 @@ def test_a_prompt_goes_before_the_texts_of_several_datasets_with_one_column(make
     assert trainer.train_dataset[6]["text_input_ids"] == tokenizer("find: a blue cat 0")["input_ids"]
     config = trainer.model.config
     assert (config.prompts, config.default_prompt_name) == ({"query": "find: ", "document": "find: "}, "query")
+
+
+def test_evaluation_rows_need_no_columns_of_the_shorter_datasets(make_trainer):
+    rows = [
+        {"anchor": f"cat {n}", "positive": f"dog {n}", "negative_1": f"tree {n}", "negative_2": f"river {n}"}
+        for n in range(8)
+    ]
+    both = {"numbered": Dataset.from_list(rows), "triplets": Dataset.from_list(triplets(8))}
+    mixed = make_trainer(train_dataset=both, eval_dataset=Dataset.from_list(rows[:4]))
+    alone = make_trainer(train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows[:4]))
+    assert mixed.evaluate()["eval_loss"] == alone.evaluate()["eval_loss"]

@@ -76,7 +76,8 @@ class RunPrompts:
 
     Attributes:
         by_column: the prompt of each column that has one.
-        leading: with prompts, the number of tokens before the text of each column, special ones included.
+        leading: with prompts, the number of tokens before the text of each column, special ones included. The space
+            at the end of a prompt may be a part of the text's first token, and does not count.
         left_out: the number of tokens of each column that the means of the pooler leave out, if they leave out any.
     """
 
@@ -110,9 +111,10 @@ class RunPrompts:
                 raise InputError(str(error)) from error
         if not self.by_column:
             return
-        self.leading = {name: self._length(self.by_column.get(name, "")) for name in dict.fromkeys(columns)}
+        lengths = {name: self._length(prompt) for name, prompt in self.by_column.items()}
+        self.leading = {name: self._length(self.by_column.get(name, "").rstrip()) for name in dict.fromkeys(columns)}
         if not config.include_prompt:
-            self.left_out = {name: self.leading[name] for name in self.by_column}
+            self.left_out = lengths
 
     def _of_model(self, columns: Sequence[str]) -> dict[str, str]:
         prompts = prompts_of(self.model.config)

@@ -140,7 +140,7 @@ class ClassificationDataArguments(HubDataArguments):
 
 @dataclass
 class ClassificationTrainingArguments(FreezeArguments, RunArguments):
-    """[`RunArguments`] and [`FreezeArguments`] with the defaults of fine-tuning: evaluate and save after every epoch."""
+    """[`RunArguments`], [`FreezeArguments`] and the defaults of fine-tuning: evaluate and save after every epoch."""
 
     GROUP: ClassVar = "classification"
     RANGES: ClassVar = {

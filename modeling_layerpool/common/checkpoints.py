@@ -228,11 +228,14 @@ def _pooler_overrides(name: str, config: dict[str, Any], given: dict[str, Any]) 
             )
         if option in config:
             overrides[option] = default
-    residual = config.get("pooler_residual") or POOLERS.get(pooler, Pooler).residual
-    if pooler == trained and given.get("pooler_residual", residual) != residual:
+    residual = config.get("pooler_residual") or POOLERS.get(trained, Pooler).residual
+    new = given.get("pooler_residual", config.get("pooler_residual")) or POOLERS.get(pooler, Pooler).residual
+    # The two poolers with a scalar for each state have the same names of weights.
+    have_same_names = pooler == trained or {pooler, trained} == {"weighted_layers", "residual_layers"}
+    if have_same_names and new != residual:
         raise InputError(
-            f"{name}: its {pooler} was trained with pooler_residual={residual}, and its weights mean something else "
-            f"with {given['pooler_residual']}; leave pooler_residual as it is, or start from an encoder without pooler"
+            f"{name}: its {trained} was trained with pooler_residual={residual}, and its weights mean something else "
+            f"with {new}; leave pooler_type and pooler_residual as they are, or start from an encoder without pooler"
         )
     if pooler == "residual_layers" and given.get("pooler_residual", "mean") is None:
         raise InputError("residual_layers needs a pooler_residual, mean or cls; weighted_layers has none")

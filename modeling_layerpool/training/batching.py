@@ -292,7 +292,7 @@ class PackingCollator:
 
     Args:
         columns: the text columns of each row, as [`Objective.select_columns`] orders them. One that is named twice is
-            packed twice, and one that is None in the first row is left out.
+            packed twice, and one that the first row lacks is left out.
         pad_token_id: the token that fills the rest of a row.
         row_length: tokens in a packed row. Default: for each batch, the length that needs the least computation.
         chunk_tokens: split the batch into chunks of rows of at most this many tokens.
@@ -326,7 +326,7 @@ class PackingCollator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         # Datasets may differ in their columns, but a batch is of one dataset.
-        columns = [column for column in self.columns if features[0][f"{column}_input_ids"] is not None]
+        columns = [column for column in self.columns if features[0].get(f"{column}_input_ids") is not None]
         sentences = [feature[f"{column}_input_ids"] for feature in features for column in columns]
         leading = [self.leading.get(column, 0) for column in columns] * len(features)
         text_ids = torch.tensor([text_id(ids[tokens:]) for ids, tokens in zip(sentences, leading, strict=True)])

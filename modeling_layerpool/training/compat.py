@@ -4,13 +4,15 @@ Private parts of transformers and torch that the training needs, because no publ
 tests/training/test_compat.py fails with a sentence for each of them that a new release renames or changes.
 """
 
+import copy
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, Trainer
+from transformers import PretrainedConfig, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -86,15 +88,30 @@ class TrainerHooks(Trainer):
         resume_from_checkpoint: str | None,
         trial: Any,
     ) -> tuple[int, int]:
+        # Here transformers compares the arguments with the checkpoint's, which has shares of all steps as numbers.
+        args, self.args = self.args, _with_whole_steps(self.args, max_steps)
+        try:
+            trained = super()._init_training_state(
+                max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+            )
+        finally:
+            self.args = args
         # Whatever a callback sets, transformers trains at least one step if an epoch is left.
-        trained = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
         return (num_train_epochs, 0) if self.is_finished() else trained
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # An undefined metric would leave an infinite best metric in the saved state, which is not valid JSON.
         return self.can_be_best(metrics) and super()._determine_best_metric(metrics, trial)
+
+
+def _with_whole_steps(args: TrainingArguments, max_steps: int) -> TrainingArguments:
+    """The arguments with `logging_steps`, `eval_steps` and `save_steps` as numbers of steps."""
+    whole = copy.copy(args)
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        steps = getattr(args, name)
+        if steps is not None and steps < 1:
+            setattr(whole, name, math.ceil(max_steps * steps))
+    return whole
 
 
 @contextmanager

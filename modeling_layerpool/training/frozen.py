@@ -18,7 +18,6 @@ from ..common.state_cache import DTYPES, StateCache, StateFile, distinct_texts
 from .batching import local_rows
 from .distributed import same_on_all
 from .lora import has_adapter
-from .run_arguments import RunArguments
 
 
 STATES_FOLDER = "_states"  # pushes to the Hub leave out names with an underscore
@@ -28,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class FreezableRunArguments(RunArguments):
-    """[`RunArguments`] with the options of a frozen encoder."""
+class FreezeArguments:
+    """
+    The options of a frozen encoder. A class of arguments names this class before its class of [`RunArguments`], whose
+    default of `learning_rate` would count otherwise.
+    """
 
     GROUP: ClassVar = "frozen encoder"
     DETAILS: ClassVar = ("state_cache", "state_cache_dir")

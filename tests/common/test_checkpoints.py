@@ -81,6 +81,15 @@ def test_the_weights_of_a_pooler_are_not_read_as_those_of_another_residual(saved
 
 
 @pytest.mark.parametrize(
+    ("trained", "given", "residual"),
+    [("weighted_layers", "residual_layers", None), ("residual_layers", "weighted_layers", "mean")],
+)
+def test_the_weights_of_layers_are_not_read_as_those_of_the_other_pooler_with_such(saved, trained, given, residual):
+    with pytest.raises(InputError, match=f"its {trained} was trained with pooler_residual={residual}"):
+        load_layerpool(saved(pooler_type=trained), pooler_type=given)
+
+
+@pytest.mark.parametrize(
     ("trained", "given"),
     [
         ({"pooler_type": "weighted_layers", "pooler_residual": "mean"}, {"pooler_type": "residual_layers"}),

@@ -132,3 +132,13 @@ def test_a_file_that_does_not_fit_is_a_write_error(save, tmp_path):
 
 def test_other_errors_are_no_write_errors():
     assert not compat.is_write_error(ValueError("a number is too large"))
+
+
+def test_a_resumed_run_with_steps_as_shares_is_not_told_of_other_arguments(make_trainer, tmp_path, caplog):
+    options = {"max_steps": 4, "logging_steps": 0.05, "save_strategy": "steps", "save_steps": 0.5}
+    make_trainer(**options).train()
+    trainer = make_trainer(name="again", **options)
+    with caplog.at_level("WARNING", logger="transformers"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert "do not match" not in caplog.text
+    assert (trainer.args.logging_steps, trainer.args.save_steps) == (0.05, 0.5)

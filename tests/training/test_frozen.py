@@ -13,6 +13,7 @@ from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertForSequenceClas
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.common.state_cache import cached_states
 from modeling_layerpool.evaluation.development import development_evaluator
+from modeling_layerpool.training import ContrastiveTrainingArguments
 from modeling_layerpool.training.classification import (
     ClassificationTrainer,
     ClassificationTrainingArguments,
@@ -216,9 +217,10 @@ def test_options_without_effect_are_refused(make_encoder, options, message):
         make_encoder(**options)
 
 
-def test_the_learning_rate_of_a_head_is_higher_than_that_of_an_encoder(tmp_path):
+@pytest.mark.parametrize("argument_class", [ClassificationTrainingArguments, ContrastiveTrainingArguments])
+def test_the_learning_rate_of_a_head_is_higher_than_that_of_an_encoder(tmp_path, argument_class):
     for freezes, rate in ((True, 1e-3), (False, 5e-5)):
-        arguments = ClassificationTrainingArguments(output_dir=str(tmp_path), use_cpu=True, freeze_encoder=freezes)
+        arguments = argument_class(output_dir=str(tmp_path), use_cpu=True, freeze_encoder=freezes)
         assert arguments.learning_rate == rate
 
 

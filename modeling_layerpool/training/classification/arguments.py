@@ -11,8 +11,9 @@ from ...common.command_line import Range, check_used
 from ...common.errors import InputError
 from ...common.labels import PROBLEM_TYPES
 from ..data_arguments import HubDataArguments
-from ..frozen import FreezableRunArguments
+from ..frozen import FreezeArguments
 from ..model_arguments import ModelArguments
+from ..run_arguments import RunArguments
 
 
 # The tasks of GLUE, and the metric by which the best checkpoint of each is chosen.
@@ -138,8 +139,8 @@ class ClassificationDataArguments(HubDataArguments):
 
 
 @dataclass
-class ClassificationTrainingArguments(FreezableRunArguments):
-    """[`FreezableRunArguments`] with the defaults of fine-tuning: evaluate and save after every epoch."""
+class ClassificationTrainingArguments(FreezeArguments, RunArguments):
+    """[`RunArguments`], [`FreezeArguments`] and the defaults of fine-tuning: evaluate and save after every epoch."""
 
     GROUP: ClassVar = "classification"
     RANGES: ClassVar = {

@@ -10,7 +10,7 @@ from ...evaluation.development import parse_development_sets
 from ...evaluation.sts import STS_DATASETS
 from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
-from ..frozen import FreezableRunArguments
+from ..frozen import FreezeArguments
 from ..run_arguments import PackedRunArguments
 from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
 from .objectives import OBJECTIVES
@@ -28,7 +28,7 @@ _RATES = ", ".join(f"{pooler.learning_rate:g} for {name}" for name, pooler in PO
 
 
 @dataclass
-class ContrastiveTrainingArguments(PackedRunArguments, FreezableRunArguments, *OBJECTIVE_OPTIONS):
+class ContrastiveTrainingArguments(FreezeArguments, PackedRunArguments, *OBJECTIVE_OPTIONS):
     r"""
     [`RunArguments`], the options of all objectives, and the options of contrastive training with any of them.
 

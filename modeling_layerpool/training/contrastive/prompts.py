@@ -62,11 +62,11 @@ def prompts_by_column(prompts: Mapping[str, str], columns: Sequence[str]) -> dic
 def kept_prompts(by_column: Mapping[str, str], columns: Sequence[str]) -> tuple[dict[str, str] | None, str | None]:
     """
     The prompts that a model keeps, and the name of its default one: `query` is the prompt of the first column, and
-    `document` that of the second. If both are the same, it is the default prompt, too.
+    `document` that of the second. If both are the same, or there is one column only, it is the default prompt, too.
     """
     if not by_column:
         return None, None
-    first, second = (by_column.get(column, "") for column in columns[:2])
+    first, second = (by_column.get(column, "") for column in (*columns, *columns)[:2])
     return {QUERY: first, DOCUMENT: second}, QUERY if first == second else None
 
 
@@ -76,7 +76,8 @@ class RunPrompts:
 
     Attributes:
         by_column: the prompt of each column that has one.
-        leading: with prompts, the number of tokens before the text of each column, special ones included.
+        leading: with prompts, the number of tokens before the text of each column, special ones included. The space
+            at the end of a prompt may be a part of the text's first token, and does not count.
         left_out: the number of tokens of each column that the means of the pooler leave out, if they leave out any.
     """
 
@@ -110,9 +111,10 @@ class RunPrompts:
                 raise InputError(str(error)) from error
         if not self.by_column:
             return
-        self.leading = {name: self._length(self.by_column.get(name, "")) for name in dict.fromkeys(columns)}
+        lengths = {name: self._length(prompt) for name, prompt in self.by_column.items()}
+        self.leading = {name: self._length(self.by_column.get(name, "").rstrip()) for name in dict.fromkeys(columns)}
         if not config.include_prompt:
-            self.left_out = {name: self.leading[name] for name in self.by_column}
+            self.left_out = lengths
 
     def _of_model(self, columns: Sequence[str]) -> dict[str, str]:
         prompts = prompts_of(self.model.config)

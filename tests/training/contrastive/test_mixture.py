@@ -103,3 +103,22 @@ def test_a_frozen_encoder_reads_the_states_of_all_datasets(make_trainer):
     trainer = make_trainer(train_dataset=both, freeze_encoder=True, max_steps=3, learning_rate=1e-3)
     trainer.train()
     assert trainer.frozen is not None
+
+
+def test_a_prompt_goes_before_the_texts_of_several_datasets_with_one_column(make_trainer, tokenizer):
+    both = {name: Dataset.from_list([{"text": f"a {name} cat {row}"} for row in range(6)]) for name in ("red", "blue")}
+    trainer = make_trainer(train_dataset=both, objective="unsupervised", prompts={"text": "find: "})
+    assert trainer.train_dataset[6]["text_input_ids"] == tokenizer("find: a blue cat 0")["input_ids"]
+    config = trainer.model.config
+    assert (config.prompts, config.default_prompt_name) == ({"query": "find: ", "document": "find: "}, "query")
+
+
+def test_evaluation_rows_need_no_columns_of_the_shorter_datasets(make_trainer):
+    rows = [
+        {"anchor": f"cat {n}", "positive": f"dog {n}", "negative_1": f"tree {n}", "negative_2": f"river {n}"}
+        for n in range(8)
+    ]
+    both = {"numbered": Dataset.from_list(rows), "triplets": Dataset.from_list(triplets(8))}
+    mixed = make_trainer(train_dataset=both, eval_dataset=Dataset.from_list(rows[:4]))
+    alone = make_trainer(train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows[:4]))
+    assert mixed.evaluate()["eval_loss"] == alone.evaluate()["eval_loss"]

@@ -5,7 +5,12 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from transformers import AutoModel
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import RobertaProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoModel, PreTrainedTokenizerFast
 
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
@@ -76,6 +81,29 @@ def test_prompts_count_in_the_length_of_a_text_but_not_in_its_identity(make_trai
     doubled = make_trainer(train_dataset=Dataset.from_list(rows[4:] * 2), prompts=PROMPTS, no_duplicates=True)
     for batch in doubled.get_train_dataloader():
         assert len(set(batch["text_ids"].flatten().tolist())) == len(batch["text_ids"])
+
+
+def test_texts_of_one_word_differ_after_a_prompt_whose_space_belongs_to_the_word(tiny_model, tmp_path):
+    """As in RoBERTa: "find: cat" begins with as many tokens as "find: " has, and "cat" is in the last of them."""
+    words = Tokenizer(BPE(unk_token="<unk>"))
+    words.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    words.train_from_iterator(["find: cat dog tree river", "cat dog"] * 9, BpeTrainer(special_tokens=special))
+    words.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    names = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, model_max_length=64, **names)
+    assert len(tokenizer("find: ")["input_ids"]) == len(tokenizer("find: cat")["input_ids"])
+
+    rows = [{"anchor": word, "positive": word} for word in ("cat", "dog", "tree", "river")]
+    arguments = ContrastiveTrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, prompts=PROMPTS | {"positive": "a find: "}
+    )
+    trainer = ContrastiveTrainer(
+        tiny_model(pooler_type="mean"), arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
+    text_ids = batch_of(trainer)["text_ids"]
+    assert text_ids[:, 0].equal(text_ids[:, 1])
+    assert len(text_ids.unique()) == len(rows)
 
 
 @pytest.mark.parametrize("include_prompt", [True, False])

@@ -19,7 +19,7 @@ from pathlib import Path
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
-from modeling_layerpool.evaluation.development import development_evaluators
+from modeling_layerpool.evaluation.development import development_evaluators, parse_development_sets
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
 from modeling_layerpool.training.contrastive.arguments import DataArguments
@@ -108,15 +108,16 @@ def run(
 ) -> None:
     # 1. Data: read and checked before a model is loaded
     objective = OBJECTIVES[training_args.objective].from_arguments(training_args)
+    development_sets = parse_development_sets(data_args.validation_file or [])
     train_dataset = eval_dataset = evaluator = None
     if training_args.do_train:
-        evaluated = [data.name for data in data_args.development_sets.values()]
+        evaluated = [data.name for data in development_sets.values()]
         warn_of_same_files([source.name for source in data_args.sources], evaluated)
         train_dataset = read_sources(data_args, training_args, objective)
         if data_args.streaming:
             train_dataset = train_dataset.shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer_size)
     if training_args.do_eval:
-        evaluator, metrics, rows = development_evaluators(data_args.development_sets, data_args.column_names)
+        evaluator, metrics, rows = development_evaluators(development_sets, data_args.column_names)
         if rows is not None:
             eval_dataset = load_file(rows, objective, columns=data_args.column_names)
             metrics = metrics | ContrastiveTrainer.METRICS
@@ -160,7 +161,7 @@ def run(
                 write_model_card,
                 base_model=model_args.model_name_or_path,
                 train_data=[(source.name, source.parts or {}) for source in data_args.sources],
-                validation_data={name: data.source for name, data in data_args.development_sets.items()}
+                validation_data={name: data.source for name, data in development_sets.items()}
                 if training_args.do_eval
                 else None,
                 adapter=adapter,

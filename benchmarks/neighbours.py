@@ -16,7 +16,8 @@ from measuring import in_own_process, machine, peak_mib
 from tabulate import tabulate
 from tqdm.auto import tqdm
 
-from modeling_layerpool.training.contrastive.neighbours import NEIGHBOUR_SEARCHES, group_by_neighbours
+from modeling_layerpool.common.nearest_texts import NEIGHBOUR_SEARCHES
+from modeling_layerpool.training.contrastive.neighbours import group_by_neighbours
 
 
 HEADERS = ["rows", "search", "seconds", "growth of memory, MiB", "cosine in a group"]

@@ -11,7 +11,7 @@ import modeling_layerpool
 
 PACKAGE = Path(modeling_layerpool.__file__).parent
 # From the bottom to the top. Each may import itself and what is below it.
-LAYERS = ("models", "common", "evaluation", "training", "publishing")
+LAYERS = ("models", "common", "training", "evaluation", "publishing")
 
 
 def imported_modules(path):
@@ -35,9 +35,10 @@ def test_nothing_imports_upwards(layer):
             assert name.split(".")[1] not in above, f"{path.relative_to(PACKAGE)} imports {name}"
 
 
-def test_publishing_imports_nothing_of_the_training():
-    """A card is made from the facts that a trainer returns."""
-    for path in (PACKAGE / "publishing").rglob("*.py"):
+@pytest.mark.parametrize("layer", ["evaluation", "publishing"])
+def test_evaluation_and_publishing_import_nothing_of_the_training(layer):
+    """An evaluation knows an encoder, and a card is made from the facts that a trainer returns."""
+    for path in (PACKAGE / layer).rglob("*.py"):
         for name in imported_modules(path):
             assert name.split(".")[1] != "training", f"{path.name}: {name}"
 

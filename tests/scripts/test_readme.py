@@ -110,7 +110,7 @@ PROGRAMS = [
     "-m modeling_layerpool.publishing.convert",
     "-m modeling_layerpool.publishing.export_onnx",
     "-m modeling_layerpool.publishing.export_plain",
-    "-m modeling_layerpool.training.mine_negatives",
+    "-m modeling_layerpool.evaluation.mine_negatives",
 ]
 
 

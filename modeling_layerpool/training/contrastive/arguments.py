@@ -6,13 +6,12 @@ from typing import ClassVar
 from ...common.columns import SCORED_PAIR_COLUMNS
 from ...common.command_line import Range, check_used
 from ...common.errors import InputError
-from ...evaluation.development import parse_development_sets
-from ...evaluation.sts import STS_DATASETS
+from ...common.nearest_texts import NEIGHBOUR_SEARCHES, require_faiss
 from ...models.modeling_layerpool_poolers import POOLERS
 from ..data_arguments import TrainDataArguments
 from ..frozen import FreezeArguments
 from ..run_arguments import PackedRunArguments
-from .neighbours import NEIGHBOUR_SEARCHES, SHUFFLINGS, require_faiss
+from .neighbours import SHUFFLINGS
 from .objectives import OBJECTIVES
 from .prompts import parse_prompts
 from .sources import parse_sources
@@ -214,13 +213,12 @@ class DataArguments(TrainDataArguments):
             "help": "Data for evaluation and for choosing the best checkpoint: scored pairs (Spearman, Pearson), "
             "labeled pairs (average precision), a BEIR folder (retrieval metrics), or rows like the training data "
             "(loss). Several sets as FILE or NAME=FILE ...; the best checkpoint has the highest mean of their main "
-            f"metrics. Built-in sets from the Hub: {', '.join(STS_DATASETS)}."
+            "metrics. A name such as stsb alone is a built-in set of run_evaluation.py."
         },
     )
 
     def __post_init__(self):
         super().__post_init__()
-        self.development_sets = parse_development_sets(self.validation_file or [])
         datasets = self.dataset_name or []
         if self.dataset_config_name is not None and len(datasets) > 1:
             raise InputError("--dataset_config_name is for one dataset; of several, name each as NAME:CONFIG")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from modeling_layerpool.common import nearest_texts
 from modeling_layerpool.common.errors import InputError
 from modeling_layerpool.training.contrastive import neighbours
 from modeling_layerpool.training.contrastive.neighbours import (
@@ -59,7 +60,7 @@ def test_a_leader_whose_candidates_are_all_taken_looks_at_every_free_text():
 
 
 def test_faiss_that_searches_every_cell_groups_as_the_exact_search_does(monkeypatch, record_difference):
-    monkeypatch.setattr(neighbours.FaissSearch, "CELLS", 10**6)
+    monkeypatch.setattr(nearest_texts.FaissSearch, "CELLS", 10**6)
     for seed in range(3):
         embeddings = torch.randn(900, 16, generator=generator(seed))
         got = group_by_neighbours(embeddings, 5, generator(seed), search="faiss")
@@ -69,7 +70,7 @@ def test_faiss_that_searches_every_cell_groups_as_the_exact_search_does(monkeypa
 
 @pytest.mark.parametrize("count", [1, 2, 39, 700])
 def test_faiss_that_finds_too_little_still_fills_every_group(monkeypatch, count):
-    monkeypatch.setattr(neighbours.FaissSearch, "CELLS", 1)
+    monkeypatch.setattr(nearest_texts.FaissSearch, "CELLS", 1)
     embeddings = torch.randn(count, 16, generator=generator())
     groups = group_by_neighbours(embeddings, 5, generator(), search="faiss")
     assert sorted(number for group in groups for number in group) == list(range(count))
@@ -80,7 +81,7 @@ def test_faiss_finds_what_the_exact_search_finds_most_of_the_time():
     topics = torch.randn(400, 32, generator=generator())
     embeddings = topics[torch.arange(8000) % 400] + torch.randn(8000, 32, generator=generator(1))
     units = torch.nn.functional.normalize(embeddings, dim=-1)
-    exact, faiss = neighbours.ExactSearch(units), neighbours.FaissSearch(units)
+    exact, faiss = nearest_texts.ExactSearch(units), nearest_texts.FaissSearch(units)
     free = (torch.arange(8000) % 3 > 0).nonzero().squeeze(-1)
     leaders = list(range(0, 600, 3))
     found, expected = faiss(leaders, free, 10), exact(leaders, free, 10)
@@ -245,7 +246,7 @@ def test_what_does_not_fit_is_refused(make_trainer, options, message):
 
 
 def test_faiss_that_is_not_there_is_one_sentence(make_trainer, monkeypatch):
-    monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(nearest_texts.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"neighbour_search=faiss needs FAISS: pip install faiss-cpu"):
         make_trainer(shuffling="neighbours", neighbour_search="faiss")
 

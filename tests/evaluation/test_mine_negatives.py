@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import mine_hard_negatives
 
 from modeling_layerpool.evaluation.loading import load_encoder
-from modeling_layerpool.training.mine_negatives import MiningOptions, main, mine_negatives
+from modeling_layerpool.evaluation.mine_negatives import MiningOptions, main, mine_negatives
 from tests.processes import ROOT, flags
 
 

@@ -1,7 +1,7 @@
 """
 Mine hard negatives: texts that a model finds near an anchor, but that are not its positive.
 
-    python -m modeling_layerpool.training.mine_negatives --model_name_or_path runs/nli \\
+    python -m modeling_layerpool.evaluation.mine_negatives --model_name_or_path runs/nli \\
         --train_file pairs.jsonl --output_file triplets.jsonl
 
 Writes a file that `run_contrastive.py --objective supervised` trains on. See docs/hard-negatives.md.
@@ -23,15 +23,14 @@ from ..common.columns import COLUMNS, ColumnNames
 from ..common.command_line import Range, check_arguments, read_arguments
 from ..common.errors import InputError, usage_errors
 from ..common.folders import output_folder
+from ..common.nearest_texts import NEIGHBOUR_SEARCHES, FaissSearch
 from ..common.rows import check_text, read_rows, require_columns, row_name
-from ..evaluation.encoders import CachingEncoder, Encoder, encode_queries_and_documents
-from ..evaluation.loading import load_encoder
-from ..evaluation.retrieval import search
-from .contrastive.neighbours import FaissSearch
+from .encoders import CachingEncoder, Encoder, encode_queries_and_documents
+from .loading import load_encoder
+from .retrieval import search
 
 
 SAMPLINGS = ("top", "random")
-SEARCHES = ("exact", "faiss")
 CANDIDATES_FOR_A_NEGATIVE = 10
 ANCHORS_AT_ONCE = 1024
 
@@ -113,7 +112,7 @@ class MiningArguments(MiningOptions):
     neighbour_search: str = field(
         default="exact",
         metadata={
-            "choices": SEARCHES,
+            "choices": tuple(NEIGHBOUR_SEARCHES),
             "help": "Compute all cosines (exact), or search with an index of FAISS, which is faster for a large "
             "corpus and may miss a text (faiss).",
         },

@@ -323,7 +323,7 @@ def describe_end(trainer: LayerPoolTrainer, commands: Mapping[str, Sequence[str]
 
 def describe_pooler(model: PreTrainedModel) -> str:
     """The pooler of a model and the hidden states that it reads, in words."""
-    base = getattr(model.pooler, "residual", None)
+    base = model.pooler.residual
     name = model.config.pooler_type if base is None else f"{base} + {model.config.pooler_type}"
     return f"{name} over the hidden states {', '.join(map(str, model.pooler.states))}"
 

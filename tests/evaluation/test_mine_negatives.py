@@ -12,6 +12,7 @@ from sentence_transformers.util import mine_hard_negatives
 
 from modeling_layerpool.evaluation.loading import load_encoder
 from modeling_layerpool.evaluation.mine_negatives import MiningOptions, main, mine_negatives
+from tests.files import write_rows
 from tests.processes import ROOT, flags
 
 
@@ -140,7 +141,7 @@ def mine(tmp_path, monkeypatch, capsys, tiny_folder):
     """Runs the command in a folder with the file pairs.jsonl, and returns exit code, output and error."""
     monkeypatch.chdir(tmp_path)
     rows = [{"query": anchor, "answer": positive} for anchor, positive in PAIRS]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows((tmp_path / "pairs.jsonl"), rows)
     (tmp_path / "corpus.txt").write_text("\n".join(CORPUS))
     defaults = {
         "model_name_or_path": tiny_folder,

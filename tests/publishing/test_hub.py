@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from modeling_layerpool import LayerPoolBertModel
 from tests.conftest import SENTENCES, assert_close_to
+from tests.files import write_rows
 from tests.hub_server import running_hub
 from tests.processes import ROOT
 from tests.training.conftest import triplets
@@ -78,7 +79,7 @@ def test_a_run_is_published_and_opened_from_the_hub_by_its_commit_and_then_offli
 ):
     server, address = hub
     train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in triplets(8)))
+    write_rows(train, triplets(8))
     out = tmp_path / "out"
     run(
         [

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertModel, pipeline
 
 from modeling_layerpool import load_heads
+from tests.files import write_rows
 from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS
@@ -27,11 +28,6 @@ def texts(count, start=0):
     for row in range(start, start + count):
         words = [WORDS[(row * 7 + place * (row % 5 + 1)) % len(WORDS)] for place in range(row % 9 + 1)]
         yield " ".join([*words, *(["good"] if row % 2 else [])])
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def rows_of(kind, count, start=0):

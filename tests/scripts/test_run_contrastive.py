@@ -28,17 +28,13 @@ from modeling_layerpool.evaluation import evaluate_retrieval, load_encoder
 from modeling_layerpool.evaluation.retrieval import read_retrieval_folder
 from tests.conftest import assert_close_to
 from tests.evaluation.data import write_retrieval
+from tests.files import write_rows
 from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
 
 
 SCRIPT = ROOT / "run_contrastive.py"
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from transformers import (
 from modeling_layerpool import LayerPoolBertForSequenceClassification, LayerPoolBertModel, LayerPoolRobertaModel
 from modeling_layerpool.training.masked_lm.texts import tokenize_texts
 from modeling_layerpool.training.masked_lm.trainer import MaskedLanguageArguments, MaskedLanguageTrainer
+from tests.files import write_rows
 from tests.processes import ROOT, flags, launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import WORDS, triplets
@@ -37,11 +38,6 @@ SMALL = "hidden_size=32,num_hidden_layers=2,num_attention_heads=4,intermediate_s
 def sentences(count, start=0):
     for row in range(start, start + count):
         yield " ".join(WORDS[(row * 5 + place * (row % 4 + 1)) % len(WORDS)] for place in range(row % 9 + 2))
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from modeling_layerpool.training import OBJECTIVES
 from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.masked_lm.texts import load_texts
 from tests import fuzz_inputs as inputs
+from tests.files import write_rows
 
 
 TRAINING_SCRIPTS = [script for script in inputs.RUNS if script != "run_evaluation.py"]
@@ -200,7 +201,7 @@ def test_weights_that_the_last_update_made_infinite_are_not_saved(run, here, scr
 
 def test_a_metric_that_is_not_defined_is_null_in_the_results(run, here):
     rows = [{"sentence1": "red", "sentence2": "red cat", "score": score} for score in (1, 2, 3)]
-    (here / "data/same.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(here / "data/same.jsonl", rows)
     code, said = run("run_contrastive.py", 1, validation_file="data/same.jsonl", save_strategy="no")
     assert code == 0, said
     for path in (here / "out").glob("*.json"):

@@ -8,16 +8,12 @@ import pytest
 from datasets import Dataset
 from huggingface_hub import ModelCard
 
+from tests.files import write_rows
 from tests.processes import ROOT, flags, launch
 from tests.training.conftest import triplets
 
 
 SCRIPT = ROOT / "run_contrastive.py"
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture

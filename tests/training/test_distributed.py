@@ -1,6 +1,5 @@
 """Two real processes (gloo, on the CPU), started as a user would."""
 
-import json
 import shutil
 from itertools import product
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.files import write_rows
 from tests.processes import ROOT, launch
 from tests.training.conftest import triplets
 
@@ -51,7 +51,7 @@ def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results,
 @pytest.mark.long
 def test_two_processes_resume_bit_identical(tiny_folder, tmp_path):
     train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in triplets(11)))
+    write_rows(train, triplets(11))
 
     def run(folder, *more):
         done = launch(

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import itertools
-import json
 import logging
 import os
 import resource
@@ -30,6 +29,7 @@ from modeling_layerpool.training.fault_tolerance import (
     last_whole_checkpoint,
     save_on_sigterm,
 )
+from tests.files import write_rows
 from tests.processes import ROOT, Running, launch, start_group
 from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
@@ -45,7 +45,7 @@ def command(tmp_path_factory, shared_tokenizer):
     torch.manual_seed(0)
     LayerPoolBertModel(LayerPoolBertConfig(**TINY_BERT)).save_pretrained(folder / "tiny")
     shared_tokenizer.save_pretrained(folder / "tiny")
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in triplets(14)))
+    write_rows((folder / "train.jsonl"), triplets(14))
 
     def make(output_dir, *more):
         flags = (

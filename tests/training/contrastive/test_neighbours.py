@@ -1,6 +1,5 @@
 """Rows in an order in which like stands by like: exact groups, every row once, resumable, on several processes."""
 
-import json
 import time
 
 import numpy as np
@@ -20,6 +19,7 @@ from modeling_layerpool.training.contrastive.neighbours import (
     group_by_neighbours,
     group_by_words,
 )
+from tests.files import write_rows
 from tests.processes import ROOT, launch
 from tests.training.conftest import triplets
 
@@ -211,7 +211,7 @@ def test_two_processes_take_the_same_rows_as_one(tiny_model, tokenizer, tmp_path
     tiny_model(pooler_type="mean", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in triplets(18)))
+    write_rows(train, triplets(18))
     found = []
     for processes in (1, 2):
         output = tmp_path / str(processes)

@@ -14,6 +14,7 @@ from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainingArguments
 from modeling_layerpool.training.batching import model_inputs
 from modeling_layerpool.training.contrastive.data import load_file
 from modeling_layerpool.training.losses import batch_softmax_contrastive, cosent, cosine_bce, cosine_mse
+from tests.files import write_rows
 from tests.processes import ROOT, launch
 from tests.training.conftest import triplets
 
@@ -121,7 +122,7 @@ def test_two_processes_train_like_one(tiny_model, tokenizer, tmp_path, loss):
     tiny_model(pooler_type="mean", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     train = tmp_path / "train.jsonl"
-    train.write_text("".join(json.dumps(row) + "\n" for row in scored(7)))
+    write_rows(train, scored(7))
     found = []
     for processes in (1, 2):
         output = tmp_path / str(processes)

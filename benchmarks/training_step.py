@@ -7,7 +7,7 @@ Compare a training step here, in sentence-transformers, and on one padded batch:
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --compile
 
 Same weights (all-MiniLM-L6-v2), the same tokenized triplets, drawn at random (seed 0), one process. Each batch is one
-step of every way, in turns; median, least and most are over the batches. `training_run.py` times whole runs. `limit` is
+step of every way, in turns; median, least and most are over the batches; training_run.py times whole runs. "limit" is
 the time of a step here if no token were padding and every token cost the same. --cached compares gradient caching here
 with CachedMultipleNegativesRankingLoss, at the same number of texts at a time. Figures and their machine:
 docs/performance.md.

@@ -6,14 +6,16 @@ Compare a training step here, in sentence-transformers, and on one padded batch:
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --row_lengths 64 128 256
     python benchmarks/training_step.py --train_file nli/train.jsonl.gz --batch_sizes 128 --compile
 
-Same weights (all-MiniLM-L6-v2), same tokenized triplets, one process, alternating. `limit` is the time of a step here
-if no token were padding and every token cost the same. --cached compares gradient caching here with
-CachedMultipleNegativesRankingLoss, at the same number of texts at a time. Figures and their machine:
+Same weights (all-MiniLM-L6-v2), the same tokenized triplets, drawn at random (seed 0), one process. Each batch is one
+step of every way, in turns; median, least and most are over the batches; training_run.py times whole runs. "limit" is
+the time of a step here if no token were padding and every token cost the same. --cached compares gradient caching here
+with CachedMultipleNegativesRankingLoss, at the same number of texts at a time. Figures and their machine:
 docs/performance.md.
 """
 
 import argparse
 import itertools
+import random
 import statistics
 import tempfile
 import time
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--train_file", required=True, help="triplets: anchor, positive, negative")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[128])
     parser.add_argument("--precisions", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, default=20, help="random batches, each of which is one step")
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--without_padded", action="store_true", help="skip the padded batch, which is the slowest")
     parser.add_argument("--cached", action="store_true", help="compare gradient caching")
@@ -168,23 +170,31 @@ def main() -> None:
         optimizers[name].zero_grad()
         return time.perf_counter() - begin
 
-    print(f"{machine()}, rounds {options.rounds}")
+    print(f"{machine()}, batches {options.batches}")
+    every_row = [row for _, row in read_rows(options.train_file)]
     first, *_ = ways
     for batch_size in options.batch_sizes:
-        rows = [row for _, row in itertools.islice(read_rows(options.train_file), batch_size)]
-        inputs = {name: way[1](rows) for name, way in ways.items()}
+        draw = random.Random(0)
         runs = list(itertools.product(ways, options.precisions))
         seconds: dict[tuple[str, str], list[float]] = {run: [] for run in runs}
-        for number in tqdm(range(options.rounds + 1), desc=f"batch {batch_size}", leave=False):
-            for name, precision in runs:
-                spent = seconds_of_a_step(name, inputs[name][0], precision)
-                if number > 0:  # the first one warms up
-                    seconds[name, precision].append(spent)
+        computed_per_real: dict[str, list[float]] = {name: [] for name in ways}
+        for number in tqdm(range(options.batches + 1), desc=f"batch {batch_size}", leave=False):
+            rows = draw.sample(every_row, batch_size)
+            inputs = {name: way[1](rows) for name, way in ways.items()}
+            spent = {
+                (name, precision): seconds_of_a_step(name, inputs[name][0], precision) for name, precision in runs
+            }
+            if number == 0:  # the first one warms up
+                continue
+            for run in runs:
+                seconds[run].append(spent[run])
+            for name, (_, real, computed) in inputs.items():
+                computed_per_real[name].append(computed / real)
         table = []
         for (name, precision), times in seconds.items():
-            _, real, computed = inputs[name]
-            row = [name, precision, computed / real, statistics.median(times), min(times), max(times)]
-            row.append(statistics.median(times) * real / computed)
+            padding = statistics.median(computed_per_real[name])
+            row = [name, precision, padding, statistics.median(times), min(times), max(times)]
+            row.append(statistics.median(times) / padding)
             for own_precision in options.precisions:
                 ratios = [other / own for other, own in zip(times, seconds[first, own_precision], strict=True)]
                 row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

@@ -5,6 +5,8 @@ Notation: `b` rows of this process, `B` columns gathered from all processes (`B 
 per row, `h` width, `tau` temperature.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 
@@ -91,7 +93,7 @@ def info_nce(
         count = negatives.shape[1]
         own_negatives = columns + targets.unsqueeze(1) * count + torch.arange(count, device=targets.device)
     # Autocast would multiply in half precision, and a temperature of 0.05 makes the error 20 times larger.
-    with torch.autocast(anchors.device.type, enabled=False):
+    with without_autocast(anchors):
         queries, candidates = _normalize(anchors), _normalize(candidates)
         loss = Classification(
             queries,
@@ -193,7 +195,7 @@ def batch_softmax_contrastive(
         raise ValueError(f"answer_text_ids names {len(answer_text_ids)} texts, which are not those of the columns.")
     row_text_ids = [ids for ids in (query_text_ids, _take(answer_text_ids, targets)) if ids is not None]
     directions = []
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries):
         all_queries, candidates = query_columns, torch.cat([answers, extra])
         if normalization == "l2":
             queries, all_queries, candidates = map(_normalize, (queries, all_queries, candidates))
@@ -287,7 +289,7 @@ def rank_by_score(similarities: torch.Tensor, scores: torch.Tensor) -> torch.Ten
 
 
 def _cosines(queries: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    with torch.autocast(queries.device.type, enabled=False):
+    with without_autocast(queries):
         return (_normalize(queries) * _normalize(answers)).sum(dim=-1)
 
 
@@ -333,9 +335,15 @@ def token_contrast(
             f"{anchors} anchors, but positive_index of shape {tuple(positive_index.shape)} and negative_index of "
             f"shape {tuple(negative_index.shape)}."
         )
-    with torch.autocast(states.device.type, enabled=False):
+    with without_autocast(states):
         units = _normalize(states)
         return TokenContrastInBlocks.apply(units, anchor_index, positive_index, negative_index, 1 / temperature)
+
+
+def without_autocast(x: torch.Tensor) -> AbstractContextManager:
+    """Operations in the precision of their inputs, on the device of `x`."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _take(ids: torch.Tensor | None, indices: torch.Tensor) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ....common.command_line import Range, check_used
 from ....common.errors import InputError
 from ....models.modeling_layerpool_packing import at_least_float32
-from ...losses import cosent, rank_by_score
+from ...losses import cosent, rank_by_score, without_autocast
 from .base import EmbeddedBatch
 from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
 
@@ -89,7 +89,7 @@ def angle_similarities(first: torch.Tensor, second: torch.Tensor) -> torch.Tenso
     The halves of an embedding are the real and the imaginary parts of a complex vector of length 1. The similarity is
     the absolute value of the summed real and imaginary parts of `x * conj(y)`. An odd width is padded with a zero.
     """
-    with torch.autocast(first.device.type, enabled=False):
+    with without_autocast(first):
         x, y = (_complex_halves(embeddings) for embeddings in (first, second))
         product = (x * y.conj()).sum(dim=-1)
         return (product.real + product.imag).abs()

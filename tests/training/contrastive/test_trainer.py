@@ -258,8 +258,9 @@ def test_gradient_caching_is_exact_with_noise_on(make_trainer, tiny_model, optio
     cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
 
     def plain_step():
-        loss = trainer.compute_loss(trainer.model.train(), batch)
-        loss.backward()
+        with trainer.drawing_masks():
+            loss = trainer.compute_loss(trainer.model.train(), batch)
+            loss.backward()
         return loss
 
     plain_loss, plain = gradients_of(trainer, plain_step)
@@ -280,8 +281,9 @@ def test_gradient_caching_keeps_the_scale_of_float16(make_trainer):
     cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
 
     def plain_step():
-        loss = trainer.compute_loss(trainer.model.train(), batch)
-        loss.backward()
+        with trainer.drawing_masks():
+            loss = trainer.compute_loss(trainer.model.train(), batch)
+            loss.backward()
         return loss
 
     plain_loss, plain = gradients_of(trainer, plain_step)

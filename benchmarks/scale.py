@@ -36,7 +36,7 @@ from modeling_layerpool.training.loss_kernels import BLOCK_LOGITS
 
 
 FLOAT, INTEGER = 4, 8  # bytes: embeddings are gathered in float32, also under bf16 autocast, and text ids as int64
-# Peak memory of gather, loss and backward pass over that of the gathered embeddings: measured, see docs/scale.md.
+# Peak memory of gather, loss and backward pass over that of the gathered embeddings, as measured for docs/scale.md.
 COPIES = 5.3
 MODELS = {"MiniLM (6 layers, 384)": (6, 384), "BERT base (12, 768)": (12, 768), "BERT large (24, 1024)": (24, 1024)}
 PER_MACHINE = 8
@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[8, 64, 1024])
     parser.add_argument("--batches", type=int, nargs="+", default=[2**16, 2**18, 2**20], help="rows of all processes")
     parser.add_argument("--texts", type=int, default=3, help="texts of a row: 3 with one hard negative")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of a row, all its texts together")
+    parser.add_argument("--tokens", type=int, default=52, help="tokens of a row, as an average NLI triplet")
     parser.add_argument("--encoder_rate", type=float, default=400, help="TFLOP/s of the encoder, in bf16")
     parser.add_argument("--loss_rate", type=float, default=27, help="TFLOP/s of the loss, in float32")
     parser.add_argument("--link", type=float, default=50, help="GB/s of each process to other machines")

@@ -4,11 +4,11 @@ Measure a stream of rows through the data loader of a run: rows per second, and 
     python benchmarks/streaming.py
     python benchmarks/streaming.py --rows 10000000
 
-Writes random pairs (8 to 40 random words) into two files and reads them as run_contrastive.py --streaming does: checked,
-shuffled in a buffer of 10,000 rows, tokenized and packed into batches by the data workers. `one file` is --train_file,
-of which only one worker can read; `two files` is a dataset of the Hub with two files. The stream starts again at the
-end of the files. Memory is resident, of the process and its workers together, after a tenth, a half and all of the
-rows. No model runs, so a worker of a run waits where this one does not. Figures and their machine: docs/scale.md.
+Writes random pairs (texts of 8 to 40 words) into two files and reads them as run_contrastive.py --streaming does:
+checked, shuffled in a buffer of 10,000 rows, tokenized and packed into batches by the data workers. `one file` is
+--train_file, of which only one worker can read; `two files` is a dataset of the Hub with two files. The stream starts
+again at the end of the files. Memory is resident, of the process and its workers together, after a tenth, a half and
+all of the rows. No model runs, so that nothing but the workers takes time. Figures and their machine: docs/scale.md.
 """
 
 import argparse

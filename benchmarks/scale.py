@@ -37,7 +37,7 @@ from modeling_layerpool.training.loss_kernels import BLOCK_LOGITS
 
 FLOAT, INTEGER = 4, 8  # bytes: embeddings are gathered in float32, also under bf16 autocast, and text ids as int64
 # Peak memory of gather, loss and backward pass over that of the gathered embeddings, as measured for docs/scale.md.
-COPIES = 5.3
+COPIES = 5.4
 MODELS = {"MiniLM (6 layers, 384)": (6, 384), "BERT base (12, 768)": (12, 768), "BERT large (24, 1024)": (24, 1024)}
 PER_MACHINE = 8
 
@@ -105,15 +105,17 @@ def costs(options: argparse.Namespace) -> str:
         for batch in options.batches:
             step = Step(processes, batch // processes, options.texts, width, layers, options.tokens)
             sent = step.traffic(step.parameters)
-            # Rings over all links of a machine: its processes share the traffic of the machine.
+            # Rings use all links of a machine, so its processes share what comes from other machines: all embeddings
+            # once in each direction, and the model's gradients twice.
             shared = min(processes, PER_MACHINE)
-            gather = 2 * (step.gathered * (1 - shared / processes)) / shared / (options.link * 1e9)
+            foreign = 2 * (step.gathered + step.parameters * FLOAT) * (1 - shared / processes)
+            network = foreign / shared / (options.link * 1e9)
             table.append(
                 [
                     *(processes, batch, step.rows, sent["gather: embeddings"] / 1e9),
                     *(sent["all-reduce: gradients of the model"] / 1e9, step.memory / 1e9),
                     *(step.loss_operations / 1e12, step.encoder_operations / 1e12),
-                    1e3 * gather,
+                    1e3 * network,
                     1e3 * step.loss_operations / (options.loss_rate * 1e12),
                     1e3 * step.encoder_operations / (options.encoder_rate * 1e12),
                 ]
@@ -150,15 +152,15 @@ def alternatives(options: argparse.Namespace) -> str:
     ring_memory = 4 * step.gathered * share / processes
     ways = {
         "one gather, one reduce-scatter (here)": (2 * network, step.memory, 1),
-        "the same without the anchors": (2 * network * share, step.memory * share, 1),
-        "the same in bf16": (network * share, step.memory * share / 2, 1),
-        "two levels: a gather between machines, a ring in each": (
+        "without the anchors": (2 * network * share, step.memory * share, 1),
+        "without the anchors, in bf16": (network * share, step.memory * share / 2, 1),
+        "two levels: a gather between machines, a ring in each, float32": (
             2 * network * share,
             step.memory * share / PER_MACHINE,
             4 / 3,
         ),
         # The columns go round twice and their gradients once, and one link of a machine carries all of it.
-        "a ring of all processes": (3 * network * share * PER_MACHINE, ring_memory, 4 / 3),
+        "a ring of all processes, float32": (3 * network * share * PER_MACHINE, ring_memory, 4 / 3),
     }
     table = [[name, sent / 1e9, memory / 1e9, work] for name, (sent, memory, work) in ways.items()]
     headers = ["way", "through a link, GB", "memory, GB", "arithmetic of the loss"]
@@ -326,6 +328,8 @@ def main() -> None:
         print(f"Batches at which something gives way\n{limits(options)}\n")
         print(f"{options.processes[-1]:,} processes, batch {options.batches[-1]:,}\n{alternatives(options)}")
         return
+    if not Path("/proc/self/io").exists():
+        parser.error("--measure reads /proc/self/io, which only Linux has")
     table = []
     for processes in tqdm(options.measure, desc="Processes", leave=False):
         for name, (expected, sent) in measure(options, processes).items():

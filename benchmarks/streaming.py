@@ -105,6 +105,10 @@ def main() -> None:
         source, workers, folder = options.one.split(",")
         print(*stream(source, int(workers), Path(folder), options.rows, options.batch_size))
         return
+    if not Path("/proc/self/smaps_rollup").exists():
+        parser.error("the memory of a process is read from /proc/self/smaps_rollup, which only Linux has")
+    if options.rows < PARTS * options.batch_size:
+        parser.error(f"--rows {options.rows} are less than {PARTS} batches; use {PARTS * options.batch_size} or more")
     tokenizer, draw = AutoTokenizer.from_pretrained(get_model_path()), random.Random(0)
     words = [word for word in sorted(tokenizer.get_vocab()) if word.isalpha()]
     rows = options.rows // options.batch_size // PARTS * options.batch_size  # of a part

@@ -43,7 +43,9 @@ def encode_in_onnx_runtime(
     for begin in range(0, len(texts), batch_size):
         batch = [texts[index] for index in order[begin : begin + batch_size]]
         inputs = tokenizer(batch, padding=True, truncation=True, return_tensors="np", return_token_type_ids=False)
-        parts.append(session.run(None, {name: value.astype(np.int64) for name, value in inputs.items()})[0])
+        parts.append(
+            session.run(["pooler_output"], {name: value.astype(np.int64) for name, value in inputs.items()})[0]
+        )
     return np.concatenate(parts)[np.argsort(order)]
 
 

@@ -3,11 +3,13 @@ Compare `encode` with `SentenceTransformer.encode`: same weights, same texts, fl
 
     python benchmarks/encode.py --file stsb/test.jsonl --column sentence1
 
-Prints seconds, texts per second and the ratio over the rounds. Figures and their machine: docs/performance.md.
+Each round takes other texts, drawn at random (seed 0). Prints seconds, texts per second and the ratio over the rounds.
+Figures and their machine: docs/performance.md.
 """
 
 import argparse
 import itertools
+import random
 import statistics
 import time
 
@@ -26,12 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--file", nargs="+", required=True, help="rows with a text in --column")
     parser.add_argument("--column", default="text")
-    parser.add_argument("--texts", type=int, default=2000)
+    parser.add_argument("--texts", type=int, default=2000, help="texts of a round")
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     rows = itertools.chain.from_iterable(read_rows(file) for file in options.file)
-    texts = [row[options.column] for _, row in itertools.islice(rows, options.texts)]
+    every_text = [row[options.column] for _, row in rows]
+    texts, draw = every_text, random.Random(0)
     tokenizer = AutoTokenizer.from_pretrained(get_model_path())
     tokenizer.model_max_length = options.max_length
     model = LayerPoolBertModel.from_pretrained(get_model_path(), pooler_type="mean")
@@ -43,13 +46,15 @@ def main() -> None:
         "here, layer_attention": lambda: attention.encode(texts, tokenizer, normalize=True),
         "sentence-transformers": lambda: other.encode(texts, show_progress_bar=False),
     }
-    found = {name: way() for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(options.rounds), desc="Rounds", leave=False):
+    for number in tqdm(range(options.rounds + 1), desc="Rounds", leave=False):
+        texts = draw.sample(every_text, min(options.texts, len(every_text)))
+        found = {}
         for name, way in ways.items():
             begin = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - begin)
+            found[name] = way()
+            if number > 0:  # the first one warms up
+                seconds[name].append(time.perf_counter() - begin)
     lengths = [len(ids) for ids in tokenizer(texts, truncation=True)["input_ids"]]
     table = []
     for name, times in seconds.items():
@@ -57,7 +62,8 @@ def main() -> None:
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         middle = statistics.median(times)
         table.append([name, middle, min(times), max(times), len(texts) / middle, statistics.median(ratios), spread])
-    print(f"{len(texts)} texts, {statistics.mean(lengths):.1f} tokens on average, at most {max(lengths)}")
+    average = statistics.mean(lengths)
+    print(f"{len(texts)} texts a round; the last: {average:.1f} tokens on average, at most {max(lengths)}")
     print(f"{machine()}, rounds {options.rounds}")
     headers = ["way", "median s", "min", "max", "texts a s", "times as fast", "spread"]
     print(tabulate(table, headers=headers, floatfmt=".2f"))

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--pairs", required=True, help="rows with premise, hypothesis and label")
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--direct_steps", type=int, default=12, help="steps through the encoder in each round")
+    parser.add_argument("--direct_steps", type=int, default=20, help="steps through the encoder in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--poolers",

@@ -5,9 +5,10 @@ Compare a training step with LoRA to full fine-tuning: peak memory and time.
     python benchmarks/lora.py --models minilm --batch_size 64 --rounds 2
 
 Both use the trainer on the same weights (all-MiniLM-L6-v2, or random ones of the shape of BERT base) and the same
-random tokens: forward, loss, backward, AdamW. Memory is measured in a process per variant, as the growth of its
-resident memory from before the model is loaded: weights, gradients, optimizer and activations. Time is the CPU time of
-all threads, which other programs disturb little, alternating in one process. Figures and their machine: docs/peft.md.
+random tokens: forward, loss, backward, AdamW. All texts have one length: a micro-benchmark of a shape. Memory is
+measured in a process per variant, as the growth of its resident memory from before the model is loaded: weights,
+gradients, optimizer and activations. Time is the CPU time of all threads, which other programs disturb little,
+alternating in one process. Figures and their machine: docs/peft.md.
 """
 
 import argparse

@@ -3,11 +3,12 @@ Measure time and memory of grouping rows by their nearest neighbors, as `--shuff
 
     python benchmarks/neighbours.py --rows 10000 100000
 
-Uses random embeddings around random topics, and a process for each size and search. The time excludes embedding the
-rows. Figures and their machine: docs/performance.md.
+Uses random embeddings around random topics, other ones in each round, and a process for each measurement. The time
+excludes embedding the rows. Figures and their machine: docs/performance.md.
 """
 
 import argparse
+import statistics
 import time
 from itertools import product
 
@@ -20,15 +21,15 @@ from modeling_layerpool.common.nearest_texts import NEIGHBOUR_SEARCHES
 from modeling_layerpool.training.contrastive.neighbours import group_by_neighbours
 
 
-HEADERS = ["rows", "search", "seconds", "growth of memory, MiB", "cosine in a group"]
+HEADERS = ["rows", "search", "median s", "min", "max", "growth of memory, MiB", "cosine in a group"]
 
 
-def measure(rows: int, width: int, group_size: int, search: str) -> tuple[float, float, float]:
+def measure(rows: int, width: int, group_size: int, search: str, seed: int) -> tuple[float, float, float]:
     """
     Return the seconds, the MiB that grouping adds to the peak memory, and the mean cosine of the members of a group
     to its first one.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     # Texts have topics: about 20 of them are near each other.
     topics = torch.randn(rows // 20 + 1, width, generator=generator)
     embeddings = topics[torch.randint(len(topics), (rows,), generator=generator)]
@@ -52,16 +53,22 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--group_size", type=int, default=5)
     parser.add_argument("--searches", nargs="+", choices=NEIGHBOUR_SEARCHES, default=list(NEIGHBOUR_SEARCHES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of a single measurement
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a single measurement with this number of rows
     options = parser.parse_args()
     if options.one:
-        print(*measure(options.one, options.width, options.group_size, options.searches[0]))
+        print(*measure(options.one, options.width, options.group_size, options.searches[0], options.seed))
         return
     table = []
     for rows, search in tqdm(list(product(options.rows, options.searches)), desc="Sizes", leave=False):
-        table.append([rows, search, *in_own_process("--one", rows, "--searches", search)])
+        flags = ("--one", rows, "--searches", search, "--seed")
+        rounds = [in_own_process(*flags, seed) for seed in range(options.rounds)]
+        seconds, growth, cosine = zip(*rounds, strict=True)
+        times = [f(seconds) for f in (statistics.median, min, max)]
+        table.append([rows, search, *times, statistics.median(growth), statistics.median(cosine)])
     print(f"{machine()}, width {options.width}")
-    print(tabulate(table, headers=HEADERS, floatfmt=("", "", ".1f", ".0f", ".4f"), intfmt=","))
+    print(tabulate(table, headers=HEADERS, floatfmt=("", "", ".1f", ".1f", ".1f", ".0f", ".4f"), intfmt=","))
 
 
 if __name__ == "__main__":

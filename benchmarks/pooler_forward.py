@@ -3,8 +3,9 @@ Compare the layer-attention pooler with one that recomputes keys and values for 
 
     python benchmarks/pooler_forward.py
 
-Same weights, same inputs, one process, alternating. Prints milliseconds and the ratio over the rounds, and writes
-nothing. Figures and their machine: docs/performance.md.
+Same weights, same random inputs, one process, alternating: a micro-benchmark of one shape, which the lengths of texts
+do not change. Prints milliseconds and the ratio over the rounds, and writes nothing. Figures and their machine:
+docs/performance.md.
 """
 
 import argparse

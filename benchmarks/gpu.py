@@ -129,7 +129,7 @@ def run(name: str, options: argparse.Namespace) -> bool:
     results = Results(options.results, name)
     reasons = [reason for reason in map(what_lacks, PARTS[name].needs) if reason]
     if reasons:
-        results.end("skipped", f"{reasons[0]}, with {versions()}")
+        results.end("skipped", f"{reasons[0]}; installed: {versions()}")
         return True
     process = multiprocessing.get_context(options.start).Process(
         target=run_in_this_process, args=(name, results, options)

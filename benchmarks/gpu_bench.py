@@ -40,6 +40,7 @@ class Shapes:
     loss_batches: tuple[int, ...] = (4096, 16384, 65536)
     exact_batch: int = 1024
     texts: int = 16384
+    encode_batches: tuple[int, ...] = (32, 256)  # of sentence-transformers, whose default is 32
     matrix: int = 8192
     rounds: int = 20
 
@@ -63,6 +64,7 @@ TINY = Shapes(
     loss_batches=(64,),
     exact_batch=32,
     texts=64,
+    encode_batches=(32,),
     matrix=64,
     rounds=2,
 )

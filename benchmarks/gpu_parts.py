@@ -154,7 +154,7 @@ def measure_loss(bench: Bench) -> None:
 
     losses = {"in blocks": lambda *texts: info_nce(*texts, temperature=TEMPERATURE), "whole matrix": whole_matrix}
     if bench.is_gpu:  # on a CPU, compiling takes longer than all parts together
-        losses["whole matrix, compiled"] = torch.compile(whole_matrix)
+        losses["whole matrix, compiled"] = torch.compile(whole_matrix, dynamic=False)
     for size in bench.shapes.loss_batches:
         width = bench.shapes.model.get("hidden_size", 768)
         texts = [torch.randn(size, width, device=bench.device, requires_grad=True) for _ in range(2)]
@@ -173,13 +173,16 @@ def measure_encode(bench: Bench) -> None:
         theirs = None
         with contextlib.suppress(ImportError):
             theirs = open_theirs(bench, folder, "sdpa")
-    model, exact = bench.model("mean"), None
+    exact = None
     for dtype in dtypes:
-        ways = {"here": lambda _: model.encode(texts, tokenizer)}
-        model.to(dtype)
+        model = bench.model("mean").to(dtype)
+        ways = {"here": lambda _, model=model: model.encode(texts, tokenizer)}
         if theirs is not None:
             theirs.to(dtype)
-            ways["sentence-transformers"] = lambda _: theirs.encode(texts, show_progress_bar=False)
+            for size in bench.shapes.encode_batches:
+                ways[f"sentence-transformers, batches of {size}"] = lambda _, size=size: theirs.encode(
+                    texts, batch_size=size, show_progress_bar=False
+                )
         embeddings = torch.from_numpy(model.encode(texts, tokenizer)).double()
         exact = embeddings if exact is None else exact
         rate = bench.matrix_rate(dtype)

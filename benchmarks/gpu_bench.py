@@ -84,7 +84,7 @@ class Timing:
         if self.outcome:
             return {"median ms": self.outcome}
         times = [1000 * second for second in self.seconds]
-        return {"median ms": statistics.median(times), "range": f"{min(times):.4g} to {max(times):.4g}"}
+        return {"median ms": statistics.median(times), "range, ms": f"{min(times):.4g} to {max(times):.4g}"}
 
 
 class Bench:

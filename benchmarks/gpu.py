@@ -39,8 +39,8 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 def open_packages() -> None:
     """
-    Make the modules of modeling_layerpool importable one by one. The package itself imports all of them, and so
-    datasets, scikit-learn and newer releases than one of them may need.
+    Make the modules of modeling_layerpool importable one by one. The package itself imports all of them, which takes
+    datasets, scikit-learn and newer releases than most of them need.
     """
     if "modeling_layerpool" in sys.modules:
         return

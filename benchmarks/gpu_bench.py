@@ -7,6 +7,7 @@ triplets are distributed.
 
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -137,6 +138,7 @@ class Bench:
         except torch.cuda.OutOfMemoryError:
             timing.outcome = "out of memory"
         except Exception as error:
+            traceback.print_exc()
             timing.outcome = f"failed: {first_line(error)}"
             self.results.fail(f"{name}: {first_line(error)}")
         if self.is_gpu:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from gpu_bench import Bench, Timing, share
+from gpu_bench import Bench, Timing, first_line, share
 from gpu_steps import TEMPERATURE, as_texts, on_device, open_theirs, our_step, save_plain_bert, their_step
 
 
@@ -22,6 +22,8 @@ ATTENTIONS = (
     ("packed", "sdpa", 0.0),
     ("packed", "flash_attention_2", 0.0),
 )
+# What transformers raises where an attention needs a package that is not here, or downloads a kernel
+UNAVAILABLE = (ImportError, OSError, ValueError)
 
 
 class Part(NamedTuple):
@@ -73,12 +75,14 @@ def measure_against(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_plain_bert(bench, folder)
         models = {f"here, {pooler}": bench.model(pooler) for pooler in ("mean", "layer_attention")}
+        # Some kernels for packed input have no dropout, and a model with dropout then attends with a mask.
+        models["here, mean, no attention dropout"] = bench.model("mean", attention_probs_dropout_prob=0.0)
         missing = {}
         for name, attention in theirs.items():
             try:
                 models[f"sentence-transformers, {name}"] = open_theirs(bench, folder, attention)
-            except ImportError:
-                missing[f"sentence-transformers, {name}"] = f"not run: the package of {attention} is not installed"
+            except UNAVAILABLE as error:
+                missing[f"sentence-transformers, {name}"] = f"not run: {first_line(error)[:100]}"
     for size, is_cached in sizes:
         count = max(3, min(bench.shapes.rounds, 32 * 1024 // size))
         texts = [bench.sentences(3 * size, seed) for seed in range(count)]
@@ -97,7 +101,7 @@ def measure_against(bench: Bench) -> None:
                 row["time relative to the first"] = statistics.median(ratios) if ratios else None
             bench.results.add(**row, **{"added GiB": timing.gib})
     for name, outcome in missing.items():
-        bench.results.add(way=name, **Timing(outcome=outcome).columns)
+        bench.results.add(**{"batch": "any", "gradient caching": "-"}, way=name, **Timing(outcome=outcome).columns)
 
 
 def measure_attention(bench: Bench) -> None:
@@ -108,8 +112,8 @@ def measure_attention(bench: Bench) -> None:
         try:
             model = bench.model("mean", attention, attention_probs_dropout_prob=dropout)
             models[attention, dropout] = model.train()
-        except ImportError:
-            missing[attention, dropout] = "not run: its package is not installed"
+        except UNAVAILABLE as error:
+            missing[attention, dropout] = f"not run: {first_line(error)[:100]}"
 
     def step(attention: tuple[str, float], batch: dict[str, torch.Tensor]) -> None:
         with bench.autocast():

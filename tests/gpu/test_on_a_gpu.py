@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 SENTENCES = [[2, *range(5, 5 + length), 3] for length in (1, 7, 3, 12, 4, 30)]
 COLUMNS = ("anchor", "positive")
+# The attention of packed input that trainers choose on a GPU
+ATTENTION = "sdpa"
 
 
 class OneProcess:
@@ -32,7 +34,8 @@ class OneProcess:
 def small_model(**options):
     torch.manual_seed(0)
     sizes = {"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    return LayerPoolBertModel(LayerPoolBertConfig(**sizes, intermediate_size=128, **options)).cuda()
+    sizes |= {"intermediate_size": 128, "attn_implementation": ATTENTION}
+    return LayerPoolBertModel(LayerPoolBertConfig(**sizes, **options)).cuda()
 
 
 def on_gpu(inputs):
@@ -80,8 +83,9 @@ def test_a_loss_and_its_gradient_are_those_of_the_cpu(columns):
 
 @pytest.mark.parametrize("pooler_type", ["mean", "layer_attention", "residual_layers"])
 @pytest.mark.parametrize("chunk_tokens", [None, 48], ids=["plain", "cached"])
-def test_a_training_step_does_not_wait_for_the_gpu(pooler_type, chunk_tokens):
-    model = small_model(pooler_type=pooler_type).train()
+@pytest.mark.parametrize("attention_dropout", [0.1, 0.0])
+def test_a_training_step_does_not_wait_for_the_gpu(pooler_type, chunk_tokens, attention_dropout):
+    model = small_model(pooler_type=pooler_type, attention_probs_dropout_prob=attention_dropout).train()
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     rows = [
         {"row_number": i, "anchor_input_ids": SENTENCES[i], "positive_input_ids": SENTENCES[i - 1]} for i in range(6)

@@ -39,7 +39,7 @@ class Shapes:
     compared_batches: tuple[int, ...] = (128, 512)
     compared_cached_batch: int = 4096
     loss_batches: tuple[int, ...] = (4096, 16384, 65536)
-    exact_batch: int = 1024
+    exact_batch: int = 6144  # several blocks of the loss on a GPU
     texts: int = 16384
     encode_batches: tuple[int, ...] = (32, 256)  # of sentence-transformers, whose default is 32
     matrix: int = 8192

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import IterableDataset
 from torch.utils.data import BatchSampler, DataLoader
 
 from ..common.errors import InputError
 from ..models.modeling_layerpool_packing import pack_sentences
 from .masking import TokenMasking, predicted_index
 
+
+if TYPE_CHECKING:  # benchmarks/gpu.py packs batches where datasets is not installed
+    from datasets import IterableDataset
 
 # Fields of a packed input with a number for each sentence, and batch fields that are not input of the model.
 OF_SENTENCES = ("sequence_starts", "prompt_lengths")
@@ -221,7 +223,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
     several data workers, each makes batches from its own shards of the stream, which are the same on every process.
     """
 
-    def __init__(self, dataset: IterableDataset, batch_size: int, rank: int = 0, world_size: int = 1):
+    def __init__(self, dataset: "IterableDataset", batch_size: int, rank: int = 0, world_size: int = 1):
         self.dataset = dataset
         self.batch_size = batch_size
         self.rank = rank

@@ -35,7 +35,9 @@ class Classification:
     def mean_cross_entropy(self) -> torch.Tensor:
         """The cross-entropy of each target, times its weight, averaged over the queries."""
         queries = self.queries
-        scale = torch.as_tensor(1 / self.temperature, dtype=queries.dtype, device=queries.device)
+        scale = 1 / self.temperature
+        # Copying a number to a GPU would wait for the GPU; filling a tensor there does not.
+        scale = scale.to(queries) if isinstance(scale, torch.Tensor) else queries.new_full((), scale)
         weights = queries.new_ones(len(queries)) if self.weights is None else self.weights.to(queries.dtype)
         total = _CrossEntropyInBlocks.apply(
             queries, self.candidates, scale, self.targets, weights, self._weight_and_mask

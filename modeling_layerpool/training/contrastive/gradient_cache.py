@@ -8,15 +8,17 @@ its part of the gradient back. Dropout repeats itself, because each chunk is com
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.checkpoint import get_device_states, set_device_states
-from transformers import Trainer
 
 from ..batching import chunks_of, model_inputs
-from ..frozen import keep_frozen
+
+
+if TYPE_CHECKING:  # benchmarks/gpu.py caches gradients with torch alone
+    from accelerate import Accelerator
+    from transformers import Trainer
 
 
 class GradientCache:
@@ -29,7 +31,7 @@ class GradientCache:
         chunks: packed inputs ([`~modeling_layerpool.training.batching.chunks_of`]).
     """
 
-    def __init__(self, model: torch.nn.Module, accelerator: Accelerator, chunks: list[dict[str, torch.Tensor]]):
+    def __init__(self, model: torch.nn.Module, accelerator: "Accelerator", chunks: list[dict[str, torch.Tensor]]):
         self.model = model
         self.accelerator = accelerator
         self.inputs = [model_inputs(chunk) for chunk in chunks]
@@ -63,10 +65,8 @@ class GradientCache:
                 self.model(**inputs).pooler_output.backward(gradient)
 
 
-def cached_step(trainer: Trainer, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+def cached_step(trainer: "Trainer", model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """The training step of a contrastive trainer with gradient caching; returns its loss."""
-    model.train()
-    keep_frozen(trainer)
     chunks, accumulation_steps = chunks_of(inputs), trainer.current_gradient_accumulation_steps
     cache = GradientCache(model, trainer.accelerator, chunks)
     embeddings = cache.represent()

@@ -249,6 +249,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         try:
             if self.args.gradient_cache is None:
                 return super().training_step(model, inputs, num_items_in_batch)
+            model.train()
+            keep_frozen(self)
             with self.drawing_masks():
                 loss = cached_step(self, model, send_to_device(inputs, self.args.device))
             self.watch(loss, inputs["row_numbers"])

@@ -12,8 +12,9 @@ from itertools import accumulate, chain
 from typing import Any
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.utils.generic import is_flash_attention_requested
+
+from .modeling_layerpool_attention import VARLEN, has_windows, packed_attention_mask, why_masked
 
 
 @dataclass
@@ -305,29 +306,6 @@ def pack_sentences(
 FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
-def packed_attention_mask(config: Any, dtype: torch.dtype, sequence_ids: torch.Tensor) -> Any:
-    """
-    The `attention_mask` with which a token of packed input attends to the tokens of its own sentence only.
-
-    Args:
-        config: configuration of the encoder. The kind of mask depends on its attention implementation, and an encoder
-            with sliding windows (ModernBERT) gets a mask for each kind of its layers.
-        dtype: dtype of the hidden states.
-        sequence_ids: the sentence of each token `(rows, length)`, -1 for padding.
-    """
-    options = {
-        "config": config,
-        # transformers reads only shape, dtype and device of the embeddings.
-        "inputs_embeds": torch.empty((), dtype=dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
-        "attention_mask": None,
-        "and_mask_function": lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
-    }
-    mask = create_bidirectional_mask(**options)
-    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        return mask
-    return {"full_attention": mask, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
-
-
 class PackedInputMixin:
     """A model that computes packed input. Comes before the class of the encoder."""
 
@@ -338,16 +316,39 @@ class PackedInputMixin:
         if inputs["position_ids"] is None:
             positions = self.packed_positions(inputs["input_ids"], sequence_ids, sequence_starts)
             inputs = inputs | {"position_ids": positions}
-        if not is_flash_attention_requested(self.config):
+        if not is_flash_attention_requested(self.config) and self._needs_mask(sequence_ids.device):
             return inputs | {"attention_mask": self.packed_mask(sequence_ids)}
         borders, length = cumulative_lengths(sequence_ids, sequence_starts), sequence_ids.shape[1]
         flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
+        if has_windows(self.config):
+            # Without these, transformers would make a mask of the windows in the flat row.
+            flat["attention_mask"] = {"full_attention": None, "sliding_attention": None}
         return flat | {
             "cu_seq_lens_q": borders,
             "cu_seq_lens_k": borders,
             "max_length_q": length,
             "max_length_k": length,
         }
+
+    def choose_attention(self, device: torch.device) -> None:
+        """
+        Once, before packed input on a GPU: where transformers chose sdpa, attend by a kernel for sequences of variable
+        length whenever one computes the same, and else by sdpa with a mask. Another implementation that is set
+        afterwards, such as sdpa, stays.
+        """
+        # transformers has no public name for the attention that runs.
+        is_sdpa = self.config._attn_implementation == "sdpa"
+        if device.type == "cuda" and is_sdpa and self._supports_flash_attn and not self._attention_was_chosen:
+            self.set_attn_implementation(VARLEN)
+            self._attention_was_chosen = True
+
+    _attention_was_chosen = False
+
+    def _needs_mask(self, device: torch.device) -> bool:
+        kind, dtype = device.type, self.dtype
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return why_masked(self.config, device, dtype, self.training) is not None
 
     def packed_mask(self, sequence_ids: torch.Tensor) -> Any:
         """The mask with which tokens of packed input attend to those of their own sentence only."""

@@ -164,6 +164,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             **kwargs,
         )
         check_engine(self)
+        model.choose_attention(args.device)
         self.frozen = frozen_texts(self)
         if self.frozen is not None:
             self.train_states, self.eval_dataset, self.data_collator = read_states(self)

@@ -91,7 +91,7 @@ def why_masked(config: Any, device: torch.device, dtype: torch.dtype, training: 
         dtype: dtype of queries, keys and values.
         training: whether there is dropout.
     """
-    if config._attn_implementation != VARLEN:  # transformers has no public name for it
+    if config._attn_implementation != VARLEN:
         return f"attn_implementation is {config._attn_implementation}"
     if device.type != DEVICE:
         return f"a kernel needs {DEVICE}, and the input is on {device.type}"
@@ -150,6 +150,35 @@ def describe_attention(config: Any, device: torch.device, dtype: torch.dtype) ->
         return f"{implementation} with a mask"
     reason = why_masked(config, device, dtype, training=True)
     return f"{installed_kernel().name}, without a mask" if reason is None else f"sdpa with a mask ({reason})"
+
+
+class VarlenMixin:
+    """A model that can attend by [`VARLEN`]. Comes before the class of the encoder."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        # transformers has no public name for it, and fills it in for a model that was given none.
+        may_choose = config._attn_implementation is None
+        super().__init__(config, *args, **kwargs)
+        self._may_choose_attention = may_choose
+
+    def choose_attention(self, device: torch.device) -> None:
+        """
+        Once, before packed input on a GPU: where transformers chose sdpa, attend by a kernel for sequences of variable
+        length whenever one computes the same, and else by sdpa with a mask. An implementation that the user named,
+        sdpa too, stays.
+        """
+        if device.type != "cuda" or not self._may_choose_attention:
+            return
+        self._may_choose_attention = False
+        if self.config._attn_implementation == "sdpa" and self._supports_flash_attn:
+            self.set_attn_implementation(VARLEN)
+
+    def needs_mask(self, device: torch.device) -> bool:
+        """Whether packed input on a device needs a mask now: in this mode, and under autocast or not."""
+        kind, dtype = device.type, self.dtype
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        return why_masked(self.config, device, dtype, self.training) is not None
 
 
 def has_windows(config: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.utils.generic import is_flash_attention_requested
 
-from .modeling_layerpool_attention import VARLEN, has_windows, packed_attention_mask, why_masked
+from .modeling_layerpool_attention import VarlenMixin, has_windows, packed_attention_mask
 
 
 @dataclass
@@ -306,7 +306,7 @@ def pack_sentences(
 FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
-class PackedInputMixin:
+class PackedInputMixin(VarlenMixin):
     """A model that computes packed input. Comes before the class of the encoder."""
 
     def packed_inputs(
@@ -316,7 +316,7 @@ class PackedInputMixin:
         if inputs["position_ids"] is None:
             positions = self.packed_positions(inputs["input_ids"], sequence_ids, sequence_starts)
             inputs = inputs | {"position_ids": positions}
-        if not is_flash_attention_requested(self.config) and self._needs_mask(sequence_ids.device):
+        if not is_flash_attention_requested(self.config) and self.needs_mask(sequence_ids.device):
             return inputs | {"attention_mask": self.packed_mask(sequence_ids)}
         borders, length = cumulative_lengths(sequence_ids, sequence_starts), sequence_ids.shape[1]
         flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
@@ -329,26 +329,6 @@ class PackedInputMixin:
             "max_length_q": length,
             "max_length_k": length,
         }
-
-    def choose_attention(self, device: torch.device) -> None:
-        """
-        Once, before packed input on a GPU: where transformers chose sdpa, attend by a kernel for sequences of variable
-        length whenever one computes the same, and else by sdpa with a mask. Another implementation that is set
-        afterwards, such as sdpa, stays.
-        """
-        # transformers has no public name for the attention that runs.
-        is_sdpa = self.config._attn_implementation == "sdpa"
-        if device.type == "cuda" and is_sdpa and self._supports_flash_attn and not self._attention_was_chosen:
-            self.set_attn_implementation(VARLEN)
-            self._attention_was_chosen = True
-
-    _attention_was_chosen = False
-
-    def _needs_mask(self, device: torch.device) -> bool:
-        kind, dtype = device.type, self.dtype
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-        return why_masked(self.config, device, dtype, self.training) is not None
 
     def packed_mask(self, sequence_ids: torch.Tensor) -> Any:
         """The mask with which tokens of packed input attend to those of their own sentence only."""

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from modeling_layerpool import LayerPoolBertModel, load_layerpool
 from modeling_layerpool.models import modeling_layerpool_attention
 from modeling_layerpool.models.modeling_layerpool_attention import (
     VARLEN,
@@ -170,6 +171,16 @@ def test_a_gpu_gets_the_kernels_once_and_another_choice_stays(tiny):
         before = model.config._attn_implementation
         model.choose_attention(gpu)
         assert model.config._attn_implementation == before
+
+
+def test_an_implementation_that_the_user_names_stays(tiny_folder):
+    for name in ("sdpa", "eager"):
+        model = LayerPoolBertModel.from_pretrained(tiny_folder, attn_implementation=name)
+        model.choose_attention(torch.device("cuda"))
+        assert model.config._attn_implementation == name
+    model, _ = load_layerpool(tiny_folder, attn_implementation=None)
+    model.choose_attention(torch.device("cuda"))
+    assert model.config._attn_implementation == VARLEN
 
 
 def test_the_choice_is_not_saved(tiny, tmp_path):

@@ -130,10 +130,13 @@ def attend(
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    kernel = installed_kernel()
+    if dropout > 0 and not kernel.has_dropout:
+        raise ValueError(f"The configuration has no attention dropout, but the layers were built with {dropout}.")
     # Rotations may leave queries and keys in float32 under autocast.
     flat = (states.to(value.dtype).squeeze(0).transpose(0, 1) for states in (query, key, value))
     window = (-1, -1) if sliding_window is None else (sliding_window - 1, sliding_window - 1)
-    output = installed_kernel().compute(*flat, cu_seq_lens_q, max_length_q, dropout, scaling, window)
+    output = kernel.compute(*flat, cu_seq_lens_q, max_length_q, dropout, scaling, window)
     return output.unsqueeze(0), None
 
 

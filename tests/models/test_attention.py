@@ -122,6 +122,15 @@ def test_dropout_of_attention_weights_stays_in_training(tiny, kernel):
     assert set(seen) == {0.0, 0.5}
 
 
+def test_layers_with_a_dropout_that_the_configuration_lacks_are_refused(tiny, kernel):
+    model = tiny("bert").train()
+    kernel()
+    model.set_attn_implementation(VARLEN)
+    model.config.attention_probs_dropout_prob = 0.0
+    with pytest.raises(ValueError, match=r"the layers were built with 0\.1"):
+        model(**pack_sentences(TOKENS, 0))
+
+
 def test_half_precision_is_that_of_autocast_or_of_the_weights(tiny, kernel):
     model = tiny("modernbert")
     packed = pack_sentences(TOKENS, model.config.pad_token_id)

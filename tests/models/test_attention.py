@@ -237,3 +237,20 @@ def test_encode_chooses(tiny_model, tokenizer, monkeypatch):
     monkeypatch.setattr(type(model), "choose_attention", lambda self, device: devices.append(device.type))
     model.encode(list(SENTENCES), tokenizer)
     assert devices == ["cpu"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_on_a_gpu_the_kernel_is_as_near_to_float32_as_the_mask_is(tiny, encoder):
+    model = tiny(encoder, pooler_type="layer_attention").cuda()
+    packed = pack_sentences(TOKENS, model.config.pad_token_id, 32)
+    packed = {name: value.cuda() for name, value in packed.items()}
+    exact, _ = gradients(model, packed)
+    with torch.autocast("cuda", torch.bfloat16):
+        masked, _ = gradients(model, packed)
+        model.choose_attention(torch.device("cuda"))
+        model.packed_mask = None  # would fail if it were called
+        output, its_gradients = gradients(model, packed)
+    assert (output - exact).abs().max() <= 2 * (masked - exact).abs().max() + 1e-4
+    assert all(gradient.isfinite().all() for gradient in its_gradients.values())

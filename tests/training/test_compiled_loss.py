@@ -23,6 +23,7 @@ def compiled(monkeypatch):
     loss_kernels.compiled_loss_to_gradient.cache_clear()
 
 
+@pytest.mark.long
 def test_compiled_it_equals_the_formula_and_compiles_few_times(compiled):
     """With equal texts, hard negatives, a learned temperature, and a shorter last block; of batches of three sizes."""
     torch._dynamo.utils.counters.clear()
@@ -85,3 +86,23 @@ def test_it_is_compiled_on_cuda_with_triton_only(monkeypatch):
         monkeypatch.setattr(loss_kernels, "find_spec", lambda name, found=triton: found)
         function = loss_kernels.chosen_loss_to_gradient(torch.device(device))
         assert (function is not loss_kernels.loss_to_gradient) == is_compiled
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_compiled_loss_is_that_of_a_cpu_in_float64(monkeypatch):
+    monkeypatch.setattr(loss_kernels, "BLOCK_LOGITS_OF_ACCELERATOR", 2**14)
+    expected = batch(rows=200, negatives=1, width=64)
+    inputs = [x.detach().float().cuda().requires_grad_() for x in expected]
+    losses = []
+    for a, p, n in (inputs, expected):
+        ids = torch.arange(400, device=a.device) % 390
+        losses.append(
+            info_nce(
+                a, p, n, temperature=0.05, hard_negative_weight=1.0, anchor_text_ids=ids[:200], column_text_ids=ids
+            )
+        )
+        losses[-1].backward()
+    torch.testing.assert_close(losses[0].cpu().double(), losses[1], rtol=1e-5, atol=1e-5)
+    for x, same in zip(inputs, expected, strict=True):
+        torch.testing.assert_close(x.grad.cpu().double(), same.grad, rtol=1e-3, atol=1e-6)

@@ -35,6 +35,7 @@ from modeling_layerpool.training.script import (
     choose_actions,
     choose_best_by,
     describe_end,
+    describe_packed_attention,
     describe_pooler,
     describe_run,
     evaluate_and_save,
@@ -83,6 +84,7 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
         "trainable parameters": f"{trainable:,}",
         **adapter,
         "pooler": describe_pooler(model),
+        "attention": describe_packed_attention(trainer),
         **describe_frozen(trainer),
     }
     return describe_run(trainer, plan, ", ".join(data.validation_file or []), checkpoint, learning_rates(trainer))

@@ -23,7 +23,7 @@ CLS, SEP, FIRST_WORD = 2, 3, 5
 # random triplets with the tokenizer of all-MiniLM-L6-v2.
 LENGTHS = {"anchor": (2.98, 0.57), "positive": (2.33, 0.44), "negative": (2.38, 0.46)}
 # The attention of packed input that trainers choose on a GPU
-DEFAULT_ATTENTION = "sdpa"
+DEFAULT_ATTENTION = "layerpool_varlen"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ ATTENTIONS = (
     ("padded", "sdpa", 0.0),
     ("packed", "sdpa", 0.1),
     ("packed", "sdpa", 0.0),
+    ("packed", "layerpool_varlen", 0.0),
     ("packed", "flash_attention_2", 0.0),
 )
 # What transformers raises where an attention needs a package that is not here, or downloads a kernel

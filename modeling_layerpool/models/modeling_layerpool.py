@@ -10,7 +10,7 @@ Notation: `b` sentences in padded input, `s` sentences in packed input, `t` toke
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -184,6 +184,9 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
                 The output of [`encode_states`], instead of tokens. The encoder does not run.
             prompt_lengths (`torch.LongTensor` of shape `(b,)` or `(s,)`, *optional*):
                 The number of tokens at the beginning of each sentence that the token means leave out.
+            sequence_lengths (`list[int]`, *optional*):
+                The number of tokens in each sentence of packed input. `hire` alone reads them; without them it waits
+                once for the device.
 
         One flat row with `cu_seq_lens_q`, as sentence-transformers sends it, is packed input too.
 
@@ -249,6 +252,7 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
         sequence_ids: torch.LongTensor | None = None,
         sequence_starts: torch.LongTensor | None = None,
         prompt_lengths: torch.LongTensor | None = None,
+        sequence_lengths: Sequence[int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[BaseModelOutput, list]:
         """The output of the encoder, and what `reduce` takes from each hidden state that the pooler reads."""
@@ -275,7 +279,7 @@ class LayerPoolMixin(EncodeStatesMixin, PackedInputMixin, SavingMixin):
                 raise ValueError("Pass either attention_mask or sequence_ids: sequence_ids marks padding with -1.")
             if sequence_starts is None:
                 sequence_starts = find_sequence_starts(sequence_ids)
-            sentences = PackedSentences(sequence_ids, sequence_starts, prompt_lengths)
+            sentences = PackedSentences(sequence_ids, sequence_starts, prompt_lengths, sequence_lengths)
             inputs |= self.packed_inputs(inputs, sequence_ids, sequence_starts)
         reduced = {}
 

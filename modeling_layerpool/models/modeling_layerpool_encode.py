@@ -112,6 +112,7 @@ class EncodeStatesMixin(TextMixin):
             max_tokens_per_batch = 2048 * 4 // self.dtype.itemsize if device.type == "cpu" else 16384
         if max_tokens_per_batch <= 0:
             raise ValueError(f"max_tokens_per_batch={max_tokens_per_batch} must be positive.")
+        self.choose_attention(device)
         results = torch.zeros(len(input_ids), *shape, device=device)
         with _inference(self):
             for batch in _batches_by_length(input_ids, max_tokens_per_batch):

@@ -56,8 +56,9 @@ class HirePooler(Pooler):
     are read by default are the least certain.
 
     All states stay in memory until the last one is computed. On an accelerator each call synchronizes once, for the
-    lengths of the sentences, unless nothing is padded. `torch.compile` leaves this pooler as it is, outside the graph
-    of the encoder, and so refuses it with `fullgraph=True`.
+    lengths of the sentences, unless nothing is padded or the call brings `sequence_lengths`, as in training.
+    `torch.compile` leaves this pooler as it is, outside the graph of the encoder, and so refuses it with
+    `fullgraph=True`.
     """
 
     options = (ActivationOptions, HireOptions)

@@ -12,8 +12,9 @@ from itertools import accumulate, chain
 from typing import Any
 
 import torch
-from transformers.masking_utils import create_bidirectional_mask, create_bidirectional_sliding_window_mask
 from transformers.utils.generic import is_flash_attention_requested
+
+from .modeling_layerpool_attention import VarlenMixin, has_windows, packed_attention_mask
 
 
 @dataclass
@@ -39,7 +40,7 @@ class ReadingOrder:
         """
         Args:
             lengths: tokens of each sentence `(s,)`, at least 1. The network needs them on the CPU: copying them there
-                from another device is a synchronization.
+                from another device is a synchronization. The indices that follow from them are copied without one.
             flat_indices: gives the flat indices of tokens from their sentences and their positions inside these.
             device: device of the tokens.
         """
@@ -47,7 +48,9 @@ class ReadingOrder:
         present = lengths > torch.arange(int(lengths[0])).unsqueeze(1)  # (longest, s)
         inside, ranks = present.nonzero(as_tuple=True)
         sentences, inside, ranks, rank_of_sentence = (
-            index.to(device, non_blocking=True) for index in (by_rank[ranks], inside, ranks, by_rank.argsort())
+            # CUDA copies from pinned memory without waiting for the work before.
+            (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
+            for index in (by_rank[ranks], inside, ranks, by_rank.argsort())
         )
         return cls(flat_indices(sentences, inside), ranks, rank_of_sentence, present.sum(dim=1))
 
@@ -110,13 +113,18 @@ class PaddedSentences:
 class PackedSentences:
     """
     Several sentences a row, named by `sequence_ids (rows, length)` and `sequence_starts (s,)`. The means leave out the
-    first `prompt_lengths (s,)` tokens of the sentences.
+    first `prompt_lengths (s,)` tokens of the sentences. `lengths` are the tokens of each sentence, if the CPU knows
+    them.
     """
 
     def __init__(
-        self, sequence_ids: torch.Tensor, sequence_starts: torch.Tensor, prompt_lengths: torch.Tensor | None = None
+        self,
+        sequence_ids: torch.Tensor,
+        sequence_starts: torch.Tensor,
+        prompt_lengths: torch.Tensor | None = None,
+        lengths: Sequence[int] | None = None,
     ):
-        self.sequence_starts = sequence_starts
+        self.sequence_starts, self.lengths = sequence_starts, lengths
         count = sequence_starts.shape[0]
         if prompt_lengths is not None:
             inside = restarting_positions(sequence_ids, sequence_starts)
@@ -141,7 +149,7 @@ class PackedSentences:
     def reading_order(self, state: torch.Tensor) -> ReadingOrder:
         """How a recurrent network reads the tokens of a state `(rows, length, h)`."""
         starts = self.sequence_starts.to(state.device)
-        lengths = self.tokens.squeeze(-1).long()
+        lengths = self.tokens.squeeze(-1).long() if self.lengths is None else torch.tensor(self.lengths)
         return ReadingOrder.of(lengths, lambda sentence, inside: starts[sentence] + inside, state.device)
 
 
@@ -298,30 +306,7 @@ def pack_sentences(
 FLAT_ROW_INPUTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
 
 
-def packed_attention_mask(config: Any, dtype: torch.dtype, sequence_ids: torch.Tensor) -> Any:
-    """
-    The `attention_mask` with which a token of packed input attends to the tokens of its own sentence only.
-
-    Args:
-        config: configuration of the encoder. The kind of mask depends on its attention implementation, and an encoder
-            with sliding windows (ModernBERT) gets a mask for each kind of its layers.
-        dtype: dtype of the hidden states.
-        sequence_ids: the sentence of each token `(rows, length)`, -1 for padding.
-    """
-    options = {
-        "config": config,
-        # transformers reads only shape, dtype and device of the embeddings.
-        "inputs_embeds": torch.empty((), dtype=dtype, device=sequence_ids.device).expand(*sequence_ids.shape, 1),
-        "attention_mask": None,
-        "and_mask_function": lambda row, head, query, key: sequence_ids[row, query] == sequence_ids[row, key],
-    }
-    mask = create_bidirectional_mask(**options)
-    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        return mask
-    return {"full_attention": mask, "sliding_attention": create_bidirectional_sliding_window_mask(**options)}
-
-
-class PackedInputMixin:
+class PackedInputMixin(VarlenMixin):
     """A model that computes packed input. Comes before the class of the encoder."""
 
     def packed_inputs(
@@ -331,10 +316,13 @@ class PackedInputMixin:
         if inputs["position_ids"] is None:
             positions = self.packed_positions(inputs["input_ids"], sequence_ids, sequence_starts)
             inputs = inputs | {"position_ids": positions}
-        if not is_flash_attention_requested(self.config):
+        if not is_flash_attention_requested(self.config) and self.needs_mask(sequence_ids.device):
             return inputs | {"attention_mask": self.packed_mask(sequence_ids)}
         borders, length = cumulative_lengths(sequence_ids, sequence_starts), sequence_ids.shape[1]
         flat = {name: value.flatten(0, 1).unsqueeze(0) for name, value in inputs.items() if value is not None}
+        if has_windows(self.config):
+            # Without these, transformers would make a mask of the windows in the flat row.
+            flat["attention_mask"] = {"full_attention": None, "sliding_attention": None}
         return flat | {
             "cu_seq_lens_q": borders,
             "cu_seq_lens_k": borders,

@@ -21,6 +21,7 @@ from ..common.card_facts import (
     schedule_rows,
 )
 from ..common.errors import InputError
+from ..models.modeling_layerpool_attention import attention_dropout
 from .batching import EpochDataLoader, GlobalBatchSampler, StreamedBatches
 from .compat import TrainerHooks, attention_implementation
 from .dropout import fast_dropout
@@ -317,12 +318,10 @@ def unknown_metric(name: str, measured: Sequence[str]) -> InputError:
 
 def _check_attention(model: torch.nn.Module) -> None:
     config = getattr(model, "config", None)
-    dropouts = (f"attention_{name}" for name in ("probs_dropout_prob", "probs_dropout", "dropout"))
-    dropout = next((name for name in dropouts if getattr(config, name, 0)), None)
-    if dropout is not None and attention_implementation(config) == "flex_attention":
+    name, dropout = attention_dropout(config)
+    if dropout > 0 and attention_implementation(config) == "flex_attention":
         raise InputError(
-            f"attn_implementation=flex_attention has no dropout, and {dropout} of the model is "
-            f"{getattr(config, dropout)}; train with sdpa"
+            f"attn_implementation=flex_attention has no dropout, and {name} of the model is {dropout}; train with sdpa"
         )
 
 

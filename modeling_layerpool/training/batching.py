@@ -301,6 +301,7 @@ class PackingCollator:
         masking: also masks the tokens; the rows of the batch decide which.
         leading: by column, tokens before the text itself, which do not count for its identity.
         left_out: by column, tokens at the beginning that the means of the pooler leave out.
+        with_lengths: each packed input also has `sequence_lengths`, a list, which therefore stays on the CPU.
 
     The batch holds the packed input of the model, `text_ids (b, c)`, equal for equal texts (after truncation),
     `row_numbers`, the lines or indices of the rows in their source, and `values (b,)` if the rows have one. Sentence
@@ -318,6 +319,7 @@ class PackingCollator:
         masking: TokenMasking | None = None,
         leading: Mapping[str, int] | None = None,
         left_out: Mapping[str, int] | None = None,
+        with_lengths: bool = False,
     ):
         self.columns = list(columns)
         self.leading, self.left_out = leading or {}, left_out or {}
@@ -325,6 +327,7 @@ class PackingCollator:
         self.pad_token_id = pad_token_id
         self.row_length = row_length
         self.chunk_tokens = chunk_tokens
+        self.with_lengths = with_lengths
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         # Datasets may differ in their columns, but a batch is of one dataset.
@@ -343,6 +346,10 @@ class PackingCollator:
         if self.chunk_tokens is not None:
             chunks, indices = split_into_chunks(inputs, self.chunk_tokens)
             inputs = {"chunks": chunks, "sentence_indices": indices}
+        if self.with_lengths:
+            for packed in chunks_of(inputs):
+                owner = packed["sequence_ids"]
+                packed["sequence_lengths"] = owner[owner >= 0].bincount().tolist()
         if self.masking is not None:
             for packed in chunks_of(inputs):
                 packed["mlm_indices"] = predicted_index(packed["mlm_labels"])

@@ -6,12 +6,18 @@ computed twice.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
+from transformers.utils import logging
 
 
-# Logits per block: 2^21 take 8 MiB in float32.
+logger = logging.get_logger(__name__)
+
+# Logits per block: 2^21 take 8 MiB in float32, and 2^24, which keep an accelerator busy, 64 MiB.
 BLOCK_LOGITS = 2**21
+BLOCK_LOGITS_OF_ACCELERATOR = 2**24
 # Elements of gathered states per block of the token contrast: 2^20 take 4 MiB in float32 and fit a CPU's cache. An
 # accelerator has more threads to keep busy and gets 256 MiB.
 BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
@@ -39,50 +45,39 @@ class Classification:
         # Copying a number to a GPU would wait for the GPU; filling a tensor there does not.
         scale = scale.to(queries) if isinstance(scale, torch.Tensor) else queries.new_full((), scale)
         weights = queries.new_ones(len(queries)) if self.weights is None else self.weights.to(queries.dtype)
-        total = _CrossEntropyInBlocks.apply(
-            queries, self.candidates, scale, self.targets, weights, self._weight_and_mask
-        )
-        return total / len(queries)
-
-    def _weight_and_mask(self, logits: torch.Tensor, rows: slice) -> None:
-        """Raise the logits of hard negatives and mask duplicates, in place."""
-        if self.hard_negatives is not None:
-            own = self.hard_negatives[rows]
-            logits.scatter_add_(1, own, logits.new_full(own.shape, self.hard_negative_weight))
-        if self.candidate_text_ids is not None and self.query_text_ids:
-            same = torch.zeros_like(logits, dtype=torch.bool)
-            for ids in self.query_text_ids:
-                same[:, : len(self.candidate_text_ids)] |= ids[rows].unsqueeze(1) == self.candidate_text_ids
-            logits.masked_fill_(same.scatter_(1, self.targets[rows].unsqueeze(1), False), float("-inf"))
+        hard_negatives, text_ids = self.hard_negatives, self.candidate_text_ids
+        of_rows = [weights, self.targets, hard_negatives, *(self.query_text_ids if text_ids is not None else ())]
+        of_all = (self.hard_negative_weight, text_ids)
+        return _CrossEntropyInBlocks.apply(queries, self.candidates, scale, of_rows, of_all) / len(queries)
 
 
 class _CrossEntropyInBlocks(torch.autograd.Function):
     """
     Weighted sum of the cross-entropies of `scale * queries @ candidates.T`.
 
-    `change(logits, rows)` edits the logits of a block in place. The gradient of a block is `softmax - target`.
+    `of_rows` and `of_all` are the last arguments of [`loss_to_gradient`]; the tensors of `of_rows` have a row for each
+    query.
     """
 
     @staticmethod
-    def forward(ctx, queries, candidates, scale, targets, weights, change):
+    def forward(ctx, queries, candidates, scale, of_rows, of_all):
         needs_gradient = any(ctx.needs_input_grad)
         total = queries.new_zeros(())
         to_queries, to_candidates, to_scale = (torch.zeros_like(x) for x in (queries, candidates, scale))
-        size = min(len(queries), max(1, BLOCK_LOGITS // len(candidates)))
+        block_logits = BLOCK_LOGITS if queries.device.type == "cpu" else BLOCK_LOGITS_OF_ACCELERATOR
+        size = min(len(queries), max(1, block_logits // len(candidates)))
+        # A batch of one block would not make up for the seconds that a compilation takes.
+        compute = loss_to_gradient if size == len(queries) else chosen_loss_to_gradient(queries.device)
         memory = queries.new_empty(size, len(candidates))
         for begin in range(0, len(queries), size):
             rows = slice(begin, begin + size)
-            block, target, weight = queries[rows], targets[rows].unsqueeze(1), weights[rows].unsqueeze(1)
-            logits = torch.mm(block, candidates.T, out=memory[: len(block)]).mul_(scale)
-            change(logits, rows)
-            highest = logits.amax(dim=1, keepdim=True)
-            total -= (weight * (logits.gather(1, target) - highest)).sum()
-            exponentials = logits.sub_(highest).exp_()
-            normalizer = exponentials.sum(dim=1, keepdim=True)
-            total += (weight * normalizer.log()).sum()
+            block = queries[rows]
+            # A shorter last block is no view of the memory, for which the function would be compiled again.
+            logits = torch.mm(block, candidates.T, out=memory if len(block) == size else None)
+            of_block = [None if tensor is None else tensor[rows] for tensor in of_rows]
+            total += compute(logits, scale, of_block, of_all, needs_gradient)
             if needs_gradient:
-                gradient = exponentials.div_(normalizer)
-                gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0)).mul_(weight)
+                gradient = logits
                 to_block = gradient @ candidates
                 to_scale += (to_block * block).sum()
                 to_queries[rows] = to_block * scale
@@ -93,7 +88,76 @@ class _CrossEntropyInBlocks(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *(gradient * saved for saved in ctx.saved_tensors), None, None, None
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None
+
+
+def loss_to_gradient(
+    logits: torch.Tensor,
+    scale: torch.Tensor,
+    of_rows: list[torch.Tensor | None],
+    of_all: tuple[float, torch.Tensor | None],
+    needs_gradient: bool,
+) -> torch.Tensor:
+    """
+    The weighted sum of the cross-entropies of a block. Its logits, of which `softmax - target` times the weight is the
+    gradient, are overwritten by that gradient.
+
+    Args:
+        logits: `(rows, c)`, not yet multiplied by the scale.
+        scale: a scalar.
+        of_rows: the weights `(rows,)`, the targets `(rows,)`, the hard negatives `(rows, k)` or None, and any number
+            of text identities `(rows,)`.
+        of_all: the weight of hard negatives, and the text identities of the first candidates or None.
+        needs_gradient: leave the logits undefined if not.
+    """
+    (weights, targets, hard_negatives, *text_ids), (hard_negative_weight, candidate_text_ids) = of_rows, of_all
+    weights, targets = weights.unsqueeze(1), targets.unsqueeze(1)
+    logits.mul_(scale)
+    if hard_negatives is not None:
+        logits.scatter_add_(
+            1, hard_negatives, torch.full_like(hard_negatives, hard_negative_weight, dtype=logits.dtype)
+        )
+    if candidate_text_ids is not None and text_ids:
+        same = torch.zeros_like(logits, dtype=torch.bool)
+        for ids in text_ids:
+            same[:, : len(candidate_text_ids)] |= ids.unsqueeze(1) == candidate_text_ids
+        logits.masked_fill_(same.scatter_(1, targets, False), float("-inf"))
+    highest = logits.amax(dim=1, keepdim=True)
+    of_targets = logits.gather(1, targets) - highest
+    exponentials = logits.sub_(highest).exp_()
+    normalizer = exponentials.sum(dim=1, keepdim=True)
+    if needs_gradient:
+        exponentials.mul_(weights / normalizer).scatter_add_(1, targets, -weights)
+    return (weights * (normalizer.log() - of_targets)).sum()
+
+
+@lru_cache
+def compiled_loss_to_gradient():
+    """
+    The same, compiled: the matrix products stay those of the vendor, and a few kernels read and write the logits
+    instead of a dozen. Falls back to the function itself, with a warning, where there is no compiler.
+    """
+    compiled, works = torch.compile(loss_to_gradient, dynamic=True), [True]
+
+    def compute(*args):
+        if works[0]:
+            try:
+                return compiled(*args)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # compilation fails before anything is computed
+                works[0] = False
+                logger.warning(f"the contrastive loss is not compiled, which makes it slower: {error}")
+        return loss_to_gradient(*args)
+
+    return compute
+
+
+def chosen_loss_to_gradient(device: torch.device):
+    """[`loss_to_gradient`], compiled on CUDA if Triton is installed."""
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return compiled_loss_to_gradient()
+    return loss_to_gradient
 
 
 class TokenContrastInBlocks(torch.autograd.Function):

@@ -22,7 +22,8 @@ class LoadingArguments:
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "Attention implementation: sdpa, eager, flash_attention_2, ... Default: chosen by transformers."
+            "help": "Attention implementation: sdpa, eager, flash_attention_2, ... Default: chosen by transformers; "
+            "packed batches on CUDA then go to a kernel for sequences of variable length if one computes the same."
         },
     )
     dtype: str | None = field(

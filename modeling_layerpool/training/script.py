@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -22,6 +23,7 @@ from ..common.checkpoint_files import read_json_object
 from ..common.command_line import write_arguments
 from ..common.errors import InputError, one_line, usage_errors
 from ..common.folders import output_folder
+from ..models.modeling_layerpool_attention import describe_attention
 from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
 from .data_arguments import TrainDataArguments
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
@@ -326,6 +328,13 @@ def describe_pooler(model: PreTrainedModel) -> str:
     base = model.pooler.residual
     name = model.config.pooler_type if base is None else f"{base} + {model.config.pooler_type}"
     return f"{name} over the hidden states {', '.join(map(str, model.pooler.states))}"
+
+
+def describe_packed_attention(trainer: LayerPoolTrainer) -> str:
+    """How attention stays inside packed sentences in this run, in words."""
+    args, model = trainer.args, trainer.model
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    return describe_attention(model.config, args.device, dtype)
 
 
 def publish(trainer: LayerPoolTrainer) -> None:

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SENTENCES = [[2, *range(5, 5 + length), 3] for length in (1, 7, 3, 12, 4, 30)]
 COLUMNS = ("anchor", "positive")
 # The attention of packed input that trainers choose on a GPU
-ATTENTION = "sdpa"
+ATTENTION = "layerpool_varlen"
 
 
 class OneProcess:

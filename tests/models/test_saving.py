@@ -23,6 +23,7 @@ def code_files(encoder):
         "modeling_layerpool_classification.py",
         "modeling_layerpool_encode.py",
         "modeling_layerpool_hire.py",
+        "modeling_layerpool_attention.py",
         "modeling_layerpool_packing.py",
         "modeling_layerpool_pooler_base.py",
         "modeling_layerpool_poolers.py",

@@ -2,18 +2,24 @@
 A training step never waits for its device, and leaves no tensor elsewhere.
 
 The tensors of the meta device have no numbers: whatever needs one (`.item()`, `.tolist()`, a mask as an index) fails
-there, and so does an operation with a tensor of the CPU.
+there, and so does an operation with a tensor of the CPU. Padded input, which classifiers are trained on, is left out:
+for it, transformers itself asks the device whether anything is padded.
 """
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.models.modeling_layerpool_poolers import POOLERS
-from modeling_layerpool.training import OBJECTIVES
-from modeling_layerpool.training.batching import PackingCollator, chunks_of, model_inputs
+from modeling_layerpool.training import OBJECTIVES, MaskedLanguageTrainer, TokenContrastArguments
+from modeling_layerpool.training.contrastive.gradient_cache import cached_step
 from modeling_layerpool.training.contrastive.objectives.base import EmbeddedBatch
+from modeling_layerpool.training.loss_kernels import Classification
+from modeling_layerpool.training.masking import predicted_index
 from tests.conftest import ENCODERS
+from tests.training.masked_lm.batches import Collator, blocks
+from tests.training.masked_lm.test_trainer import make_model
 
 
 SENTENCES = [[2, *range(5, 5 + length), 3] for length in (1, 7, 3, 4)]
@@ -27,22 +33,54 @@ OBJECTIVE_OPTIONS = [
 ]
 
 
-def on_meta(inputs):
-    return {name: value.to("meta") for name, value in inputs.items()}
+# What a training step must not do with a tensor of its device.
+READS = {
+    "item": lambda x: x.mean().item(),
+    "tolist": lambda x: x.tolist(),
+    "boolean index": lambda x: x[x > 0],
+    "tensor of the CPU": lambda x: x + torch.ones(x.shape),
+}
 
 
-# MPNet and DeBERTa-v2 have no sdpa. With padded input, transformers itself asks whether anything is padded.
+def packed_on_meta(model):
+    packed = pack_sentences(SENTENCES, model.config.pad_token_id, 16)
+    return send_to_device(packed, "meta") | {"sequence_lengths": [len(sentence) for sentence in SENTENCES]}
+
+
+def take_step(trainer, step):
+    """
+    A whole step of a trainer's own batch, of which `step` makes the loss and the gradients. The optimizer is not the
+    fused one, which exists for real devices only.
+    """
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = trainer.model.to("meta").train()
+    optimizer = trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    loss = step(trainer, model, send_to_device(batch, "meta"))
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    assert loss.is_meta
+    assert all(parameter.grad is None or parameter.grad.is_meta for parameter in model.parameters())
+
+
+def plain_step(trainer, model, batch):
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    return loss
+
+
+# MPNet and DeBERTa-v2 have no sdpa.
 ATTENTIONS = [
     *((encoder, "eager") for encoder in ENCODERS),
     *((encoder, "sdpa") for encoder in ENCODERS if encoder not in ("mpnet", "deberta_v2")),
 ]
 
 
-@pytest.mark.parametrize("pooler_type", [name for name in POOLERS if name != "hire"])
+@pytest.mark.parametrize("pooler_type", POOLERS)
 @pytest.mark.parametrize(("encoder", "attention"), ATTENTIONS)
 def test_a_model_is_trained_without_a_number_from_its_device(tiny, encoder, pooler_type, attention):
     model = tiny(encoder, pooler_type=pooler_type, attn_implementation=attention).train()
-    inputs = on_meta(pack_sentences(SENTENCES, model.config.pad_token_id, 16))
+    inputs = packed_on_meta(model)
     model.to("meta")
     optimizer = torch.optim.AdamW(model.parameters())
     output = model(**inputs)
@@ -62,22 +100,60 @@ def test_an_objective_computes_its_loss_without_a_number_from_its_device(name, o
     assert embeddings.grad.is_meta
 
 
-def test_a_whole_step_of_a_split_batch_waits_for_nothing(tiny):
-    model = tiny("bert", pooler_type="layer_attention").train()
-    columns = ("anchor", "positive")
-    rows = [{"row_number": i} | {f"{name}_input_ids": SENTENCES[i] for name in columns} for i in range(4)]
-    batch = PackingCollator(columns, model.config.pad_token_id, chunk_tokens=16)(rows)
-    model.to("meta")
-    optimizer = torch.optim.AdamW(model.parameters())
-    chunks = [on_meta(model_inputs(chunk)) for chunk in chunks_of(batch)]
-    embeddings = torch.cat([model(**chunk).pooler_output for chunk in chunks])
-    embeddings = embeddings[batch["sentence_indices"].to("meta")].view(4, 2, -1)
-    text_ids = batch["text_ids"].to("meta")
-    OBJECTIVES["supervised"]()(EmbeddedBatch.gather(embeddings, text_ids, None, [4], 0)).backward()
-    optimizer.step()
+@pytest.mark.parametrize(
+    ("pooler_type", "step", "options"),
+    [
+        ("hire", plain_step, {}),
+        ("hire", cached_step, {"gradient_cache": 16}),
+        ("layer_attention", plain_step, {"mlm_weight": 0.1}),
+        ("layer_attention", cached_step, {"gradient_cache": 16, "mlm_weight": 0.1, "learn_temperature": True}),
+    ],
+)
+def test_a_whole_contrastive_step_waits_for_nothing(make_trainer, tiny_model, pooler_type, step, options):
+    trainer = make_trainer(model=tiny_model(pooler_type=pooler_type), optim="adamw_torch", **options)
+    trainer.extra_modules.to("meta")
+    if trainer.mlm_term is not None:
+        trainer.mlm_head.language_model.to("meta")  # other devices share its parameters with the module
+        trainer.mlm_term.logged = trainer.mlm_term.logged.to("meta")
+    take_step(trainer, step)
 
 
-def test_a_loss_that_reads_a_number_from_its_device_fails_here():
-    loss = torch.empty(4, device="meta").mean()
-    with pytest.raises(RuntimeError, match="meta"):
-        loss.item()
+def test_the_lengths_that_the_collator_counted_are_those_that_the_model_would_copy(make_trainer, tiny_model):
+    """In each chunk, `hire` embeds the same with the lengths of the collator and without."""
+    trainer = make_trainer(model=tiny_model(pooler_type="hire"), gradient_cache=16)
+    chunks = next(iter(trainer.get_train_dataloader()))["chunks"]
+    assert len(chunks) > 1
+    for chunk in chunks:
+        with torch.no_grad():
+            expected = trainer.model(**{name: value for name, value in chunk.items() if name != "sequence_lengths"})
+            assert torch.equal(trainer.model(**chunk).pooler_output, expected.pooler_output)
+
+
+def test_a_step_of_masked_language_modeling_and_token_contrast_waits_for_nothing(tmp_path):
+    args = TokenContrastArguments(
+        str(tmp_path), use_cpu=True, per_device_train_batch_size=4, token_negatives=7, optim="adamw_torch"
+    )
+    trainer = MaskedLanguageTrainer(make_model(), args, data_collator=Collator(inside=True), train_dataset=blocks(12))
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(trainer.model, batch)  # the first step reads numbers to check the model
+    trainer._logged = trainer._logged.to("meta")
+    index = send_to_device(predicted_index(batch["labels"]), "meta")
+    take_step(trainer, lambda trainer, model, batch: plain_step(trainer, model, batch | {"predicted_index": index}))
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_loss_that_waits_for_its_device_fails_here(make_trainer, monkeypatch, read):
+    loss = Classification.mean_cross_entropy
+    monkeypatch.setattr(Classification, "mean_cross_entropy", lambda self: (read(self.queries), loss(self))[1])
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        take_step(make_trainer(optim="adamw_torch"), plain_step)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("pooler_type", POOLERS)
+def test_a_pooler_that_waits_for_its_device_fails_here(tiny_model, monkeypatch, pooler_type, read):
+    model = tiny_model(pooler_type=pooler_type).to("meta")
+    inputs, reduce = packed_on_meta(model), model.pooler.reduce
+    monkeypatch.setattr(model.pooler, "reduce", lambda state, sentences: (read(state), reduce(state, sentences))[1])
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        model(**inputs)

@@ -148,7 +148,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
             masking = None if self.mlm_head is None else TokenMasking(*options)
             columns = (self.columns or []) if self.mixture is None else self.mixture.every_column
             options = (model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking)
-            data_collator = PackingCollator(columns, *options, self.prompts.leading, self.prompts.left_out)
+            # A compiled model would be compiled anew for each list of lengths.
+            prompts = (self.prompts.leading, self.prompts.left_out)
+            with_lengths = model.pooler.reads_tokens and not args.torch_compile
+            data_collator = PackingCollator(columns, *options, *prompts, with_lengths)
         if evaluator is not None and eval_dataset is None:
             eval_dataset = _NO_ROWS
         super().__init__(
@@ -161,6 +164,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             **kwargs,
         )
         check_engine(self)
+        model.choose_attention(args.device)
         self.frozen = frozen_texts(self)
         if self.frozen is not None:
             self.train_states, self.eval_dataset, self.data_collator = read_states(self)

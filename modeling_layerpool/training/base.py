@@ -132,8 +132,10 @@ class LayerPoolTrainer(TrainerHooks):
         return loss
 
     def drawing_masks(self) -> AbstractContextManager:
-        """Around a training step: on a CPU the masks of dropout are drawn faster."""
-        return fast_dropout(self.model) if self.args.device.type == "cpu" else nullcontext()
+        """Around a training step: on a CPU the masks of dropout are drawn faster, unless the model is compiled."""
+        # torch.compile cannot trace these draws: its graph would end at each dropout.
+        is_faster = self.args.device.type == "cpu" and not self.args.torch_compile
+        return fast_dropout(self.model) if is_faster else nullcontext()
 
     # --- data ---
 

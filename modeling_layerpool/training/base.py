@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -127,9 +128,14 @@ class LayerPoolTrainer(TrainerHooks):
         """The step of transformers; its loss is kept for [`check_finite`]."""
         rows = inputs.get("row_numbers", ())
         with self.drawing_masks():
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, self.to_device(inputs), num_items_in_batch)
         self.watch(loss, rows)
         return loss
+
+    def to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device of the run. transformers would wait for the step before to copy it to a GPU."""
+        device = self.args.device
+        return send_to_device(inputs, device, non_blocking=device.type == "cuda")
 
     def drawing_masks(self) -> AbstractContextManager:
         """Around a training step: on a CPU the masks of dropout are drawn faster, unless the model is compiled."""

@@ -154,7 +154,7 @@ def what_lacks(need: str) -> str | None:
             installed = importlib.metadata.version(package)
             return None if release_of(installed) >= release_of(oldest) else f"it needs {need}"
         importlib.import_module(need)
-    except ImportError as error:
+    except Exception as error:  # releases that do not fit each other raise others than ImportError
         reason = one_line(error).partition(" (/")[0]  # without the path
         return f"{need.rpartition('.')[2]} cannot be imported ({reason})"
     return None

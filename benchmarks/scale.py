@@ -32,7 +32,7 @@ from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments, info_nce
 from modeling_layerpool.training.contrastive.objectives.base import EmbeddedBatch
 from modeling_layerpool.training.distributed import rows_of_all
-from modeling_layerpool.training.loss_kernels import BLOCK_LOGITS
+from modeling_layerpool.training.loss_kernels import BLOCK_LOGITS_OF_ACCELERATOR
 
 
 FLOAT, INTEGER = 4, 8  # bytes: embeddings are gathered in float32, also under bf16 autocast, and text ids as int64
@@ -133,7 +133,7 @@ def limits(options: argparse.Namespace) -> str:
         one = Step(1, 1, options.texts, width, layers, options.tokens)
         loss, encoder = one.loss_operations / options.loss_rate, one.encoder_operations / options.encoder_rate
         full = options.memory * 1e9 / 2 / one.memory
-        blocks = BLOCK_LOGITS / 64 / (options.texts - 1)
+        blocks = BLOCK_LOGITS_OF_ACCELERATOR / 64 / (options.texts - 1)
         table.append([name, blocks, encoder / loss / 10, encoder / loss, full])
     headers = ["encoder", "blocks under 64 rows", "loss: 10% of the encoder", "loss: as much as the encoder"]
     headers.append("half of the memory")

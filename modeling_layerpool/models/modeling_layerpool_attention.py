@@ -167,8 +167,8 @@ class VarlenMixin:
     def choose_attention(self, device: torch.device) -> None:
         """
         Once, before packed input on a GPU: where transformers chose sdpa, attend by a kernel for sequences of variable
-        length whenever one computes the same, and else by sdpa with a mask. An implementation that the user named,
-        sdpa too, stays.
+        length whenever one computes the same, and else by sdpa with a mask. An implementation that the user named when
+        the model was opened, sdpa too, stays.
         """
         if device.type != "cuda" or not self._may_choose_attention:
             return

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, IterableDataset
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -127,13 +128,20 @@ class LayerPoolTrainer(TrainerHooks):
         """The step of transformers; its loss is kept for [`check_finite`]."""
         rows = inputs.get("row_numbers", ())
         with self.drawing_masks():
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, self.to_device(inputs), num_items_in_batch)
         self.watch(loss, rows)
         return loss
 
+    def to_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device of the run. transformers would wait for the step before to copy it to a GPU."""
+        device = self.args.device
+        return send_to_device(inputs, device, non_blocking=device.type == "cuda")
+
     def drawing_masks(self) -> AbstractContextManager:
-        """Around a training step: on a CPU the masks of dropout are drawn faster."""
-        return fast_dropout(self.model) if self.args.device.type == "cpu" else nullcontext()
+        """Around a training step: on a CPU the masks of dropout are drawn faster, unless the model is compiled."""
+        # torch.compile cannot trace these draws: its graph would end at each dropout.
+        is_faster = self.args.device.type == "cpu" and not self.args.torch_compile
+        return fast_dropout(self.model) if is_faster else nullcontext()
 
     # --- data ---
 

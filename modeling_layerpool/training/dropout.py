@@ -31,11 +31,11 @@ def fast_dropout(model: nn.Module) -> Iterator[None]:
     modules = [module for module in model.modules() if type(module) is nn.Dropout]
     encoder = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
     has_sdpa = encoder is not None and attention_implementation(encoder.config) == "sdpa"
-    for module in modules:
-        module.__class__ = _FastDropout
-    if has_sdpa:
-        encoder.set_attn_implementation(ATTENTION)
     try:
+        for module in modules:
+            module.__class__ = _FastDropout
+        if has_sdpa:
+            encoder.set_attn_implementation(ATTENTION)
         yield
     finally:
         for module in modules:
@@ -73,9 +73,13 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """
     Attention as transformers calls it: `(b, heads, t, d)` each, and a mask that is True where attention goes, or that
-    is added. With dropout torch, too, computes the whole matrix on a CPU; without dropout this is torch's own.
+    is added. With dropout torch, too, computes the whole matrix on a CPU. This is torch's own without dropout, and for
+    a model with fewer heads of keys than of queries (EuroBERT), with position biases or with causal attention.
     """
-    if dropout == 0 or kwargs.get("position_bias") is not None:
+    is_causal = kwargs.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal  # as transformers decides
+    is_plain = query.shape[1] == key.shape[1] and kwargs.get("position_bias") is None
+    if dropout == 0 or not is_plain or (attention_mask is None and is_causal):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     weights = (query * scaling) @ key.transpose(2, 3)

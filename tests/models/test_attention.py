@@ -28,6 +28,7 @@ from tests.conftest import SENTENCES, assert_close_to
 
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "modernbert")
+needs_kernel = pytest.mark.skipif(installed_kernel() is None, reason="needs flash-attn, or torch 2.12 or newer")
 TOKENS = [[2, *range(5, 5 + length), 3] for length in (1, 17, 3, 9, 4)]
 
 
@@ -200,6 +201,7 @@ def test_the_choice_is_not_saved(tiny, tmp_path):
     assert type(model).from_pretrained(tmp_path).config._attn_implementation == "sdpa"
 
 
+@needs_kernel
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_the_kernel_of_torch_takes_these_arguments_and_waits_for_nothing(tiny, kernel, encoder):
     compute = installed_kernel().compute
@@ -240,6 +242,7 @@ def test_encode_chooses(tiny_model, tokenizer, monkeypatch):
 
 
 @pytest.mark.gpu
+@needs_kernel
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_on_a_gpu_the_kernel_is_as_near_to_float32_as_the_mask_is(tiny, encoder):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.training.dropout import ATTENTION, attention, dropout_noise, fast_dropout
@@ -83,6 +84,20 @@ def test_attention_with_dropout_equals_its_definition_in_float64():
         assert_close_to(mine, slow, 1e-12)
 
 
+@pytest.mark.parametrize(("heads_of_keys", "is_causal"), [(2, False), (4, True)])
+def test_other_attention_with_dropout_stays_that_of_torch(heads_of_keys, is_causal):
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, 5, 6)
+    key, value = torch.randn(2, 2, heads_of_keys, 5, 6)
+    module = nn.Module()
+    module.num_key_value_groups, module.is_causal = 4 // heads_of_keys, is_causal
+    outputs = []
+    for function in (attention, sdpa_attention_forward):
+        torch.manual_seed(1)
+        outputs.append(function(module, query, key, value, None, dropout=0.3)[0])
+    assert outputs[0].equal(outputs[1])
+
+
 def embed(model):
     torch.manual_seed(3)
     return model(**pack_sentences(SENTENCES, model.config.pad_token_id, 16)).pooler_output
@@ -102,6 +117,24 @@ def test_only_masks_differ_and_only_while_it_lasts(tiny, encoder):
     assert embed(model).equal(as_torch_drops)
     assert model.config._attn_implementation == implementation
     assert not any("Fast" in type(module).__name__ for module in model.modules())
+
+
+def test_a_trainer_leaves_dropout_to_torch_if_it_compiles_the_model(make_trainer):
+    """A compiler cannot trace the draws: its graph would end at each of them."""
+    trainer = make_trainer()
+    for compiled in (False, True):
+        trainer.args.torch_compile = compiled
+        with trainer.drawing_masks():
+            kinds = {type(module) for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
+        assert (kinds == {nn.Dropout}) == compiled
+
+
+def test_dropout_is_that_of_torch_after_an_error_in_a_step(tiny):
+    model = tiny("bert")
+    with pytest.raises(RuntimeError, match="no memory"), fast_dropout(model):
+        raise RuntimeError("no memory")
+    assert model.config._attn_implementation == "sdpa"
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Dropout)} == {nn.Dropout}
 
 
 def test_the_mean_over_many_masks_is_that_of_torch(tiny):

@@ -6,13 +6,15 @@ there, and so does an operation with a tensor of the CPU. Padded input, which cl
 for it, transformers itself asks the device whether anything is padded.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate.utils import send_to_device
 
 from modeling_layerpool.models.modeling_layerpool_packing import pack_sentences
 from modeling_layerpool.models.modeling_layerpool_poolers import POOLERS
-from modeling_layerpool.training import OBJECTIVES, MaskedLanguageTrainer, TokenContrastArguments
+from modeling_layerpool.training import OBJECTIVES, MaskedLanguageTrainer, TokenContrastArguments, base
 from modeling_layerpool.training.contrastive.gradient_cache import cached_step
 from modeling_layerpool.training.contrastive.objectives.base import EmbeddedBatch
 from modeling_layerpool.training.loss_kernels import Classification
@@ -139,6 +141,15 @@ def test_a_step_of_masked_language_modeling_and_token_contrast_waits_for_nothing
     trainer._logged = trainer._logged.to("meta")
     index = send_to_device(predicted_index(batch["labels"]), "meta")
     take_step(trainer, lambda trainer, model, batch: plain_step(trainer, model, batch | {"predicted_index": index}))
+
+
+def test_a_batch_is_copied_to_a_gpu_without_waiting_for_it(make_trainer, monkeypatch):
+    trainer, copied = make_trainer(), []
+    monkeypatch.setattr(base, "send_to_device", lambda inputs, device, **options: copied.append((device, options)))
+    for kind in ("cuda", "cpu"):
+        trainer.args = SimpleNamespace(device=torch.device(kind))
+        trainer.to_device({})
+    assert copied == [(torch.device(kind), {"non_blocking": kind == "cuda"}) for kind in ("cuda", "cpu")]
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)

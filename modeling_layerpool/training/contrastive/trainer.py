@@ -256,7 +256,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             model.train()
             keep_frozen(self)
             with self.drawing_masks():
-                loss = cached_step(self, model, send_to_device(inputs, self.args.device))
+                loss = cached_step(self, model, self.to_device(inputs))
             self.watch(loss, inputs["row_numbers"])
             return loss
         except torch.OutOfMemoryError as error:

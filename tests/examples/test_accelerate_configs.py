@@ -128,10 +128,12 @@ def one(run):
 
 def assert_same_training(folder, one):
     start, expected = (AutoModel.from_pretrained(path).state_dict() for path in (one.parent / "tiny", one))
-    assert max((weight - start[name]).abs().max() for name, weight in expected.items()) > 1e-3
+    changes = {name: (weight - start[name]).abs().max() for name, weight in expected.items()}
+    assert max(changes.values()) > 1e-3
     for name, weight in AutoModel.from_pretrained(folder).state_dict().items():
-        # Gradients are divided by a temperature of 0.05, and so is their rounding.
-        torch.testing.assert_close(weight, expected[name], atol=5e-6, rtol=1e-5, msg=name)
+        # The last term is for biases of keys, which softmax makes no use of: their gradients are rounding alone.
+        tolerance = 1e-3 * changes[name] + 1e-5 * max(changes.values())
+        assert (weight - expected[name]).abs().max() < tolerance, name
     evaluations, of_one = (
         [
             entry["eval_spearman"]

@@ -103,7 +103,7 @@ def test_the_readme_gives_the_cosines_that_its_code_prints(tmp_path, monkeypatch
 
 
 # Modules of benchmarks that are no programs, and programs whose flags occur in the pages.
-SHARED = ("measuring", "studies")
+SHARED = ("gpu_bench", "gpu_parts", "gpu_steps", "measuring", "studies")
 PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("run_*.py")),
     *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED),

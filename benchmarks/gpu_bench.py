@@ -192,10 +192,14 @@ class Bench:
 
     def arithmetic(self, sentences: list[list[int]], forwards: int) -> float:
         """FLOP of the encoder's matrix products for the real tokens. A backward pass counts as two forward passes."""
-        h, layers = self.shapes.model.get("hidden_size", 768), self.shapes.model.get("num_hidden_layers", 12)
-        inner = self.shapes.model.get("intermediate_size", 3072)
-        tokens, squares = sum(map(len, sentences)), sum(len(sentence) ** 2 for sentence in sentences)
-        return forwards * layers * (2 * tokens * (4 * h * h + 2 * h * inner) + 4 * h * squares)
+        sizes = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072} | self.shapes.model
+        h, layers, inner = (sizes[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+        return forwards * encoder_flop(list(map(len, sentences)), h, layers, inner)
+
+
+def encoder_flop(lengths: list[int], h: int, layers: int, inner: int) -> int:
+    """FLOP of a forward pass: products with the weights of the layers, and attention inside each sentence."""
+    return layers * (2 * sum(lengths) * (4 * h * h + 2 * h * inner) + 4 * h * sum(length**2 for length in lengths))
 
 
 def share(flops: list[float], seconds: list[float], rate: float) -> dict[str, float]:

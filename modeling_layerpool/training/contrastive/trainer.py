@@ -255,7 +255,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 return super().training_step(model, inputs, num_items_in_batch)
             model.train()
             keep_frozen(self)
-            with self.drawing_masks():
+            with self.drawing_masks(inputs):
                 loss = cached_step(self, model, self.to_device(inputs))
             self.watch(loss, inputs["row_numbers"])
             return loss

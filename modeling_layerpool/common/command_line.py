@@ -81,7 +81,10 @@ def _check_value(name: str, value: Any, allowed: Range | None) -> None:
             raise InputError(f"{name}={json.dumps(value[:60])} holds a character that is not valid in a text")
         if allowed is not None:
             raise InputError(f"{name}={shown(value)} must be a number")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, bool):
+        if allowed is not None:  # False would pass for 0
+            raise InputError(f"{name}={value} must be a number")
+    elif isinstance(value, (int, float)):
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name}={value} must be a finite number")
         if allowed is not None and value not in allowed:

@@ -13,17 +13,25 @@ Several devices: accelerate launch run_contrastive.py ... See docs/configuration
 import json
 import shlex
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+
+from datasets import Dataset
 
 from modeling_layerpool.common.checkpoints import load_layerpool
 from modeling_layerpool.common.command_line import read_arguments
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.common.text_embeddings import TextEmbeddings
 from modeling_layerpool.evaluation.development import development_evaluators, parse_development_sets
+from modeling_layerpool.evaluation.encoders import Encoder
+from modeling_layerpool.evaluation.loading import load_encoder
 from modeling_layerpool.publishing import write_model_card
 from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, ContrastiveTrainingArguments
-from modeling_layerpool.training.contrastive.arguments import DataArguments
-from modeling_layerpool.training.contrastive.data import load_file
+from modeling_layerpool.training.computed_files import EMBEDDINGS_FOLDER, embed_texts
+from modeling_layerpool.training.contrastive.arguments import SELF, DataArguments, EncoderArguments
+from modeling_layerpool.training.contrastive.data import load_file, text_names
+from modeling_layerpool.training.contrastive.objectives.base import Objective
 from modeling_layerpool.training.contrastive.parameter_groups import learning_rates
 from modeling_layerpool.training.contrastive.sources import read_sources
 from modeling_layerpool.training.frozen import describe_frozen
@@ -47,22 +55,58 @@ from modeling_layerpool.training.script import (
 )
 
 
-def parse_arguments() -> tuple[ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments]:
+Arguments = tuple[ModelArguments, LoraArguments, EncoderArguments, DataArguments, ContrastiveTrainingArguments]
+
+
+def parse_arguments() -> Arguments:
     """The arguments from flags or from one file, checked against each other."""
     arguments = read_arguments(
-        *(ModelArguments, LoraArguments, DataArguments, ContrastiveTrainingArguments),
+        *(ModelArguments, LoraArguments, EncoderArguments, DataArguments, ContrastiveTrainingArguments),
         description=__doc__,
         first=("model_name_or_path", "train_file", "validation_file", "output_dir", "pooler_type", "objective"),
     )
-    _, lora, data, training = arguments
+    _, lora, encoders, data, training = arguments
     choose_actions(training, data, evaluates=data.validation_file is not None, flags="a --validation_file")
     if lora.use_lora and not training.do_train:
         raise InputError("--use_lora does nothing without training")
+    if encoders.groups and not training.do_train:
+        raise InputError(f"--{next(iter(encoders.groups))} does nothing without training")
+    if encoders.groups and data.streaming:
+        raise InputError(f"--{next(iter(encoders.groups))} embeds all texts first; leave out --streaming")
     if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
         # An earlier push would upload the adapter to the same folder as the merged model.
         raise InputError("--use_lora pushes to the Hub at the end only; give --hub_strategy end")
     evaluate_when_saving(training)
     return arguments
+
+
+def embed_with_others(
+    encoders: EncoderArguments,
+    model: ModelArguments,
+    training: ContrastiveTrainingArguments,
+    objective: Objective,
+    datasets: Iterable[Dataset | None],
+) -> TextEmbeddings | None:
+    """The embeddings of the training and evaluation texts by the teachers and the guide."""
+    if not encoders.groups:
+        return None
+    texts: list[str] = []
+    for dataset in filter(None, datasets):
+        for column in dict.fromkeys(objective.select_columns(text_names(dataset), "the data")):
+            texts += dataset[column]
+    opened: dict[str, Encoder] = {}
+    for group, names in encoders.groups.items():
+        for name in names:
+            options = {"allow_pickle": model.allow_pickle, "device": training.device}
+            if name == SELF:
+                options["revision"] = model.revision
+            try:
+                opened[name] = load_encoder(model.model_name_or_path if name == SELF else name, **options)
+            except InputError as error:
+                raise InputError(f"--{group} {name}: {error}") from error
+    groups = {group: [opened[name] for name in names] for group, names in encoders.groups.items()}
+    folder = encoders.embedding_cache_dir or Path(training.output_dir, EMBEDDINGS_FOLDER)
+    return embed_texts(texts, groups, folder, show_progress_bar=not training.disable_tqdm)
 
 
 def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str, str], checkpoint: str | None) -> str:
@@ -74,6 +118,9 @@ def describe(trainer: ContrastiveTrainer, data: DataArguments, adapter: dict[str
     parts = [f"{name}: {rows}" for name, rows in trainer.mixture.describe().items()] if trainer.mixture else []
     if args.mlm_weight > 0:
         objective["objective"] += f"; masked language modeling, weight {args.mlm_weight:g}"
+    if trainer.distillation is not None:
+        objective["objective"] += f"; distillation, weight {trainer.distillation.weight:g}"
+        objective |= trainer.distillation.objective.distillation_settings()
     plan = {
         **objective,
         **trainer.prompts.settings(),
@@ -104,6 +151,7 @@ def commands_to_try(folder: str) -> dict[str, list[str]]:
 def run(
     model_args: ModelArguments,
     lora_args: LoraArguments,
+    encoder_args: EncoderArguments,
     data_args: DataArguments,
     training_args: ContrastiveTrainingArguments,
     checkpoint: str | None,
@@ -126,7 +174,11 @@ def run(
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
     data_args.column_names.check_seen()
 
-    # 2. Model
+    # 2. Teachers and guide: their embeddings of all texts
+    datasets = [*(train_dataset.values() if isinstance(train_dataset, dict) else [train_dataset]), eval_dataset]
+    text_embeddings = embed_with_others(encoder_args, model_args, training_args, objective, datasets)
+
+    # 3. Model
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         **model_args.loading_options(training_args.do_train),
@@ -147,7 +199,7 @@ def run(
             allow_pickle=model_args.allow_pickle,
         )
 
-    # 3. Trainer
+    # 4. Trainer
     with argument_errors():
         trainer = ContrastiveTrainer(
             model,
@@ -158,6 +210,7 @@ def run(
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             objective=objective,
+            text_embeddings=text_embeddings,
             evaluator=evaluator,
             write_model_card=partial(
                 write_model_card,
@@ -167,21 +220,25 @@ def run(
                 if training_args.do_eval
                 else None,
                 adapter=adapter,
+                encoders={
+                    group: [model_args.model_name_or_path if name == SELF else name for name in names]
+                    for group, names in encoder_args.groups.items()
+                },
                 command=shlex.join(["python", *sys.argv]),
             ),
         )
 
-    # 4. Training
+    # 5. Training
     if training_args.do_train:
         if trainer.is_world_process_zero():
             print(describe(trainer, data_args, adapter, checkpoint), flush=True)
         train_and_save(trainer, checkpoint)
 
-    # 5. Evaluation
+    # 6. Evaluation
     if training_args.do_eval:
         evaluate_and_save(trainer)
 
-    # 6. Model card and Hub
+    # 7. Model card and Hub
     if training_args.do_train:
         publish(trainer)
         if trainer.is_world_process_zero():

@@ -1,7 +1,9 @@
-"""The identity of an encoder's weights."""
+"""The identity of weights and texts."""
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedModel
@@ -25,11 +27,23 @@ def encoder_checksum(model: PreTrainedModel, depth: int | None = None) -> str:
     """
     depth = model.pooler.states[-1] if depth is None else depth
     is_whole = depth == model.config.num_hidden_layers
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.base_model.state_dict().items()):
+    weights = {}
+    for name, tensor in model.base_model.state_dict().items():
         layer = LAYER.search(name)
-        if (layer is not None and int(layer[1]) >= depth) or (name in OF_LAST_STATE and not is_whole):
-            continue
+        if (layer is None or int(layer[1]) < depth) and (name not in OF_LAST_STATE or is_whole):
+            weights[name] = tensor
+    return weights_checksum(weights)
+
+
+def weights_checksum(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors and their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def text_checksum(*texts: str) -> str:
+    """SHA-256 of some texts and of where each ends, in hexadecimal."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

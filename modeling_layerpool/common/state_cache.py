@@ -6,11 +6,7 @@ Notation: `n` hidden states read, `h` width.
 
 import hashlib
 import json
-import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers.utils import logging
 
 from ..models.configuration_layerpool import LayerPoolConfigMixin
 from .checksums import encoder_checksum
+from .computed_file import ComputedFile
 from .errors import InputError
-from .folders import output_folder
 
 
 DTYPES = ("float16", "float32")
@@ -35,15 +31,12 @@ WITHOUT_EFFECT = (
     *("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout"),
 )
 
-logger = logging.getLogger(__name__)
 
-
-class StateFile:
+class StateFile(ComputedFile):
     """
-    The `.npy` file of the states of some texts, float16 or float32, `(len(input_ids), n, 2, h)`.
+    The states of some texts, float16 or float32, `(len(input_ids), n, 2, h)`.
 
-    Its name is a checksum of the texts, the weights and all options that the states depend on, so a file of another
-    encoder or of other texts is never read. Until it is complete it has the suffix `.part`.
+    They depend on the texts, the weights of the encoder and some of its options.
 
     Args:
         model: a layer-pooled model.
@@ -51,6 +44,10 @@ class StateFile:
         folder: where the file lies; created if needed.
         dtype: `"float16"` or `"float32"`.
     """
+
+    CONTENT = "states"
+    FLAG = "--state_cache_dir"
+    WAY_OUT = "name another folder, or turn the cache off with --state_cache off"
 
     def __init__(
         self,
@@ -65,76 +62,25 @@ class StateFile:
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype} of the states is unknown; use one of {', '.join(DTYPES)}")
         self.model, self.input_ids, self.token_type_ids = model, input_ids, token_type_ids
-        self.shape = (len(input_ids), len(model.pooler.states), 2, model.config.hidden_size)
-        self.dtype = np.dtype(dtype)
-        self.path = Path(folder) / f"{self._checksum()[:32]}.npy"
-        # Of this run alone: another one may compute the same states at the same time.
-        self.part = self.path.with_suffix(f".{os.getpid()}.part")
+        shape = (len(input_ids), len(model.pooler.states), 2, model.config.hidden_size)
+        super().__init__(folder, self._checksum(dtype), shape, dtype)
 
-    def _checksum(self) -> str:
+    def _checksum(self, dtype: str) -> str:
         model = self.model
         unread = {*WITHOUT_EFFECT, *(field.name for field in fields(LayerPoolConfigMixin))}
         config = {name: value for name, value in model.config.to_dict().items() if name not in unread}
         device = model.input_device.type
         autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
-        about = [1, encoder_checksum(model), model.pooler.states, self.dtype.name, autocast, config]
+        about = [1, encoder_checksum(model), model.pooler.states, dtype, autocast, config]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for tokens in (self.input_ids, self.token_type_ids or ()):
             for text in tokens:
                 digest.update(np.asarray([len(text), *text], dtype=np.int64))
         return digest.hexdigest()
 
-    @property
-    def size(self) -> int:
-        """Bytes of the states."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{self.shape[0]:,} texts ({self.size / 2**20:,.1f} MiB)"
-
-    def is_complete(self) -> bool:
-        """Whether the file exists with all states."""
-        try:
-            states = np.load(self.path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # missing, or cut short by a copy
-            return False
-        return states.shape == self.shape and states.dtype == self.dtype
-
-    @contextmanager
-    def complete(self) -> Iterator[None]:
-        """Reserve the space; give the file its name after all states were computed, or remove it after an error."""
-        self._allocate()
-        try:
-            yield
-            os.replace(self.part, self.path)
-        finally:
-            self.part.unlink(missing_ok=True)
-
-    def _allocate(self) -> None:
-        """Reserve the space. Raises an `InputError` if the folder cannot be written to or the disk is too small."""
-        folder = self.path.parent
-        with output_folder(folder, "--state_cache_dir"):
-            free = shutil.disk_usage(folder).free
-            try:
-                if free < self.size:
-                    raise OSError(0, f"{free / 2**20:,.1f} MiB are free")
-                np.lib.format.open_memmap(self.part, mode="w+", dtype=self.dtype, shape=self.shape)
-                if hasattr(os, "posix_fallocate"):  # writing to a memory-mapped file on a full disk ends the process
-                    with open(self.part, "r+b") as file:
-                        os.posix_fallocate(file.fileno(), 0, os.path.getsize(self.part))
-            except OSError as error:
-                self.part.unlink(missing_ok=True)
-                raise InputError(
-                    f"--state_cache_dir {folder}: the states of {self} do not fit ({error.strerror}); name another "
-                    "folder, or turn the cache off with --state_cache off"
-                ) from error
-
     def fill(self, begin: int, end: int, show_progress_bar: bool = True) -> None:
-        """Compute the states of the texts from `begin` up to `end` into the allocated space."""
         states = np.load(self.part, mmap_mode="r+")
-        with transformers_logging.tqdm(
-            total=end - begin, desc="Encoder states", disable=not show_progress_bar
-        ) as progress:
+        with logging.tqdm(total=end - begin, desc="Encoder states", disable=not show_progress_bar) as progress:
             for first in range(begin, end, WINDOW):
                 window = slice(first, min(first + WINDOW, end))
                 types = None if self.token_type_ids is None else self.token_type_ids[window]

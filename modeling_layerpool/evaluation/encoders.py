@@ -4,6 +4,7 @@ There are three kinds: a model of this package, a sentence-transformers model, a
 A fourth one returns the token means of all hidden states of a model of this package.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..common.checksums import text_checksum, weights_checksum
 from ..common.errors import InputError
 from ..common.prompts import Prompts
 
@@ -127,6 +129,11 @@ class LayerPoolEncoder:
             convert_to_numpy=True,
         )
 
+    @property
+    def identity(self) -> str:
+        """A checksum of everything that the embeddings depend on."""
+        return _identity(self.model, self.tokenizer, self.prompt)
+
 
 @dataclass
 class PromptingEncoder:
@@ -139,6 +146,11 @@ class PromptingEncoder:
 
     def encode(self, sentences: list[str]) -> np.ndarray:
         return self.encoder.encode([self.prompt + sentence for sentence in sentences])
+
+    @property
+    def identity(self) -> str:
+        """A checksum of everything that the embeddings depend on."""
+        return text_checksum(self.prompt, self.encoder.identity)
 
 
 def with_prompts(
@@ -230,6 +242,11 @@ class SentenceTransformersEncoder:
 
         return _encode_by_length(lengths, self.max_tokens_per_batch, embed)
 
+    @property
+    def identity(self) -> str:
+        """A checksum of everything that the embeddings depend on."""
+        return _identity(self.model, self.model.tokenizer, self.prompt, self.method, repr(self.model))
+
 
 @dataclass
 class PooledEncoder:
@@ -254,6 +271,24 @@ class PooledEncoder:
             return ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()
 
         return _encode_by_length([len(ids) for ids in tokens["input_ids"]], self.max_tokens_per_batch, embed)
+
+    @property
+    def identity(self) -> str:
+        """A checksum of everything that the embeddings depend on."""
+        return _identity(self.model, self.tokenizer, self.pooling)
+
+
+def _identity(model: torch.nn.Module, tokenizer: Any, *options: str) -> str:
+    """A checksum of a model's weights and configuration, of its tokenizer and of options."""
+    config = getattr(model, "config", None)  # a SentenceTransformer has none
+    settings = {} if config is None else config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        settings.pop(name, None)
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        options = (*options, vocabulary, repr(tokenizer.init_kwargs), str(tokenizer.model_max_length))
+    weights = weights_checksum(model.state_dict())
+    return text_checksum(type(model).__name__, weights, json.dumps(settings, sort_keys=True, default=str), *options)
 
 
 def _encode_by_length(

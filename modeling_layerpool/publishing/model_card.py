@@ -42,6 +42,7 @@ def write_model_card(
     hub_parts: Mapping[str, str] | None = None,
     text_columns: Sequence[str] = (),
     adapter: Mapping[str, str] | None = None,
+    encoders: Mapping[str, Sequence[str]] | None = None,
     command: str,
 ) -> Path:
     """
@@ -63,6 +64,8 @@ def write_model_card(
             `"validation"`, `"test"`) that were used.
         text_columns: for a classifier, the columns of the one or two texts of a row.
         adapter: for a run with LoRA, the result of `lora_settings`, called before the adapter is merged.
+        encoders: folders or Hub names of other encoders that the run learned from, by what they were: `"teacher"` or
+            `"guide"`.
         command: the command line of the run. The card leaves out its tokens and paths outside the working folder.
     """
     facts = trainer.card_facts()
@@ -78,6 +81,7 @@ def write_model_card(
     validation_size = size(kept_scores or next(iter(facts.evaluations.values()), {}))
     test, test_size = data_source(test_data, "test", parts), size(facts.test_scores)
     texts = {"texts of a row": f"column {' and '.join(text_columns)}"} if facts.labels else {}
+    others = {group: ", ".join(map(source, names)) for group, names in (encoders or {}).items()}
     return _write(
         facts,
         TEMPLATE,
@@ -92,7 +96,7 @@ def write_model_card(
             *eval_results(facts, test_data, "test", parts, facts.test_scores),
         ],
         model={"base model": source(base_model)} | facts.model,
-        settings=texts | facts.settings | dict(adapter or {}),
+        settings=texts | facts.settings | others | dict(adapter or {}),
         command=command,
         token=trainer.args.hub_token,
         versions=facts.versions | (package_versions(["peft"]) if adapter else {}),

@@ -4,6 +4,7 @@ import sys
 
 from . import contrastive, masked_lm
 from .base import NonFiniteLossError
+from .computed_files import embed_texts
 from .contrastive.arguments import ContrastiveTrainingArguments
 from .contrastive.objectives import OBJECTIVES
 from .contrastive.objectives.base import EmbeddedBatch, Objective
@@ -35,6 +36,7 @@ __all__ = [
     "Objective",
     "TokenContrastArguments",
     "add_lora",
+    "embed_texts",
     "info_nce",
     "sample_token_pairs",
     "semantic_similarity",

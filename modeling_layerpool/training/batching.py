@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # benchmarks/gpu.py packs batches where datasets is not insta
 
 # Fields of a packed input with a number for each sentence, and batch fields that are not input of the model.
 OF_SENTENCES = ("sequence_starts", "prompt_lengths")
-NOT_MODEL_INPUTS = ("text_ids", "row_numbers", "values", "mlm_input_ids", "mlm_indices", "mlm_labels")
+NOT_MODEL_INPUTS = (
+    *("text_ids", "row_numbers", "values", "teacher_embeddings", "guide_embeddings"),
+    *("mlm_input_ids", "mlm_indices", "mlm_labels"),
+)
 
 
 def text_id(token_ids: Sequence[int]) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, Trainer, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import logging
+
+from ..common.progress import without_bars
 
 
 class TrainerHooks(Trainer):
@@ -68,7 +69,7 @@ class TrainerHooks(Trainer):
         # save_model gathers the weights of a sharded model, which is no longer one that can be saved.
         trained, self.model = self.model, self.model_to_save()
         try:
-            with _without_bars():  # there would be one for each file, below that of the training
+            with without_bars():  # there would be one for each file, below that of the training
                 super()._save(output_dir, state_dict)
         finally:
             self.model = trained
@@ -112,18 +113,6 @@ def _with_whole_steps(args: TrainingArguments, max_steps: int) -> TrainingArgume
         if steps is not None and steps < 1:
             setattr(whole, name, math.ceil(max_steps * steps))
     return whole
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """No progress bars of transformers."""
-    were_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_enabled:
-            logging.enable_progress_bar()
 
 
 def attention_implementation(config: PretrainedConfig) -> str | None:

@@ -89,3 +89,24 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
             parameter.grad = torch.zeros_like(parameter)
         dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
+
+
+class RunningMean:
+    """The mean of a number over steps and processes since it was last read."""
+
+    def __init__(self):
+        self.sums: torch.Tensor | None = None  # of the numbers, and how many there were
+
+    def add(self, number: torch.Tensor) -> None:
+        """Add a scalar, on its device and without waiting for it."""
+        added = torch.stack([number.detach(), torch.ones_like(number)])
+        self.sums = added if self.sums is None else self.sums + added
+
+    def read(self) -> float | None:
+        """The mean, or None if nothing was added. All processes must call this."""
+        if self.sums is None:
+            return None
+        sums, self.sums = self.sums, None
+        if world_size() > 1:
+            dist.all_reduce(sums)
+        return (sums[0] / sums[1]).item()

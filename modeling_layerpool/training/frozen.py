@@ -1,8 +1,6 @@
 """Training of a head on a frozen encoder, whose states are computed once and read from a file in every epoch."""
 
-import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,15 +13,11 @@ from transformers import PreTrainedModel, Trainer
 from ..common.command_line import check_used
 from ..common.errors import InputError
 from ..common.state_cache import DTYPES, StateCache, StateFile, distinct_texts
-from .batching import local_rows
-from .distributed import same_on_all
+from .computed_files import STATES_FOLDER, compute_together
 from .lora import has_adapter
 
 
-STATES_FOLDER = "_states"  # pushes to the Hub leave out names with an underscore
 TRAINED_FROZEN = "the head only; the encoder was frozen"  # for the model card
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -110,27 +104,11 @@ class FrozenTexts:
         folder = args.state_cache_dir or Path(args.output_dir) / STATES_FOLDER
         with trainer.compute_loss_context_manager():
             file = StateFile(trainer.model, input_ids, token_type_ids, folder, args.state_cache)
-            if same_on_all(not file.is_complete()):
-                logger.info(f"The encoder computes the states of {file} into {folder}, once.")
-                self._compute(file)
-            else:
-                logger.info(f"The states of {file} are read from {folder}.")
+            compute_together(file, "The encoder", not args.disable_tqdm)
         first = len(self)
         self.caches.append(StateCache(file.path, np.arange(len(input_ids))))
         self.begins.append(first)
         return first + np.asarray(rows)
-
-    def _compute(self, file: StateFile) -> None:
-        """Fill a new file; each process computes a part of it."""
-        args, accelerator = self.trainer.args, self.trainer.accelerator
-        is_main = self.trainer.is_world_process_zero()
-        file.part = same_on_all(file.part)
-        own = local_rows(range(len(file.input_ids)), args.process_index, args.world_size)
-        with file.complete() if is_main else nullcontext():
-            accelerator.wait_for_everyone()  # the main process has reserved the space
-            file.fill(own.start, own.stop, is_main and not args.disable_tqdm)
-            accelerator.wait_for_everyone()
-        accelerator.wait_for_everyone()
 
     def __len__(self) -> int:
         return sum(len(cache) for cache in self.caches)

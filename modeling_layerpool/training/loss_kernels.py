@@ -37,6 +37,7 @@ class Classification:
     weights: torch.Tensor | None = None  # (b,), a factor of each query's term. Default: 1
     hard_negatives: torch.Tensor | None = None  # (b, k), candidates whose logits are raised by the weight
     hard_negative_weight: float = 0.0
+    guide: "Guide | None" = None  # leaves out further candidates
 
     def mean_cross_entropy(self) -> torch.Tensor:
         """The cross-entropy of each target, times its weight, averaged over the queries."""
@@ -48,7 +49,21 @@ class Classification:
         hard_negatives, text_ids = self.hard_negatives, self.candidate_text_ids
         of_rows = [weights, self.targets, hard_negatives, *(self.query_text_ids if text_ids is not None else ())]
         of_all = (self.hard_negative_weight, text_ids)
-        return _CrossEntropyInBlocks.apply(queries, self.candidates, scale, of_rows, of_all) / len(queries)
+        return _CrossEntropyInBlocks.apply(queries, self.candidates, scale, of_rows, of_all, self.guide) / len(queries)
+
+
+@dataclass
+class Guide:
+    """Another encoder's view of the same texts. Candidates that it finds too similar to the query are left out."""
+
+    queries: torch.Tensor  # (b, d), of length 1
+    candidates: torch.Tensor  # (c, d), of length 1
+    limits: torch.Tensor  # (b,), the highest cosine of a candidate that is kept
+
+    def left_out(self, rows: slice, targets: torch.Tensor) -> torch.Tensor:
+        """Whether each candidate is left out for the queries of a block, `(rows, c)`; never their targets."""
+        too_similar = self.queries[rows] @ self.candidates.T > self.limits[rows].unsqueeze(1)
+        return too_similar.scatter_(1, targets.unsqueeze(1), False)
 
 
 class _CrossEntropyInBlocks(torch.autograd.Function):
@@ -60,12 +75,11 @@ class _CrossEntropyInBlocks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, queries, candidates, scale, of_rows, of_all):
+    def forward(ctx, queries, candidates, scale, of_rows, of_all, guide):
         needs_gradient = any(ctx.needs_input_grad)
         total = queries.new_zeros(())
         to_queries, to_candidates, to_scale = (torch.zeros_like(x) for x in (queries, candidates, scale))
-        block_logits = BLOCK_LOGITS if queries.device.type == "cpu" else BLOCK_LOGITS_OF_ACCELERATOR
-        size = min(len(queries), max(1, block_logits // len(candidates)))
+        size = block_rows(queries, candidates)
         # A batch of one block would not make up for the seconds that a compilation takes.
         compute = loss_to_gradient if size == len(queries) else chosen_loss_to_gradient(queries.device)
         memory = queries.new_empty(size, len(candidates))
@@ -75,7 +89,8 @@ class _CrossEntropyInBlocks(torch.autograd.Function):
             # A shorter last block is no view of the memory, for which the function would be compiled again.
             logits = torch.mm(block, candidates.T, out=memory if len(block) == size else None)
             of_block = [None if tensor is None else tensor[rows] for tensor in of_rows]
-            total += compute(logits, scale, of_block, of_all, needs_gradient)
+            left_out = None if guide is None else guide.left_out(rows, of_rows[1][rows])
+            total += compute(logits, scale, of_block, of_all, needs_gradient, left_out)
             if needs_gradient:
                 gradient = logits
                 to_block = gradient @ candidates
@@ -88,7 +103,13 @@ class _CrossEntropyInBlocks(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *(gradient * saved for saved in ctx.saved_tensors), None, None
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None, None
+
+
+def block_rows(queries: torch.Tensor, candidates: torch.Tensor) -> int:
+    """The number of queries whose similarities to all candidates are computed at once."""
+    block_logits = BLOCK_LOGITS if queries.device.type == "cpu" else BLOCK_LOGITS_OF_ACCELERATOR
+    return min(len(queries), max(1, block_logits // len(candidates)))
 
 
 def loss_to_gradient(
@@ -97,6 +118,7 @@ def loss_to_gradient(
     of_rows: list[torch.Tensor | None],
     of_all: tuple[float, torch.Tensor | None],
     needs_gradient: bool,
+    left_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     The weighted sum of the cross-entropies of a block. Its logits, of which `softmax - target` times the weight is the
@@ -109,6 +131,7 @@ def loss_to_gradient(
             of text identities `(rows,)`.
         of_all: the weight of hard negatives, and the text identities of the first candidates or None.
         needs_gradient: leave the logits undefined if not.
+        left_out: `(rows, c)`, candidates to leave out in addition to those with a text of the query.
     """
     (weights, targets, hard_negatives, *text_ids), (hard_negative_weight, candidate_text_ids) = of_rows, of_all
     weights, targets = weights.unsqueeze(1), targets.unsqueeze(1)
@@ -122,6 +145,8 @@ def loss_to_gradient(
         for ids in text_ids:
             same[:, : len(candidate_text_ids)] |= ids.unsqueeze(1) == candidate_text_ids
         logits.masked_fill_(same.scatter_(1, targets, False), float("-inf"))
+    if left_out is not None:
+        logits.masked_fill_(left_out, float("-inf"))
     highest = logits.amax(dim=1, keepdim=True)
     of_targets = logits.gather(1, targets) - highest
     exponentials = logits.sub_(highest).exp_()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.modeling_layerpool_packing import at_least_float32
-from .loss_kernels import Classification, TokenContrastInBlocks
+from .loss_kernels import Classification, Guide, TokenContrastInBlocks
 
 
 def info_nce(
@@ -27,6 +27,9 @@ def info_nce(
     column_text_ids: torch.Tensor | None = None,
     anchor_columns: torch.Tensor | None = None,
     anchor_column_text_ids: torch.Tensor | None = None,
+    guide_anchors: torch.Tensor | None = None,
+    guide_columns: torch.Tensor | None = None,
+    guide_margin: float = 0.0,
 ) -> torch.Tensor:
     r"""
     Contrastive loss over a batch (InfoNCE), with weighted hard negatives.
@@ -59,6 +62,13 @@ def info_nce(
             The anchors of all processes, needed for `symmetric` with `B > b`.
         anchor_column_text_ids (`torch.LongTensor` of shape `(B,)`, *optional*):
             Text identities of `anchor_columns`.
+        guide_anchors (`torch.Tensor` of shape `(B, d)`, *optional*):
+            A guide's embeddings, of length 1, of the anchors of all processes (GISTEmbed, Solatorio 2024).
+        guide_columns (`torch.Tensor` of shape `(B + B * k, d)`, *optional*):
+            The guide's embeddings of the columns. A column that the guide finds more similar to the anchor than its
+            positive is left out.
+        guide_margin (`float`, *optional*, defaults to 0):
+            Also leaves out columns that are less similar than the positive by less than this cosine.
 
     Returns:
         `torch.Tensor`: a scalar, the mean over the b rows.
@@ -92,8 +102,14 @@ def info_nce(
     if hard_negative_weight != 0 and len(negatives) > 0:
         count = negatives.shape[1]
         own_negatives = columns + targets.unsqueeze(1) * count + torch.arange(count, device=targets.device)
+    guide = guide_of_positives = None
     # Autocast would multiply in half precision, and a temperature of 0.05 makes the error 20 times larger.
     with without_autocast(anchors):
+        if guide_anchors is not None:
+            own, of_positives = guide_anchors[targets], guide_columns[targets]
+            limits = (own * of_positives).sum(dim=-1) - guide_margin
+            guide = Guide(own, guide_columns, limits)
+            guide_of_positives = Guide(of_positives, guide_anchors, limits)
         queries, candidates = _normalize(anchors), _normalize(candidates)
         loss = Classification(
             queries,
@@ -104,12 +120,12 @@ def info_nce(
             column_text_ids,
             hard_negatives=own_negatives,
             hard_negative_weight=hard_negative_weight,
+            guide=guide,
         ).mean_cross_entropy()
         if symmetric:
             own_positives, all_anchors = candidates[targets], _normalize(anchor_columns)
-            find_anchors = Classification(
-                own_positives, all_anchors, temperature, targets, row_text_ids, anchor_column_text_ids
-            )
+            of_rows = (targets, row_text_ids, anchor_column_text_ids)
+            find_anchors = Classification(own_positives, all_anchors, temperature, *of_rows, guide=guide_of_positives)
             loss = (loss + find_anchors.mean_cross_entropy()) / 2
     return loss
 

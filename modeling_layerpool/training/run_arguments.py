@@ -64,7 +64,7 @@ class RunArguments(TrainingArguments):
         "push_to_hub": "Upload the finished folder to the Hub",
         "hub_model_id": "Name on the Hub, such as me/my-encoder",
     }
-    DETAILS: ClassVar = ("dry_run",)
+    DETAILS: ClassVar = ("dry_run", "license", "language")
     RANGES: ClassVar = TRAINING_RANGES
     # Arguments of transformers that a kind of training does not read, in addition to those of its base classes.
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("label_names", "prediction_loss_only", "use_liger_kernel")

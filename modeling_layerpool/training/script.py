@@ -25,6 +25,7 @@ from ..common.errors import InputError, one_line, usage_errors
 from ..common.folders import output_folder
 from ..models.modeling_layerpool_attention import describe_attention
 from .base import LayerPoolTrainer, NonFiniteLossError, unknown_metric
+from .computed_files import EMBEDDINGS_FOLDER, STATES_FOLDER
 from .data_arguments import TrainDataArguments
 from .fault_tolerance import CheckpointWriteError, find_defect, last_whole_checkpoint, save_on_sigterm, write_errors
 from .lora import ADAPTER_FOLDER, has_adapter, save_and_merge
@@ -200,7 +201,8 @@ def _check_unused(args: RunArguments, checkpoint: str | None) -> None:
         return
     output_dir = Path(args.output_dir)
     in_place = checkpoint is not None and os.path.dirname(os.path.realpath(checkpoint)) == os.path.realpath(output_dir)
-    if args.do_train and any(output_dir.iterdir()) and not in_place and not args.overwrite_output_dir:
+    found = [path for path in output_dir.iterdir() if path.name not in (STATES_FOLDER, EMBEDDINGS_FOLDER)]
+    if args.do_train and found and not in_place and not args.overwrite_output_dir:
         raise InputError(
             f"--output_dir {output_dir}: is not empty; choose another, resume with --resume_from_checkpoint true, or "
             "give --overwrite_output_dir"

@@ -221,6 +221,32 @@ def test_masked_language_modeling_beside_it_leaves_an_ordinary_folder(files, tok
     assert AutoModel.from_pretrained(out).encode(["a text"], tokenizer).shape == (1, 32)
 
 
+def test_teachers_and_a_guide_embed_the_texts_once_and_are_named_in_plan_and_card(train, tiny_folder, files, tmp_path):
+    options = arguments(tiny_folder, files, do_eval=True, validation_file=files["train"], distill_weight=0.5)
+    options |= {"teacher": ["self", tiny_folder], "guide": tiny_folder, "embedding_cache_dir": tmp_path / "cache"}
+    printed = train(options)
+    assert "distillation, weight 0.5" in printed
+    out = Path(files["out"])
+    [file] = (tmp_path / "cache").iterdir()  # of one encoder, under three names
+    changed = file.stat().st_mtime_ns
+    card = " ".join((out / "README.md").read_text().split())
+    assert "| teacher | `tiny` (local), `tiny` (local) |" in card
+    assert "| guide | `tiny` (local) |" in card
+    assert "| weight of the distillation | 0.5 |" in card
+    log = read_json(out / "trainer_state.json")["log_history"]
+    assert all(entry["distill_loss"] >= 0 for entry in log if "distill_loss" in entry)
+    assert any("distill_loss" in entry for entry in log)
+    train(options | {"output_dir": tmp_path / "again"})
+    assert file.stat().st_mtime_ns == changed
+
+
+def test_a_run_that_failed_after_its_teacher_embedded_the_texts_can_start_again(refused, train, tiny_folder, files):
+    options = arguments(tiny_folder, files, teacher="self", objective="distill")
+    refused(*flags(options | {"row_length": 5}), writes_nothing=False)
+    assert [path.name for path in Path(files["out"]).iterdir()] == ["_embeddings"]
+    train(options)
+
+
 def test_a_streamed_file_trains(tiny_folder, files):
     done = run(arguments(tiny_folder, files, streaming=True, shuffle_buffer_size=8))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -329,6 +355,11 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, t
         ({"resume_from_checkpoint": "gone"}, "no checkpoint there"),
         ({"push_to_hub": True, "dry_run": True}, "holds no model; train it first"),
         ({"streaming": True, "max_steps": None}, "--streaming needs --max_steps"),
+        ({"teacher": "nowhere/at-all"}, "--teacher nowhere/at-all: nowhere/at-all: no such folder, nor a Hub model"),
+        ({"teacher": "self", "streaming": True}, "--teacher embeds all texts first; leave out --streaming"),
+        ({"objective": "distill"}, "objective=distill learns from a teacher; give one (--teacher"),
+        ({"embedding_cache_dir": "cache"}, "embedding_cache_dir does nothing without a teacher or a guide"),
+        ({"guide_margin": 0.1}, "guide_margin does nothing without a guide"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(refused, tiny_folder, files, options, message):

@@ -41,7 +41,7 @@ def triplets(count):
 @pytest.fixture
 def make_trainer(tiny_model, tokenizer, tmp_path):
     def make(rows=14, name="run", model=None, train_dataset=None, **options):
-        known = {"evaluator", "eval_dataset", "callbacks", "write_model_card", "dataset_weights"}
+        known = {"evaluator", "eval_dataset", "callbacks", "write_model_card", "dataset_weights", "text_embeddings"}
         if not isinstance(options.get("objective"), str):  # a name is an argument
             known.add("objective")
         for_trainer = {key: options.pop(key) for key in known & set(options)}

@@ -8,9 +8,11 @@ from transformers import TrainerCallback
 
 from modeling_layerpool import LayerPoolBertConfig, LayerPoolBertModel
 from modeling_layerpool.training import ContrastiveTrainer, ContrastiveTrainingArguments
+from modeling_layerpool.training.computed_files import embed_texts
 from modeling_layerpool.training.masking import TokenMasking
 from tests.tiny import TINY_BERT, make_tokenizer
 from tests.training.conftest import triplets
+from tests.training.contrastive.test_distill import RandomEncoder
 
 
 GLOBAL_BATCH = 4
@@ -38,7 +40,7 @@ class EveryFifthToken(TokenMasking):
 
 if __name__ == "__main__":
     folder, expected_world_size = sys.argv[1], int(sys.argv[2])
-    gradient_cache, mlm_weight = int(sys.argv[3]) or None, float(sys.argv[4])
+    gradient_cache, has_terms = int(sys.argv[3]) or None, sys.argv[4] == "True"
     torch.manual_seed(0)
     config = LayerPoolBertConfig(
         **TINY_BERT,
@@ -56,7 +58,7 @@ if __name__ == "__main__":
         symmetric=True,
         hard_negative_weight=1.0,
         gradient_cache=gradient_cache,
-        mlm_weight=mlm_weight,
+        mlm_weight=0.5 if has_terms else 0.0,
         row_length=32,
         save_strategy="no",
         logging_steps=1,
@@ -69,19 +71,27 @@ if __name__ == "__main__":
     rows = triplets(11)
     rows[9] = rows[2]
     recorder = Recorder()
+    others = None
+    if has_terms:
+        texts = [text for row in rows for text in row.values()]
+        encoders = {"teacher": [RandomEncoder(5)], "guide": [RandomEncoder(3)]}
+        others = embed_texts(texts, encoders, f"{folder}/embeddings", show_progress_bar=False)
     trainer = ContrastiveTrainer(
         LayerPoolBertModel(config).double(),
         arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=make_tokenizer(),
+        text_embeddings=others,
         callbacks=[recorder],
     )
-    if mlm_weight > 0:
+    if has_terms:
         trainer.mlm_head.double()
-        trainer.data_collator.masking = EveryFifthToken(trainer.processing_class)
+        trainer.data_collator.collate.masking = EveryFifthToken(trainer.processing_class)
     # Ahead of the callback that clears the gradient of the temperature.
     trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, Recorder))
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    names = ("loss", "mlm_loss", "distill_loss")
+    losses = [entry[name] for entry in trainer.state.log_history for name in names if name in entry]
+    assert len(losses) == (9 if has_terms else 3)
     if arguments.process_index == 0:
         torch.save({"gradients": recorder.steps, "losses": losses}, f"{folder}/result.pt")

@@ -14,25 +14,29 @@ from tests.processes import ROOT, launch
 from tests.training.conftest import triplets
 
 
+# Whether masked language modeling, a teacher and a guide take part in the loss.
+HAS_TERMS = pytest.mark.parametrize("has_terms", [False, True])
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     found = {}
-    for run in product((1, 2, "2, cached"), (0, 0.5)):
-        kind, mlm_weight = run
+    for run in product((1, 2, "2, cached"), (False, True)):
+        kind, has_terms = run
         processes, cache = (2, 32) if kind == "2, cached" else (kind, 0)
         folder = tmp_path_factory.mktemp("run")
         script = ROOT / "tests" / "training" / "gradients_of_a_run.py"
-        done = launch(script, folder, processes, cache, mlm_weight, processes=processes)
+        done = launch(script, folder, processes, cache, has_terms, processes=processes)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
         found[run] = torch.load(folder / "result.pt")
     return found
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mlm_weight", [0, 0.5])
+@HAS_TERMS
 @pytest.mark.parametrize("kind", [2, "2, cached"])
-def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, kind, mlm_weight, record_difference):
-    whole, parts = results[1, mlm_weight]["gradients"], results[kind, mlm_weight]["gradients"]
+def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, kind, has_terms, record_difference):
+    whole, parts = results[1, has_terms]["gradients"], results[kind, has_terms]["gradients"]
     assert len(whole) == len(parts) == 3
     difference = 0.0
     for step, (one, two) in enumerate(zip(whole, parts, strict=True)):
@@ -45,9 +49,9 @@ def test_the_gradient_of_two_processes_is_the_one_of_the_whole_batch(results, ki
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mlm_weight", [0, 0.5])
-def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results, mlm_weight):
-    assert results[2, mlm_weight]["losses"] == pytest.approx(results[1, mlm_weight]["losses"], abs=1e-5)
+@HAS_TERMS
+def test_the_logged_loss_of_two_processes_is_the_one_of_the_whole_batch(results, has_terms):
+    assert results[2, has_terms]["losses"] == pytest.approx(results[1, has_terms]["losses"], abs=1e-5)
 
 
 @pytest.mark.long

@@ -32,6 +32,7 @@ OBJECTIVE_OPTIONS = [
     *(("pairwise", {"pairwise_loss": loss}) for loss in ("bsc", "mse", "combined", "bce", "cosent")),
     ("pairwise", {"pairwise_loss": "bsc", "bsc_normalization": "coordinate"}),
     ("angle", {}),
+    *(("distill", {"distill_loss": loss}) for loss in ("rows", "cosines", "vectors")),
 ]
 
 
@@ -97,7 +98,11 @@ def test_an_objective_computes_its_loss_without_a_number_from_its_device(name, o
     texts = 3 if name == "supervised" else 2
     embeddings = torch.empty(4, texts, 8, device="meta", requires_grad=True)
     ids, values = torch.empty(4, texts, dtype=torch.long, device="meta"), torch.empty(4, device="meta")
-    batch = EmbeddedBatch.gather(embeddings, ids, None if texts == 3 or name == "unsupervised" else values, [4], 0)
+    others = {"teacher": torch.empty(4, texts, 8, device="meta")}
+    if name == "supervised":
+        others["guide"] = others["teacher"]
+    values = values if name in ("pairwise", "angle") else None
+    batch = EmbeddedBatch.gather(embeddings, ids, values, [4], 0, others)
     objective(batch).backward()
     assert embeddings.grad.is_meta
 
@@ -116,7 +121,6 @@ def test_a_whole_contrastive_step_waits_for_nothing(make_trainer, tiny_model, po
     trainer.extra_modules.to("meta")
     if trainer.mlm_term is not None:
         trainer.mlm_head.language_model.to("meta")  # other devices share its parameters with the module
-        trainer.mlm_term.logged = trainer.mlm_term.logged.to("meta")
     take_step(trainer, step)
 
 

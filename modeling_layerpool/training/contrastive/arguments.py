@@ -4,18 +4,23 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ...common.columns import SCORED_PAIR_COLUMNS
-from ...common.command_line import Range, check_used
+from ...common.command_line import Range, check_arguments, check_used
 from ...common.errors import InputError
 from ...common.nearest_texts import NEIGHBOUR_SEARCHES, require_faiss
 from ...models.modeling_layerpool_poolers import POOLERS
+from ..computed_files import EMBEDDINGS_FOLDER
 from ..data_arguments import TrainDataArguments
 from ..frozen import FreezeArguments
 from ..run_arguments import PackedRunArguments
 from .neighbours import SHUFFLINGS
 from .objectives import OBJECTIVES
+from .objectives.distill import TEACHER, DistillObjective, DistillOptions
+from .objectives.info_nce import GUIDE
 from .prompts import parse_prompts
 from .sources import parse_sources
 
+
+SELF = "self"  # the name of a teacher or guide that is the checkpoint itself
 
 # A class must come before the classes that it inherits from.
 OBJECTIVE_OPTIONS = sorted(
@@ -41,10 +46,14 @@ class ContrastiveTrainingArguments(FreezeArguments, PackedRunArguments, *OBJECTI
         "neighbour_search",
         "refresh_steps",
         "mlm_probability",
+        "distill_weight",
+        "include_prompt",
         "row_length",
     )
     RANGES: ClassVar = {
-        **dict.fromkeys(("temperature_learning_rate", "pooler_learning_rate", "mlm_weight"), Range(at_least=0)),
+        **dict.fromkeys(
+            ("temperature_learning_rate", "pooler_learning_rate", "mlm_weight", "distill_weight"), Range(at_least=0)
+        ),
         "mlm_probability": Range(above=0, below=1),
         "group_size": Range(at_least=2),
         **dict.fromkeys(("refresh_steps", "gradient_cache"), Range(at_least=1)),
@@ -105,6 +114,10 @@ class ContrastiveTrainingArguments(FreezeArguments, PackedRunArguments, *OBJECTI
         },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Fraction of the tokens to mask for --mlm_weight."})
+    distill_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the distillation from --teacher, which is added to --objective. Default: 1."},
+    )
     pooler_learning_rate: float | None = field(
         default=None,
         metadata={
@@ -158,6 +171,7 @@ class ContrastiveTrainingArguments(FreezeArguments, PackedRunArguments, *OBJECTI
             self.prompts: dict[str, str] | None = parse_prompts(self.prompts)
         self._check_used()
         OBJECTIVES[self.objective].check_options(self)
+        DistillObjective.check_options(self)
         if self.shuffling != "random" and self.no_duplicates:
             raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
         if self.neighbour_search == "faiss":
@@ -172,7 +186,8 @@ class ContrastiveTrainingArguments(FreezeArguments, PackedRunArguments, *OBJECTI
 
     def _check_used(self) -> None:
         """Refuse options that have no effect because of another option."""
-        read = {option.name for option in fields(OBJECTIVES[self.objective].Options)}
+        # A teacher, of which the trainer knows, adds distillation to any objective.
+        read = {option.name for kind in (self.objective, "distill") for option in fields(OBJECTIVES[kind].Options)}
         unread = {option.name for options in OBJECTIVE_OPTIONS for option in fields(options)} - read
         embeds = self.shuffling in ("neighbours", "clusters")
         for names, is_read, reason in (
@@ -231,3 +246,43 @@ class DataArguments(TrainDataArguments):
         """The weights of the sources by their labels, if they have any."""
         weights = {source.label: source.weight for source in self.sources if source.weight is not None}
         return weights or None
+
+
+@dataclass
+class EncoderArguments:
+    """Other encoders that a run learns from."""
+
+    GROUP: ClassVar = DistillOptions.GROUP
+    DETAILS: ClassVar = ("embedding_cache_dir",)
+
+    teacher: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Encoders to learn from, in addition to --objective: folders or Hub model IDs of any kind, or "
+            f"{SELF} for the checkpoint itself. Each embeds the texts once."
+        },
+    )
+    guide: str | None = field(
+        default=None,
+        metadata={
+            "help": "Encoder that says which texts are no negatives: those that it finds more similar to the anchor "
+            "than its positive (GISTEmbed)."
+        },
+    )
+    embedding_cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the embeddings of --teacher and --guide, which runs on the same texts can share. "
+            f"Default: the folder {EMBEDDINGS_FOLDER} in --output_dir."
+        },
+    )
+
+    def __post_init__(self):
+        check_arguments(self)
+        check_used(self, {"embedding_cache_dir": bool(self.groups)}, "without a teacher or a guide")
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The encoders by what they are for."""
+        given = {TEACHER: self.teacher, GUIDE: [] if self.guide is None else [self.guide]}
+        return {group: names for group, names in given.items() if names}

@@ -14,6 +14,9 @@ def check_engine(trainer: Trainer) -> None:
         return
     args, engine = trainer.args, "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed"
     both = ("FSDP", "DeepSpeed")
+    with_parameters = "mlm_weight" if trainer.mlm_head is not None else "learn_temperature"
+    if args.distill_projection:
+        with_parameters = "distill_projection"
     adds_parameters = any(True for _ in trainer.extra_modules.parameters())
     for option, is_given, engines, reason in (
         ("use_lora", has_adapter(trainer.model), both, "which was not tested with adapters"),
@@ -32,12 +35,7 @@ def check_engine(trainer: Trainer) -> None:
             both,
             "where no process has all weights to embed with (shuffling=words needs none)",
         ),
-        (
-            "learn_temperature" if trainer.mlm_head is None else "mlm_weight",
-            adds_parameters,
-            both,
-            "whose optimizer knows the parameters of the model only",
-        ),
+        (with_parameters, adds_parameters, both, "whose optimizer knows the parameters of the model only"),
     ):
         if is_given and engine in engines:
             raise InputError(f"{option} does not work under {engine}, {reason}; leave it out, or use DDP")

@@ -11,6 +11,7 @@ from transformers import Trainer
 from ...common.command_line import check_used
 from ..batching import text_id
 from ..frozen import FrozenTexts
+from .embedded_rows import SUFFIX
 from .prompts import RunPrompts
 
 
@@ -46,7 +47,8 @@ def _with_states(
     names = list(dict.fromkeys(columns))
     texts = [ids for name in names for ids in dataset[f"{name}_input_ids"]]
     indices = frozen.add(texts).reshape(len(names), -1)
-    kept = {name: dataset[name] for name in ("row_number", "value") if name in dataset.column_names}
+    kept_names = ("row_number", "value", *(name + SUFFIX for name in names))
+    kept = {name: dataset[name] for name in kept_names if name in dataset.column_names}
     kept |= {f"{name}_states": row for name, row in zip(names, indices, strict=True)}
     kept |= {f"{name}_text_id": prompts.text_ids(dataset, name) for name in names}
     return Dataset.from_dict(kept)

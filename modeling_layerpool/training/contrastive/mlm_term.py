@@ -3,13 +3,12 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ...models.modeling_layerpool_packing import at_least_float32
 from ..batching import model_inputs
-from ..distributed import rows_of_all, world_size
+from ..distributed import RunningMean, rows_of_all
 from ..mlm_head import MaskedLanguageHead
 
 
@@ -27,39 +26,31 @@ class MaskedLanguageTerm:
         self.head = head
         self.weight = weight
         self.accelerator = accelerator
-        self.logged = torch.zeros(2, device=accelerator.device)  # the sum of the losses, and their number
+        self.mean = RunningMean()
 
     def loss(self, model: torch.nn.Module, chunks: list[dict[str, Any]]) -> torch.Tensor:
         """The weighted loss of a batch, with its graph."""
         divisor = self._divisor(chunks)
         loss = sum(self._chunk_loss(model, chunk, divisor) for chunk in chunks)
-        self._log(loss.detach())
+        self.mean.add(loss)
         return self.weight * loss
 
     def backward(self, model: torch.nn.Module, chunks: list[dict[str, Any]], accumulation_steps: int) -> torch.Tensor:
         """The same for gradient caching: the backward pass of one chunk at a time. The loss is a sum over chunks."""
         divisor = self._divisor(chunks)
-        total = torch.zeros_like(self.logged[0])
+        total = torch.zeros((), device=self.accelerator.device)
         for chunk in chunks:
             with self.accelerator.no_sync(model):
                 loss = self._chunk_loss(model, chunk, divisor) / accumulation_steps
                 self.accelerator.backward(self.weight * loss)
             total = total + loss.detach()
-        self._log(total * accumulation_steps)
+        self.mean.add(total * accumulation_steps)
         return self.weight * total
 
     def logs(self) -> dict[str, float]:
         """The mean loss of all processes, without its weight, since the last call. Empty if there was no step."""
-        if self.logged[1] == 0:
-            return {}
-        sums = self.logged.clone()
-        self.logged.zero_()
-        if world_size() > 1:
-            dist.all_reduce(sums)
-        return {"mlm_loss": (sums[0] / sums[1]).item()}
-
-    def _log(self, loss: torch.Tensor) -> None:
-        self.logged += torch.stack([loss, torch.ones_like(loss)])
+        mean = self.mean.read()
+        return {} if mean is None else {"mlm_loss": mean}
 
     def _divisor(self, chunks: list[dict[str, Any]]) -> float:
         """The mean number of masked tokens per process. Processes average their gradients."""

@@ -5,6 +5,7 @@ from transformers import PreTrainedModel, Trainer
 
 from ...common.errors import InputError
 from ..frozen import freeze_encoder
+from .objectives.base import Objective
 
 
 def choose_trained_parameters(model: PreTrainedModel, args) -> None:
@@ -47,10 +48,22 @@ def add_parameter_groups(optimizer: torch.optim.Optimizer, trainer: Trainer) -> 
         for decays, weight_decay in ((True, args.weight_decay), (False, 0.0)):
             own = [p for name, p in trainer.mlm_head.own_parameters() if (name in decaying) == decays]
             optimizer.add_param_group({"params": own, "weight_decay": weight_decay})
-    if parameters := list(trainer.objective.parameters()):
-        rate = args.temperature_learning_rate
-        rate = args.learning_rate if rate is None else rate
-        optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr": rate})
+    for objective in _learning_objectives(trainer):
+        rate = _objective_learning_rate(objective, args)
+        optimizer.add_param_group({"params": list(objective.parameters()), "weight_decay": 0.0, "lr": rate})
+
+
+def _learning_objectives(trainer: Trainer) -> list[Objective]:
+    """The objective, and that of the distillation, if they have parameters."""
+    distillation = None if trainer.distillation is None else trainer.distillation.objective
+    return [module for module in (trainer.objective, distillation) if module is not None and list(module.parameters())]
+
+
+def _objective_learning_rate(objective: Objective, args) -> float:
+    recommended = objective.parameter_learning_rate
+    if recommended is None:
+        recommended = args.temperature_learning_rate
+    return args.learning_rate if recommended is None else recommended
 
 
 def learning_rates(trainer: Trainer) -> dict[str, float]:
@@ -63,7 +76,6 @@ def learning_rates(trainer: Trainer) -> dict[str, float]:
         rates["pooler"] = args.learning_rate if rate is None else rate
     if trainer.mlm_head is not None:
         rates["language modeling head"] = args.learning_rate
-    if any(True for _ in trainer.objective.parameters()):
-        rate = args.temperature_learning_rate
-        rates["1 / temperature"] = args.learning_rate if rate is None else rate
+    for objective in _learning_objectives(trainer):
+        rates[objective.parameter_name] = _objective_learning_rate(objective, args)
     return rates

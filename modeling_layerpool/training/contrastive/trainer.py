@@ -1,7 +1,6 @@
 """The transformers Trainer with a contrastive loss on packed batches."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ...common.card_facts import CardFacts, with_pooler
+from ...common.card_facts import CardFacts
 from ...common.errors import InputError
+from ...common.text_embeddings import TextEmbeddings
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
     GlobalBatchSampler,
@@ -25,12 +25,14 @@ from ..batching import (
 )
 from ..data import set_max_seq_length
 from ..distributed import gather_rows, rows_of_all, same_on_all
-from ..frozen import TRAINED_FROZEN, frozen_texts, keep_frozen
+from ..frozen import frozen_texts, keep_frozen
 from ..lora import check_adapter, has_adapter
 from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
 from .arguments import ContrastiveTrainingArguments
+from .card import contrastive_facts
 from .data import check_row_length, is_tokenized, text_names, tokenize_dataset
+from .embedded_rows import EmbeddingCollator, other_embeddings, prepare_distillation, with_indices
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
 from .frozen_batches import read_states, states_of
@@ -39,7 +41,7 @@ from .mlm_term import MaskedLanguageTerm
 from .neighbours import NeighbourBatchSampler, load_plan
 from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
-from .parameter_groups import add_parameter_groups, choose_trained_parameters, pooler_learning_rate
+from .parameter_groups import add_parameter_groups, choose_trained_parameters
 from .prompts import RunPrompts
 from .sampling import Mixture, make_batch_sampler
 
@@ -72,6 +74,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
         mlm_head ([`MaskedLanguageHead`], *optional*):
             The head that `args.mlm_weight` trains; defaults to a new one. It is saved next to the model, as the
             parameters of an objective are.
+        text_embeddings ([`TextEmbeddings`], *optional*):
+            Embeddings of all texts by other encoders ([`embed_texts`]). Those of the group `"teacher"` are learned, in
+            addition to the objective or with the objective `distill`. The group `"guide"` says which texts are no
+            negatives.
         evaluator (`Callable`, *optional*):
             Called with model and tokenizer at each evaluation; its metrics are logged as `eval_<name>`.
 
@@ -101,6 +107,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
         data_collator: Callable[[list[dict[str, Any]]], dict[str, Any]] | None = None,
         objective: Objective | None = None,
         mlm_head: MaskedLanguageHead | None = None,
+        text_embeddings: TextEmbeddings | None = None,
         evaluator: Evaluator | None = None,
         **kwargs: Any,
     ):
@@ -110,10 +117,14 @@ class ContrastiveTrainer(LayerPoolTrainer):
             check_adapter(model)
         choose_trained_parameters(model, args)
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
+        self.text_embeddings = text_embeddings
+        self.distillation = prepare_distillation(self.objective, args, text_embeddings, model.embedding_dim)
         self.mlm_head = None
         if args.mlm_weight > 0 and train_dataset is not None:
             self.mlm_head = mlm_head or MaskedLanguageHead.of_encoder(model)
         self.extra_modules = ExtraModules({"objective": self.objective})
+        if self.distillation is not None:
+            self.extra_modules["distillation"] = self.distillation.objective
         if self.mlm_head is not None:
             self.extra_modules["mlm_head"] = self.mlm_head
         self.evaluator = evaluator
@@ -168,6 +179,9 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self.frozen = frozen_texts(self)
         if self.frozen is not None:
             self.train_states, self.eval_dataset, self.data_collator = read_states(self)
+        if text_embeddings is not None:
+            columns = (self.columns or []) if self.mixture is None else self.mixture.every_column
+            self.data_collator = EmbeddingCollator(self.data_collator, columns, text_embeddings)
         self._whole_model = WholeModel(self) if self.is_fsdp_enabled else None
         self.extra_modules.to(args.device)
         self.add_callback(ExtraModulesCallback(self.extra_modules))
@@ -192,11 +206,16 @@ class ContrastiveTrainer(LayerPoolTrainer):
         elif columns != self.columns:
             raise InputError(f"{name} has the columns {columns}, but the training data {self.columns}")
         if is_tokenized(dataset):
+            if self.text_embeddings is not None:
+                raise InputError(f"{name} is tokenized, and text_embeddings need its texts; give the texts instead")
             return dataset
         value_column = self.objective.value_column(text_names(dataset), name)
         value_range = self.objective.prepare(dataset, value_column, name)
         numbers, prompts = (value_column, value_range), self.prompts.by_column
-        return tokenize_dataset(dataset, columns, tokenizer, tokenizer.model_max_length, name, *numbers, prompts)
+        tokenized = tokenize_dataset(dataset, columns, tokenizer, tokenizer.model_max_length, name, *numbers, prompts)
+        if self.text_embeddings is None:
+            return tokenized
+        return with_indices(tokenized, dataset, columns, self.text_embeddings, name)
 
     def stream_batches(self, batch_size: int, **options: Any) -> StreamedBatches:
         if self.args.no_duplicates or self.args.shuffling != "random":
@@ -273,7 +292,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
         rows = len(embeddings)
         # Only the main process evaluates, where gathering would wait forever.
         sizes, rank = (rows_of_all(rows), self.args.process_index) if model.training else ([rows], 0)
-        loss = self.objective(EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank))
+        others = other_embeddings(inputs)
+        batch = EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank, others)
+        loss = self.objective(batch)
+        if self.distillation is not None and model.training:
+            loss = loss + self.distillation.loss(batch)
         # Processes average their gradients, so a process with more rows needs a larger weight.
         return loss * (rows * len(sizes) / sum(sizes))
 
@@ -282,8 +305,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
             logs["shuffling_percent"] = 100 * self._neighbours.seconds / logs["train_runtime"]
         if "loss" in logs:
             logs |= self.objective.logs()
-            if self.mlm_term is not None:
-                logs |= self.mlm_term.logs()
+            for term in filter(None, (self.distillation, self.mlm_term)):
+                logs |= term.logs()
         super().log(logs, start_time)
 
     # --- evaluation ---
@@ -372,29 +395,4 @@ class ContrastiveTrainer(LayerPoolTrainer):
         return batch_size - 1 + further * batch_size if self.objective.compares_batch else 0
 
     def card_facts(self) -> CardFacts:
-        args, objective = self.args, self.objective
-        output = {"embedding": f"{self.model.embedding_dim} numbers, compared by cosine"}
-        facts = with_pooler(super().card_facts(), self.model, output)
-        settings = objective.settings(self.columns or []) | self.prompts.settings()
-        if args.mlm_weight > 0:
-            settings["masked language modeling"] = (
-                f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
-            )
-        negatives = self.most_negatives(facts.batch_size)
-        compared = f": at most {negatives} negatives for an anchor" if negatives else ""
-        settings["rows in a batch"] = f"{facts.batch_size}, all processes together{compared}"
-        if args.shuffling != "random":
-            settings["order of the rows"] = (
-                f"by {args.shuffling} of the first texts, {args.group_size} of them together"
-            )
-        if self.mixture is not None:
-            settings["datasets, in the order above"] = "; ".join(self.mixture.describe().values())
-        if args.gradient_accumulation_steps > 1:
-            settings["batches in a step"] = f"{args.gradient_accumulation_steps} (this adds no negatives)"
-        settings |= facts.settings
-        if args.freeze_encoder:
-            settings["trained"] = TRAINED_FROZEN
-        if (rate := pooler_learning_rate(self.model, args)) is not None:
-            settings["learning rate of the pooler"] = f"{rate:g}"
-        citations = [*([objective.citation] if objective.citation else []), *facts.citations]
-        return replace(facts, task="sentence-similarity", settings=settings, citations=citations)
+        return contrastive_facts(self, super().card_facts())

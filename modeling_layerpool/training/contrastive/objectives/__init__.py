@@ -2,6 +2,7 @@
 
 from .angle import AngleObjective
 from .base import Objective
+from .distill import DistillObjective
 from .info_nce import SupervisedObjective, UnsupervisedObjective
 from .pairwise import PairwiseObjective
 
@@ -13,5 +14,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
         SupervisedObjective,
         PairwiseObjective,
         AngleObjective,
+        DistillObjective,
     )
 }

@@ -27,6 +27,9 @@ class EmbeddedBatch:
         values (`torch.Tensor` of shape `(b,)`, *optional*): the number of each row, scaled to [0, 1], if the
             objective has a [`~Objective.value_column`].
         all_values (`torch.Tensor` of shape `(B,)`, *optional*): the numbers of all processes' rows.
+        others (`dict` of `torch.Tensor` of shape `(b, c, d)`): embeddings of the same texts by other encoders, of
+            length 1, by the name of their group, such as `"teacher"`.
+        all_others (`dict` of `torch.Tensor` of shape `(B, c, d)`): those of all processes' rows.
     """
 
     embeddings: torch.Tensor
@@ -36,15 +39,32 @@ class EmbeddedBatch:
     first_row: int
     values: torch.Tensor | None = None
     all_values: torch.Tensor | None = None
+    others: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    all_others: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def gather(
-        cls, embeddings: torch.Tensor, text_ids: torch.Tensor, values: torch.Tensor | None, sizes: list[int], rank: int
+        cls,
+        embeddings: torch.Tensor,
+        text_ids: torch.Tensor,
+        values: torch.Tensor | None,
+        sizes: list[int],
+        rank: int,
+        others: Mapping[str, torch.Tensor] | None = None,
     ) -> "EmbeddedBatch":
         """The batch of all processes, from the rows of this one. `sizes` are the numbers of rows of the processes."""
-        all_values = None if values is None else gather_rows(values, sizes)
-        all_embeddings, all_text_ids = gather_rows(embeddings, sizes), gather_rows(text_ids, sizes)
-        return cls(embeddings, text_ids, all_embeddings, all_text_ids, sum(sizes[:rank]), values, all_values)
+        others = others or {}
+        return cls(
+            embeddings,
+            text_ids,
+            gather_rows(embeddings, sizes),
+            gather_rows(text_ids, sizes),
+            sum(sizes[:rank]),
+            values,
+            None if values is None else gather_rows(values, sizes),
+            others,
+            {group: gather_rows(of_group, sizes) for group, of_group in others.items()},
+        )
 
     @property
     def targets(self) -> torch.Tensor:
@@ -105,6 +125,9 @@ class Objective(nn.Module):
     # The columns and the idea, for --help, as a sentence whose subject is the objective.
     summary: str = ""
     Options: type[Options] = Options
+    # What its parameters are, and their recommended learning rate. None is the rate of the run.
+    parameter_name: str = ""
+    parameter_learning_rate: float | None = None
 
     def __init__(self, **options: Any):
         super().__init__()
@@ -185,6 +208,7 @@ class TemperatureObjective(Objective):
     """An objective with a temperature, fixed or learned."""
 
     Options = TemperatureOptions
+    parameter_name = "1 / temperature"
 
     def __init__(self, **options: Any):
         super().__init__(**options)

@@ -7,9 +7,13 @@ from typing import ClassVar
 
 import torch
 
+from ....common.command_line import Range
 from ....common.errors import InputError
 from ...losses import info_nce
 from .base import EmbeddedBatch, SoftmaxOptions, TemperatureObjective, yes_or_no
+
+
+GUIDE = "guide"  # the group of its embeddings
 
 
 @dataclass
@@ -29,11 +33,20 @@ class SupervisedOptions(InfoNCEOptions):
     """Options of [`SupervisedObjective`]."""
 
     GROUP: ClassVar[str] = InfoNCEOptions.GROUP
+    DETAILS: ClassVar[tuple[str, ...]] = ("guide_margin",)
+    RANGES: ClassVar = {"guide_margin": Range(at_least=-1, at_most=1)}
 
     hard_negative_weight: float = field(
         default=0.0,
         metadata={
             "help": "Constant added to the logits of a row's own negatives: 0 as in SimCSE, 1 as in Oh et al. 2022."
+        },
+    )
+    guide_margin: float = field(
+        default=0.0,
+        metadata={
+            "help": "Texts whose cosine to the anchor is, for the --guide, above that of the positive minus this "
+            "margin are no negatives."
         },
     )
 
@@ -42,7 +55,7 @@ class InfoNCEObjective(TemperatureObjective):
     """[`info_nce`] of each row's first text (anchor), its second (positive) and the other ones (negatives)."""
 
     Options = InfoNCEOptions
-    hard_negative_weight = 0.0
+    hard_negative_weight = guide_margin = 0.0
 
     def settings(self, columns: Sequence[str]) -> dict[str, str]:
         settings = super().settings(columns)
@@ -53,7 +66,7 @@ class InfoNCEObjective(TemperatureObjective):
         return settings
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
-        options, texts = self.options, batch.all_text_ids
+        options, texts, guide = self.options, batch.all_text_ids, batch.all_others.get(GUIDE)
         return info_nce(
             batch.embeddings[:, 0],
             batch.all_embeddings[:, 1],
@@ -66,6 +79,9 @@ class InfoNCEObjective(TemperatureObjective):
             column_text_ids=torch.cat([texts[:, 1], texts[:, 2:].flatten()]) if options.mask_duplicates else None,
             anchor_columns=batch.all_embeddings[:, 0],
             anchor_column_text_ids=texts[:, 0] if options.mask_duplicates else None,
+            guide_anchors=None if guide is None else guide[:, 0],
+            guide_columns=None if guide is None else torch.cat([guide[:, 1], guide[:, 2:].flatten(0, 1)]),
+            guide_margin=self.guide_margin,
         )
 
 
@@ -98,6 +114,10 @@ class SupervisedObjective(InfoNCEObjective):
     @property
     def hard_negative_weight(self) -> float:
         return self.options.hard_negative_weight
+
+    @property
+    def guide_margin(self) -> float:
+        return self.options.guide_margin
 
     def select_columns(self, available: Sequence[str], source: str) -> list[str]:
         for column in ("anchor", "positive"):

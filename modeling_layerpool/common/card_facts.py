@@ -113,6 +113,8 @@ def schedule_rows(
     }
     if has_epochs and state.epoch is not None:
         rows["epochs"] = f"{state.epoch:.4g}"
+    if args.ema is not None:
+        rows["weights"] = f"exponential moving average, decay {args.ema:g}"
     rows["seed"] = f"{args.seed}" + ("" if args.data_seed is None else f", data seed {args.data_seed}")
     rows["tokens in a text"] = f"at most {max_tokens}"
     rows["precision"] = precision_name(args, dtype)

@@ -28,6 +28,7 @@ from .compat import TrainerHooks, attention_implementation
 from .dropout import fast_dropout
 from .fault_tolerance import init_worker, remove_if_incomplete, write_manifest
 from .lora import check_checkpoint
+from .moving_average import MovingAverage, check_resumable
 from .run_arguments import RunArguments
 
 
@@ -88,6 +89,12 @@ class LayerPoolTrainer(TrainerHooks):
             args.greater_is_better = self.METRICS.get(name, args.greater_is_better)
         super().__init__(model, args, **kwargs)
         self.add_callback(_BestMetricCallback())
+        self.average = None
+        if args.ema is not None and self.train_dataset is not None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise InputError("ema does not work under FSDP and DeepSpeed, where no process has all weights")
+            self.average = MovingAverage(self.model, args.ema)
+            self.add_callback(self.average)
 
     def watch(self, loss: torch.Tensor, rows: Sequence[int] = ()) -> None:
         """Keep the loss of a step for [`check_finite`]; reading it now would wait for the device."""
@@ -239,16 +246,29 @@ class LayerPoolTrainer(TrainerHooks):
     def writing_checkpoint(self, folder: str) -> Iterator[None]:
         self.check_finite()
         self.check_weights()
-        with remove_if_incomplete(self, folder):
+        with remove_if_incomplete(self, folder), self.evaluating():
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """With the weights in the model that are evaluated and saved: the average of `ema`, if there is one."""
+        with nullcontext() if self.average is None else self.average.in_model():
             yield
 
     def complete_checkpoint(self, folder: str) -> None:
+        if self.average is not None and self.args.should_save:
+            self.average.save(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(folder)
 
     def before_resuming(self, checkpoint: str) -> None:
         check_checkpoint(checkpoint, self.model)
+        check_resumable(checkpoint, self.args.ema)
+
+    def after_resuming(self, checkpoint: str) -> None:
+        if self.average is not None:
+            self.average.resume(checkpoint)
 
     def is_finished(self) -> bool:
         """Whether the run was interrupted after its last step."""

@@ -28,6 +28,11 @@ class TrainerHooks(Trainer):
         """Around the writing of a checkpoint, errors included."""
         yield
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Around an evaluation during the training."""
+        yield
+
     def complete_checkpoint(self, folder: str) -> None:
         """After this process wrote its files of a checkpoint, before the state, and before older ones are removed."""
 
@@ -59,6 +64,13 @@ class TrainerHooks(Trainer):
         folder = os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         with self.writing_checkpoint(folder):
             super()._save_checkpoint(model, trial)
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        # The public method is also called for the finished model.
+        with self.evaluating():
+            return super()._evaluate(trial, ignore_keys_for_eval, *args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         # The last file before the state. The callback on_save comes after older checkpoints were removed.

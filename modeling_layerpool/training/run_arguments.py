@@ -26,6 +26,7 @@ TRAINING_RANGES = {
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"), Range(at_least=0)),
     **dict.fromkeys(("warmup_steps", "eval_delay", "neftune_noise_alpha"), Range(at_least=0)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Range(at_least=0, below=1)),
+    "ema": Range(above=0, below=1),
     **dict.fromkeys(("seed", "data_seed"), Range(at_least=0)),
     "num_train_epochs": Range(above=0, at_most=1_000_000),
     "max_steps": Range(at_least=1, or_equal_to=-1),
@@ -64,7 +65,7 @@ class RunArguments(TrainingArguments):
         "push_to_hub": "Upload the finished folder to the Hub",
         "hub_model_id": "Name on the Hub, such as me/my-encoder",
     }
-    DETAILS: ClassVar = ("dry_run", "license", "language")
+    DETAILS: ClassVar = ("ema", "dry_run", "license", "language")
     RANGES: ClassVar = TRAINING_RANGES
     # Arguments of transformers that a kind of training does not read, in addition to those of its base classes.
     WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("label_names", "prediction_loss_only", "use_liger_kernel")
@@ -102,6 +103,13 @@ class RunArguments(TrainingArguments):
         metadata={
             "help": "With several processes, look for parameters without a gradient in each step. Models of this "
             "package have none; only a model of your own may need it."
+        },
+    )
+    ema: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and save an exponential moving average of the weights, of which each step keeps this "
+            "part: 0.99, for instance. Default: off. Not under FSDP and DeepSpeed."
         },
     )
     dry_run: bool = field(

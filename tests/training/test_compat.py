@@ -31,6 +31,7 @@ METHODS = {
         "trial",
     ],
     "_determine_best_metric": ["metrics", "trial"],
+    "_evaluate": ["trial", "ignore_keys_for_eval", "skip_scheduler"],
 }
 # The methods whose place in a saving or resuming run matters, and those that call them.
 CALLERS = {
@@ -40,6 +41,7 @@ CALLERS = {
     "_load_from_checkpoint": "train",
     "_init_training_state": "_inner_training_loop",
     "_determine_best_metric": "_maybe_log_save_evaluate",
+    "_evaluate": "_maybe_log_save_evaluate",
 }
 
 

@@ -380,6 +380,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             self.extra_modules.save(folder)
 
     def after_resuming(self, checkpoint: str) -> None:
+        super().after_resuming(checkpoint)
         self.extra_modules.load(checkpoint)
         if self.args.shuffling != "random":
             self._saved_plan = load_plan(checkpoint)

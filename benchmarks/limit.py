@@ -107,7 +107,7 @@ def draw(shares: dict[str, dict[str, float]], path: str) -> None:
         widths = [100 * shares[precision][kind] for precision in shares]
         axes.barh(list(shares), widths, left=list(left.values()), label=kind)
         left = {precision: left[precision] + width for precision, width in zip(shares, widths, strict=True)}
-    axes.set_xlabel("share of a training step (%)")
+    axes.set(xlabel="share of a training step (%)", xlim=(0, 100))
     axes.invert_yaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)

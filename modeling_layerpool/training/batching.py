@@ -10,6 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from ..common.errors import InputError
 from ..models.modeling_layerpool_packing import pack_sentences
+from .cropping import Cropping
 from .masking import TokenMasking, predicted_index
 
 
@@ -302,6 +303,7 @@ class PackingCollator:
         row_length: tokens in a packed row. Default: for each batch, the length that needs the least computation.
         chunk_tokens: split the batch into chunks of rows of at most this many tokens.
         masking: also masks the tokens; the rows of the batch decide which.
+        cropping: crops a column where it is named for the second time.
         leading: by column, tokens before the text itself, which do not count for its identity.
         left_out: by column, tokens at the beginning that the means of the pooler leave out.
         with_lengths: each packed input also has `sequence_lengths`, a list, which therefore stays on the CPU.
@@ -323,8 +325,10 @@ class PackingCollator:
         leading: Mapping[str, int] | None = None,
         left_out: Mapping[str, int] | None = None,
         with_lengths: bool = False,
+        cropping: Cropping | None = None,
     ):
         self.columns = list(columns)
+        self.cropping = cropping
         self.leading, self.left_out = leading or {}, left_out or {}
         self.masking = masking
         self.pad_token_id = pad_token_id
@@ -339,6 +343,11 @@ class PackingCollator:
         leading = [self.leading.get(column, 0) for column in columns] * len(features)
         text_ids = torch.tensor([text_id(ids[tokens:]) for ids, tokens in zip(sentences, leading, strict=True)])
         rows = [feature["row_number"] for feature in features]
+        if self.cropping is not None:
+            for index, column in enumerate(columns):
+                if column in columns[:index]:
+                    views = slice(index, None, len(columns))
+                    sentences[views] = self.cropping(sentences[views], rows, self.leading.get(column, 0))
         inputs: dict[str, Any] = pack_sentences(sentences, self.pad_token_id, self.row_length)
         if self.left_out:
             lengths = [self.left_out.get(column, 0) for column in columns] * len(features)

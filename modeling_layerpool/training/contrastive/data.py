@@ -7,17 +7,25 @@ scaled to [0, 1].
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...common.columns import ColumnNames
 from ...common.errors import InputError
 from ...common.rows import check_number, check_text, read_rows, require_columns, row_name
+from ..batching import PackingCollator
+from ..cropping import Cropping
 from ..data import dataset_of_files, first_row
+from ..masking import TokenMasking
 from .objectives.base import Objective
+from .prompts import RunPrompts
+
+
+if TYPE_CHECKING:
+    from .arguments import ContrastiveTrainingArguments
 
 
 def load_file(
@@ -146,3 +154,28 @@ def check_row_length(row_length: int | None, dataset: Dataset | IterableDataset 
             f"row_length={row_length} is shorter than the longest text, {longest} tokens; raise it, or lower "
             "max_seq_length"
         )
+
+
+def make_collator(
+    columns: Sequence[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: "ContrastiveTrainingArguments",
+    prompts: RunPrompts,
+    masks: bool,
+    crop: float,
+) -> PackingCollator:
+    """The collator of a run. `masks`: also mask tokens. `crop`: the share of a text that its second view keeps."""
+    seed = args.sampling_seed
+    return PackingCollator(
+        columns,
+        model.config.pad_token_id or 0,
+        args.row_length,
+        args.gradient_cache,
+        TokenMasking(tokenizer, args.mlm_probability, seed) if masks else None,
+        prompts.leading,
+        prompts.left_out,
+        # A compiled model would be compiled anew for each list of lengths.
+        with_lengths=model.pooler.reads_tokens and not args.torch_compile,
+        cropping=Cropping(crop, tokenizer.all_special_ids, seed) if crop < 1 else None,
+    )

@@ -17,7 +17,6 @@ from ...common.text_embeddings import TextEmbeddings
 from ..base import Evaluator, LayerPoolTrainer, check_rows
 from ..batching import (
     GlobalBatchSampler,
-    PackingCollator,
     StreamedBatches,
     chunks_of,
     local_rows,
@@ -27,11 +26,10 @@ from ..data import set_max_seq_length
 from ..distributed import gather_rows, rows_of_all, same_on_all
 from ..frozen import frozen_texts, keep_frozen
 from ..lora import check_adapter, has_adapter
-from ..masking import TokenMasking
 from ..mlm_head import MaskedLanguageHead
 from .arguments import ContrastiveTrainingArguments
 from .card import contrastive_facts
-from .data import check_row_length, is_tokenized, text_names, tokenize_dataset
+from .data import check_row_length, is_tokenized, make_collator, text_names, tokenize_dataset
 from .embedded_rows import EmbeddingCollator, other_embeddings, prepare_distillation, with_indices
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
@@ -155,14 +153,10 @@ class ContrastiveTrainer(LayerPoolTrainer):
         if isinstance(train_dataset, Dataset):
             check_rows(train_dataset, max(2, args.least_rows))
         if data_collator is None:
-            options = (processing_class, args.mlm_probability, args.sampling_seed)
-            masking = None if self.mlm_head is None else TokenMasking(*options)
             columns = (self.columns or []) if self.mixture is None else self.mixture.every_column
-            options = (model.config.pad_token_id or 0, args.row_length, args.gradient_cache, masking)
-            # A compiled model would be compiled anew for each list of lengths.
-            prompts = (self.prompts.leading, self.prompts.left_out)
-            with_lengths = model.pooler.reads_tokens and not args.torch_compile
-            data_collator = PackingCollator(columns, *options, *prompts, with_lengths)
+            crop = getattr(self.objective.options, "crop", 1.0)
+            masks = self.mlm_head is not None
+            data_collator = make_collator(columns, model, processing_class, args, self.prompts, masks, crop)
         if evaluator is not None and eval_dataset is None:
             eval_dataset = _NO_ROWS
         super().__init__(

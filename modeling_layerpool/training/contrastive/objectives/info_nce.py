@@ -29,6 +29,23 @@ class InfoNCEOptions(SoftmaxOptions):
 
 
 @dataclass
+class UnsupervisedOptions(InfoNCEOptions):
+    """Options of [`UnsupervisedObjective`]."""
+
+    GROUP: ClassVar[str] = InfoNCEOptions.GROUP
+    DETAILS: ClassVar[tuple[str, ...]] = ("crop",)
+    RANGES: ClassVar = {"crop": Range(above=0, at_most=1)}
+
+    crop: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of a text's tokens that its second view keeps, as one piece at a random place. With 1, "
+            "dropout alone makes the two views different."
+        },
+    )
+
+
+@dataclass
 class SupervisedOptions(InfoNCEOptions):
     """Options of [`SupervisedObjective`]."""
 
@@ -90,6 +107,7 @@ class UnsupervisedObjective(InfoNCEObjective):
 
     name = "unsupervised"
     summary = "reads the column text; each text is its own positive, with a different dropout mask"
+    Options = UnsupervisedOptions
     citation = """@inproceedings{gao2021simcse,
   title = {{SimCSE}: Simple Contrastive Learning of Sentence Embeddings},
   author = {Gao, Tianyu and Yao, Xingcheng and Chen, Danqi},
@@ -101,6 +119,12 @@ class UnsupervisedObjective(InfoNCEObjective):
         if "text" not in available:
             raise self.missing_column("'text'", available, source)
         return ["text", "text"]
+
+    def settings(self, columns: Sequence[str]) -> dict[str, str]:
+        crop = self.options.crop
+        return super().settings(columns) | (
+            {"second view": f"a piece of {crop:.0%} of the tokens"} if crop < 1 else {}
+        )
 
 
 class SupervisedObjective(InfoNCEObjective):

@@ -2,7 +2,7 @@
 Measure a stream of rows through the data loader of a run: rows per second, and memory while it runs.
 
     python benchmarks/streaming.py
-    python benchmarks/streaming.py --rows 10000000
+    python benchmarks/streaming.py --rows 10000000 --workers 2
 
 Writes random pairs (texts of 8 to 40 words) into two files and reads them as run_contrastive.py --streaming does:
 checked, shuffled in a buffer of 10,000 rows, tokenized and packed into batches by the data workers. `one file` is
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="rows of each run")
     parser.add_argument("--file_rows", type=int, default=100_000, help="rows of each file")
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="only runs with so many data workers")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a single run: source, workers and folder
     options = parser.parse_args()
     if options.one:
@@ -116,7 +117,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2):
             write_pairs(Path(folder) / f"{number}.jsonl", options.file_rows, words, draw)
-        for source, workers in tqdm(RUNS, desc="Runs", leave=False):
+        for source, workers in tqdm([run for run in RUNS if run[1] in options.workers], desc="Runs", leave=False):
             found = in_own_process("--one", f"{source},{workers},{folder}")
             rates, memory = [rows / seconds for seconds in found[:PARTS]], found[PARTS:]
             rate = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"

@@ -134,7 +134,7 @@ class LayerPoolTrainer(TrainerHooks):
     ) -> torch.Tensor:
         """The step of transformers; its loss is kept for [`check_finite`]."""
         rows = inputs.get("row_numbers", ())
-        with self.drawing_masks(inputs):
+        with self.drawing_masks():
             loss = super().training_step(model, self.to_device(inputs), num_items_in_batch)
         self.watch(loss, rows)
         return loss
@@ -144,12 +144,12 @@ class LayerPoolTrainer(TrainerHooks):
         device = self.args.device
         return send_to_device(inputs, device, non_blocking=device.type == "cuda")
 
-    def drawing_masks(self, inputs: dict[str, Any]) -> AbstractContextManager:
-        """Around the training step of a batch: on a CPU the masks of dropout are drawn faster."""
-        # torch.compile cannot trace these draws: its graph would end at each dropout. Without the encoder, a step
-        # takes milliseconds, and preparing the draws a share of it.
-        is_faster = not self.args.torch_compile and "encoder_states" not in inputs
-        is_faster = is_faster and self.args.device.type == "cpu"
+    def drawing_masks(self) -> AbstractContextManager:
+        """Around a training step: on a CPU the masks of dropout are drawn faster."""
+        # torch.compile cannot trace these draws: its graph would end at each dropout. A frozen encoder draws none, and
+        # preparing the draws would be a share of a step that takes milliseconds.
+        is_frozen = getattr(self.args, "freeze_encoder", False)
+        is_faster = self.args.device.type == "cpu" and not self.args.torch_compile and not is_frozen
         return fast_dropout(self.model) if is_faster else nullcontext()
 
     # --- data ---

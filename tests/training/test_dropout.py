@@ -119,18 +119,15 @@ def test_only_masks_differ_and_only_while_it_lasts(tiny, encoder):
     assert not any("Fast" in type(module).__name__ for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    ("compiled", "batch", "by_torch"), [(False, {}, False), (True, {}, True), (False, {"encoder_states": None}, True)]
-)
-def test_a_trainer_leaves_dropout_to_torch_if_the_model_is_compiled_or_its_encoder_unused(
-    make_trainer, compiled, batch, by_torch
-):
+@pytest.mark.parametrize("options", [{}, {"torch_compile": True}, {"freeze_encoder": True}])
+def test_a_trainer_leaves_dropout_to_torch_if_the_model_is_compiled_or_its_encoder_frozen(make_trainer, options):
     """A compiler cannot trace the draws: its graph would end at each of them."""
     trainer = make_trainer()
-    trainer.args.torch_compile = compiled
-    with trainer.drawing_masks(batch):
+    for name, value in options.items():
+        setattr(trainer.args, name, value)
+    with trainer.drawing_masks():
         kinds = {type(module) for module in trainer.model.modules() if isinstance(module, nn.Dropout)}
-    assert (kinds == {nn.Dropout}) == by_torch
+    assert (kinds == {nn.Dropout}) == bool(options)
 
 
 def test_dropout_is_that_of_torch_after_an_error_in_a_step(tiny):

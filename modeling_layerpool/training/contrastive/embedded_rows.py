@@ -73,9 +73,9 @@ class DistillationTerm:
         self.objective, self.weight = objective, weight
         self.mean = RunningMean()
 
-    def loss(self, batch: EmbeddedBatch) -> torch.Tensor:
-        """The weighted loss of a batch."""
-        loss = self.objective(batch)
+    def loss(self, batch: EmbeddedBatch, share: float) -> torch.Tensor:
+        """The weighted loss of a batch, of which this process has so large a share, times the number of processes."""
+        loss = share * self.objective(batch)
         self.mean.add(loss)
         return self.weight * loss
 

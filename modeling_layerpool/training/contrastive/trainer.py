@@ -268,7 +268,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
                 return super().training_step(model, inputs, num_items_in_batch)
             model.train()
             keep_frozen(self)
-            with self.drawing_masks(inputs):
+            with self.drawing_masks():
                 loss = cached_step(self, model, self.to_device(inputs))
             self.watch(loss, inputs["row_numbers"])
             return loss
@@ -288,11 +288,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
         sizes, rank = (rows_of_all(rows), self.args.process_index) if model.training else ([rows], 0)
         others = other_embeddings(inputs)
         batch = EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank, others)
-        loss = self.objective(batch)
-        if self.distillation is not None and model.training:
-            loss = loss + self.distillation.loss(batch)
         # Processes average their gradients, so a process with more rows needs a larger weight.
-        return loss * (rows * len(sizes) / sum(sizes))
+        share = rows * len(sizes) / sum(sizes)
+        loss = share * self.objective(batch)
+        if self.distillation is not None and model.training:
+            loss = loss + self.distillation.loss(batch, share)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._neighbours is not None and "train_runtime" in logs:

@@ -258,7 +258,7 @@ def test_gradient_caching_is_exact_with_noise_on(make_trainer, tiny_model, optio
     cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
 
     def plain_step():
-        with trainer.drawing_masks(batch):
+        with trainer.drawing_masks():
             loss = trainer.compute_loss(trainer.model.train(), batch)
             loss.backward()
         return loss
@@ -281,7 +281,7 @@ def test_gradient_caching_keeps_the_scale_of_float16(make_trainer):
     cached_loss, cached = gradients_of(trainer, lambda: trainer.training_step(trainer.model, batch))
 
     def plain_step():
-        with trainer.drawing_masks(batch):
+        with trainer.drawing_masks():
             loss = trainer.compute_loss(trainer.model.train(), batch)
             loss.backward()
         return loss

@@ -6,7 +6,7 @@ embeddings, caches its gradient at the embeddings, and then computes one chunk a
 its part of the gradient back. Dropout repeats itself, because each chunk is computed twice under one random state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,18 @@ class GradientCache:
         model: the model as the Trainer wraps it.
         accelerator: scales the loss and synchronizes the processes.
         chunks: packed inputs ([`~modeling_layerpool.training.batching.chunks_of`]).
+        embed: computes what the loss is of, from the model and the inputs of a chunk. Default: the embeddings.
     """
 
-    def __init__(self, model: torch.nn.Module, accelerator: "Accelerator", chunks: list[dict[str, torch.Tensor]]):
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        accelerator: "Accelerator",
+        chunks: list[dict[str, torch.Tensor]],
+        embed: Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor] | None = None,
+    ):
         self.model = model
+        self.embed = embed or (lambda model, inputs: model(**inputs).pooler_output)
         self.accelerator = accelerator
         self.inputs = [model_inputs(chunk) for chunk in chunks]
         self.random_states: list[RandomState] = []
@@ -44,7 +52,7 @@ class GradientCache:
         embeddings = []
         for inputs in self.inputs:
             self.random_states.append(RandomState(*inputs.values()))
-            embeddings.append(self.model(**inputs).pooler_output)
+            embeddings.append(self.embed(self.model, inputs))
         self.sizes = [len(part) for part in embeddings]
         self.embeddings = torch.cat(embeddings).requires_grad_()
         return self.embeddings
@@ -62,13 +70,13 @@ class GradientCache:
             is_last = index == len(self.inputs) - 1
             # Processes exchange their gradients once, with the last chunk.
             with nullcontext() if is_last else self.accelerator.no_sync(self.model), state.restored():
-                self.model(**inputs).pooler_output.backward(gradient)
+                self.embed(self.model, inputs).backward(gradient)
 
 
 def cached_step(trainer: "Trainer", model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     """The training step of a contrastive trainer with gradient caching; returns its loss."""
     chunks, accumulation_steps = chunks_of(inputs), trainer.current_gradient_accumulation_steps
-    cache = GradientCache(model, trainer.accelerator, chunks)
+    cache = GradientCache(model, trainer.accelerator, chunks, trainer.representation.embed)
     embeddings = cache.represent()
     loss = trainer.objective_loss(model, embeddings, inputs) / accumulation_steps
     cache.cache_gradient(loss)

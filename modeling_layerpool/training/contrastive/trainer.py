@@ -41,6 +41,7 @@ from .objectives import OBJECTIVES
 from .objectives.base import EmbeddedBatch, Objective
 from .parameter_groups import add_parameter_groups, choose_trained_parameters
 from .prompts import RunPrompts
+from .representation import Representation
 from .sampling import Mixture, make_batch_sampler
 
 
@@ -115,6 +116,7 @@ class ContrastiveTrainer(LayerPoolTrainer):
             check_adapter(model)
         choose_trained_parameters(model, args)
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
+        self.representation = Representation(model, getattr(self.objective.options, "layer_negatives", None))
         self.text_embeddings = text_embeddings
         self.distillation = prepare_distillation(self.objective, args, text_embeddings, model.embedding_dim)
         self.mlm_head = None
@@ -253,11 +255,11 @@ class ContrastiveTrainer(LayerPoolTrainer):
         """The loss of the objective, and of masked language modeling if that is trained too."""
         keep_frozen(self)
         chunks = chunks_of(inputs)
-        embeddings = torch.cat([model(**model_inputs(chunk)).pooler_output for chunk in chunks])
+        embeddings = torch.cat([self.representation.embed(model, model_inputs(chunk)) for chunk in chunks])
         loss = self.objective_loss(model, embeddings, inputs)
         if self.mlm_term is not None and model.training:
             loss = loss + self.mlm_term.loss(model, chunks)
-        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+        return (loss, {"embeddings": self.representation.split(embeddings)[0]}) if return_outputs else loss
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -282,12 +284,12 @@ class ContrastiveTrainer(LayerPoolTrainer):
         text_ids = inputs["text_ids"]
         if "sentence_indices" in inputs:
             embeddings = embeddings[inputs["sentence_indices"]]
-        embeddings = embeddings.view(*text_ids.shape, -1)
+        embeddings, states = self.representation.split(embeddings.view(*text_ids.shape, -1))
         rows = len(embeddings)
         # Only the main process evaluates, where gathering would wait forever.
         sizes, rank = (rows_of_all(rows), self.args.process_index) if model.training else ([rows], 0)
         others = other_embeddings(inputs)
-        batch = EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank, others)
+        batch = EmbeddedBatch.gather(embeddings, text_ids, inputs.get("values"), sizes, rank, others, states)
         # Processes average their gradients, so a process with more rows needs a larger weight.
         share = rows * len(sizes) / sum(sizes)
         loss = share * self.objective(batch)
@@ -387,7 +389,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
     def most_negatives(self, batch_size: int) -> int:
         """The most negatives that an anchor can have in a batch of all processes; 0 if rows are not compared."""
         # Each further column of a row is one more negative for every anchor of the batch.
-        further = max(0, len(self.columns or []) - 2)
+        columns = self.columns or []
+        further = max(0, len(columns) - 2) + len(columns) * len(self.representation.places)
         return batch_size - 1 + further * batch_size if self.objective.compares_batch else 0
 
     def card_facts(self) -> CardFacts:

@@ -30,6 +30,8 @@ class EmbeddedBatch:
         others (`dict` of `torch.Tensor` of shape `(b, c, d)`): embeddings of the same texts by other encoders, of
             length 1, by the name of their group, such as `"teacher"`.
         all_others (`dict` of `torch.Tensor` of shape `(B, c, d)`): those of all processes' rows.
+        all_states (`torch.Tensor` of shape `(B, c, k, h)`, *optional*): k intermediate hidden states of the texts of
+            all processes, if the objective has `layer_negatives`.
     """
 
     embeddings: torch.Tensor
@@ -41,6 +43,7 @@ class EmbeddedBatch:
     all_values: torch.Tensor | None = None
     others: Mapping[str, torch.Tensor] = field(default_factory=dict)
     all_others: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    all_states: torch.Tensor | None = None
 
     @classmethod
     def gather(
@@ -51,6 +54,7 @@ class EmbeddedBatch:
         sizes: list[int],
         rank: int,
         others: Mapping[str, torch.Tensor] | None = None,
+        states: torch.Tensor | None = None,
     ) -> "EmbeddedBatch":
         """The batch of all processes, from the rows of this one. `sizes` are the numbers of rows of the processes."""
         others = others or {}
@@ -64,6 +68,7 @@ class EmbeddedBatch:
             None if values is None else gather_rows(values, sizes),
             others,
             {group: gather_rows(of_group, sizes) for group, of_group in others.items()},
+            None if states is None else gather_rows(states, sizes),
         )
 
     @property

@@ -33,14 +33,21 @@ class UnsupervisedOptions(InfoNCEOptions):
     """Options of [`UnsupervisedObjective`]."""
 
     GROUP: ClassVar[str] = InfoNCEOptions.GROUP
-    DETAILS: ClassVar[tuple[str, ...]] = ("crop",)
-    RANGES: ClassVar = {"crop": Range(above=0, at_most=1)}
+    DETAILS: ClassVar[tuple[str, ...]] = ("crop", "layer_negatives")
+    RANGES: ClassVar = {"crop": Range(above=0, at_most=1), "layer_negatives": Range(at_least=0)}
 
     crop: float = field(
         default=1.0,
         metadata={
             "help": "Share of a text's tokens that its second view keeps, as one piece at a random place. With 1, "
             "dropout alone makes the two views different."
+        },
+    )
+    layer_negatives: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Hidden states whose vectors, of all texts of the batch, are negatives of every text (SSCL): "
+            "states that the pooler reads, below the highest. Default: none."
         },
     )
 
@@ -84,16 +91,21 @@ class InfoNCEObjective(TemperatureObjective):
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
         options, texts, guide = self.options, batch.all_text_ids, batch.all_others.get(GUIDE)
+        negatives = batch.all_embeddings[:, 2:] if batch.all_embeddings.shape[1] > 2 else None
+        column_texts = torch.cat([texts[:, 1], texts[:, 2:].flatten()])
+        if batch.all_states is not None:
+            # These have texts of the batch, which must not leave them out.
+            negatives, column_texts = batch.all_states.flatten(1, 2), texts[:, 1]
         return info_nce(
             batch.embeddings[:, 0],
             batch.all_embeddings[:, 1],
-            batch.all_embeddings[:, 2:] if batch.all_embeddings.shape[1] > 2 else None,
+            negatives,
             temperature=self.temperature,
             hard_negative_weight=self.hard_negative_weight,
             symmetric=options.symmetric,
             targets=batch.targets,
             anchor_text_ids=batch.text_ids[:, 0] if options.mask_duplicates else None,
-            column_text_ids=torch.cat([texts[:, 1], texts[:, 2:].flatten()]) if options.mask_duplicates else None,
+            column_text_ids=column_texts if options.mask_duplicates else None,
             anchor_columns=batch.all_embeddings[:, 0],
             anchor_column_text_ids=texts[:, 0] if options.mask_duplicates else None,
             guide_anchors=None if guide is None else guide[:, 0],
@@ -121,10 +133,12 @@ class UnsupervisedObjective(InfoNCEObjective):
         return ["text", "text"]
 
     def settings(self, columns: Sequence[str]) -> dict[str, str]:
-        crop = self.options.crop
-        return super().settings(columns) | (
-            {"second view": f"a piece of {crop:.0%} of the tokens"} if crop < 1 else {}
-        )
+        settings, options = super().settings(columns), self.options
+        if options.crop < 1:
+            settings["second view"] = f"a piece of {options.crop:.0%} of the tokens"
+        if options.layer_negatives:
+            settings["negatives of hidden states"] = ", ".join(map(str, options.layer_negatives))
+        return settings
 
 
 class SupervisedObjective(InfoNCEObjective):

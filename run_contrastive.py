@@ -31,6 +31,7 @@ from modeling_layerpool.training import OBJECTIVES, ContrastiveTrainer, Contrast
 from modeling_layerpool.training.computed_files import EMBEDDINGS_FOLDER, embed_texts
 from modeling_layerpool.training.contrastive.arguments import SELF, DataArguments, EncoderArguments
 from modeling_layerpool.training.contrastive.data import load_file, text_names
+from modeling_layerpool.training.contrastive.embedded_rows import check_groups
 from modeling_layerpool.training.contrastive.objectives.base import Objective
 from modeling_layerpool.training.contrastive.parameter_groups import learning_rates
 from modeling_layerpool.training.contrastive.sources import read_sources
@@ -76,6 +77,8 @@ def parse_arguments() -> Arguments:
     if lora.use_lora and training.push_to_hub and training.hub_strategy != "end":
         # An earlier push would upload the adapter to the same folder as the merged model.
         raise InputError("--use_lora pushes to the Hub at the end only; give --hub_strategy end")
+    if training.do_train:
+        check_groups(OBJECTIVES[training.objective].from_arguments(training), training, encoders.groups)
     evaluate_when_saving(training)
     return arguments
 
@@ -174,11 +177,7 @@ def run(
         choose_best_by(training_args, metrics, default=next(iter(metrics)))
     data_args.column_names.check_seen()
 
-    # 2. Teachers and guide: their embeddings of all texts
-    datasets = [*(train_dataset.values() if isinstance(train_dataset, dict) else [train_dataset]), eval_dataset]
-    text_embeddings = embed_with_others(encoder_args, model_args, training_args, objective, datasets)
-
-    # 3. Model
+    # 2. Model
     model, tokenizer = load_layerpool(
         model_args.model_name_or_path,
         **model_args.loading_options(training_args.do_train),
@@ -198,6 +197,10 @@ def run(
             revision=model_args.revision,
             allow_pickle=model_args.allow_pickle,
         )
+
+    # 3. Teachers and guide: their embeddings of all texts
+    datasets = [*(train_dataset.values() if isinstance(train_dataset, dict) else [train_dataset]), eval_dataset]
+    text_embeddings = embed_with_others(encoder_args, model_args, training_args, objective, datasets)
 
     # 4. Trainer
     with argument_errors():

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ class ComputedFile:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.path = Path(folder) / f"{checksum[:32]}.npy"
         # Of this run alone: another one may compute the same array at the same time.
-        self.part = self.path.with_suffix(f".{os.getpid()}.part")
+        self.part = self.path.with_suffix(f".{uuid.uuid4().hex}.part")
 
     @property
     def size(self) -> int:

@@ -15,6 +15,7 @@ from .errors import InputError
 from .progress import without_bars
 
 
+FORMAT = "1"  # counts changes of what a file holds
 WINDOW = 1024  # texts that an encoder gets at once, which it sorts by length
 
 
@@ -43,7 +44,7 @@ class EmbeddingFile(ComputedFile):
     def __init__(self, encoder: IdentifiedEncoder, texts: Sequence[str], folder: str | Path):
         self.encoder, self.texts = encoder, texts
         width = np.asarray(encoder.encode(list(texts[:1]))).shape[1]
-        super().__init__(folder, text_checksum(encoder.identity, *texts), (len(texts), width), "float16")
+        super().__init__(folder, text_checksum(FORMAT, encoder.identity, *texts), (len(texts), width), "float16")
 
     def fill(self, begin: int, end: int, show_progress_bar: bool = True) -> None:
         rows = np.load(self.part, mmap_mode="r+")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -18,6 +19,10 @@ from transformers.utils import logging
 from ..common.checksums import text_checksum, weights_checksum
 from ..common.errors import InputError
 from ..common.prompts import Prompts
+
+
+# The parts of a tokenizer that its calls set.
+CALL_OPTIONS = ("truncation", "padding")
 
 
 class Encoder(Protocol):
@@ -280,13 +285,17 @@ class PooledEncoder:
 
 def _identity(model: torch.nn.Module, tokenizer: Any, *options: str) -> str:
     """A checksum of a model's weights and configuration, of its tokenizer and of options."""
-    config = getattr(model, "config", None)  # a SentenceTransformer has none
+    config = getattr(model, "config", None)
     settings = {} if config is None else config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         settings.pop(name, None)
     if isinstance(tokenizer, PreTrainedTokenizerBase):
-        vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-        options = (*options, vocabulary, repr(tokenizer.init_kwargs), str(tokenizer.model_max_length))
+        options = (*options, json.dumps(tokenizer.get_vocab(), sort_keys=True), str(tokenizer.model_max_length))
+        tokenizer = getattr(tokenizer, "backend_tokenizer", None)
+    if isinstance(tokenizer, Tokenizer):
+        # Calls change how it truncates and pads.
+        rules = {name: rule for name, rule in json.loads(tokenizer.to_str()).items() if name not in CALL_OPTIONS}
+        options = (*options, json.dumps(rules, sort_keys=True))
     weights = weights_checksum(model.state_dict())
     return text_checksum(type(model).__name__, weights, json.dumps(settings, sort_keys=True, default=str), *options)
 

@@ -13,11 +13,12 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from tabulate import tabulate
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.checkpoints import load_layerpool
 from ..common.errors import InputError, usage_errors
@@ -26,6 +27,13 @@ from .card_names import is_hub_name, source
 from .folders import check_output, written_in_one_step
 from .stock_files import is_own_checkpoint
 
+
+# Fields that say where a model comes from or how it is used, and one that a saved model has and a new one has not.
+WITHOUT_EFFECT = (
+    *("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype"),
+    *("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout", "projection_dim"),
+    *("prompts", "default_prompt_name"),
+)
 
 CARD = """---
 {card_data}
@@ -54,16 +62,18 @@ def average(
     *,
     weights: Sequence[float] | None = None,
     revision: str = "main",
+    allow_pickle: bool = False,
 ) -> Path:
     """
-    Write the weighted average of sentence encoders, with the tokenizer and the settings of the first one of this
-    package, and with a card that names the ingredients.
+    Write the weighted average of sentence encoders in float32, with the tokenizer and the settings of the first one of
+    this package, and with a card that names the ingredients.
 
     Args:
         sources: at least two folders or names on the Hub. At least one is a model of this package.
         output: a folder that is new or empty.
         weights: a number of at least 0 for each source. Default: equal ones. They are scaled to the sum 1.
         revision: branch, tag or commit of those on the Hub.
+        allow_pickle: also load pickled weights, which can run code.
 
     Returns:
         The output folder.
@@ -77,10 +87,10 @@ def average(
     own = [name for name in sources if is_own_checkpoint(name, revision)]
     if not own:
         raise InputError(f"{', '.join(sources)}: none is a model of this package, whose pooler the average would have")
-    model, tokenizer = load_layerpool(own[0], revision=revision)
+    model, tokenizer = load_layerpool(own[0], revision=revision, allow_pickle=allow_pickle)
     sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in model.state_dict().items()}
     for name, share in zip(sources, shares, strict=True):
-        other, its_tokenizer = _open_like(name, own, model, revision)
+        other, its_tokenizer = _open_like(name, own, model, revision, allow_pickle)
         if its_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise InputError(f"{name}: has another vocabulary than {own[0]}; models to average have the same one")
         for key, tensor in other.state_dict().items():
@@ -105,7 +115,7 @@ def _shares(sources: Sequence[str], weights: Sequence[float] | None) -> list[flo
 
 
 def _open_like(
-    name: str, own: Sequence[str], model: PreTrainedModel, revision: str
+    name: str, own: Sequence[str], model: PreTrainedModel, revision: str, allow_pickle: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model to average with `model`, which is that of the first of `own`."""
     options = {}
@@ -117,7 +127,7 @@ def _open_like(
                 "this package"
             )
         options = {"pooler_type": config.pooler_type, "pooler_layers": config.pooler_layers}
-    other, tokenizer = load_layerpool(name, revision=revision, **options)
+    other, tokenizer = load_layerpool(name, revision=revision, allow_pickle=allow_pickle, **options)
     ours, theirs = ({key: tuple(t.shape) for key, t in m.state_dict().items()} for m in (model, other))
     if ours != theirs or type(other) is not type(model):
         key = next((key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)), None)
@@ -125,12 +135,19 @@ def _open_like(
         raise InputError(
             f"{name}: its shape is another one than that of {own[0]} ({what}); average models of one shape"
         )
-    poolings = [(m.config.pooler_type, m.pooler.states, m.config.pooler_residual) for m in (model, other)]
-    if poolings[0] != poolings[1]:
+    ours, theirs = (_settings(config) for config in (model.config, other.config))
+    if ours != theirs:
+        key = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
         raise InputError(
-            f"{name}: its pooling is {poolings[1]}, and that of {own[0]} is {poolings[0]}; use one pooling"
+            f"{name}: its {key} is {theirs.get(key)}, and that of {own[0]} is {ours.get(key)}; average models that "
+            "compute the same"
         )
     return other, tokenizer
+
+
+def _settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a configuration that embeddings depend on, apart from those that the shapes of weights show."""
+    return {field: value for field, value in config.to_dict().items() if field not in WITHOUT_EFFECT}
 
 
 def _card(name: str, sources: Sequence[str], shares: Sequence[float]) -> str:
@@ -157,10 +174,15 @@ def main() -> None:
     parser.add_argument("--output_dir", required=True, help="New or empty folder.")
     parser.add_argument("--weights", type=float, nargs="+", help="A number for each model. Default: equal ones.")
     parser.add_argument("--revision", default="main", help="Branch, tag or commit of those on the Hub.")
+    parser.add_argument("--allow_pickle", action="store_true", help="Also load pickled weights, which can run code.")
     arguments = parser.parse_args()
     with usage_errors():
         output = average(
-            arguments.sources, arguments.output_dir, weights=arguments.weights, revision=arguments.revision
+            arguments.sources,
+            arguments.output_dir,
+            weights=arguments.weights,
+            revision=arguments.revision,
+            allow_pickle=arguments.allow_pickle,
         )
         print(f"{output}: the average of {len(arguments.sources)} models")
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from ..common.computed_file import ComputedFile
 from ..common.text_embeddings import EmbeddingFile, IdentifiedEncoder, TextEmbeddings
 from .batching import local_rows
-from .distributed import same_on_all
+from .distributed import errors_of_all, same_on_all
 
 
 # Folders in an output folder. Pushes to the Hub leave out names with an underscore.
@@ -26,6 +26,7 @@ def compute_together(file: ComputedFile, who: str, show_progress_bar: bool = Tru
     Args:
         who: what computes the values, for a message: `"The encoder"`.
     """
+    file.path = same_on_all(file.path)
     folder = file.path.parent
     if not same_on_all(not file.is_complete()):
         logger.info(f"The {file.CONTENT} of {file} are read from {folder}.")
@@ -36,8 +37,8 @@ def compute_together(file: ComputedFile, who: str, show_progress_bar: bool = Tru
     own = local_rows(range(file.shape[0]), state.process_index, state.num_processes)
     with file.complete() if state.is_main_process else nullcontext():
         state.wait_for_everyone()  # the main process has reserved the space
-        file.fill(own.start, own.stop, state.is_main_process and show_progress_bar)
-        state.wait_for_everyone()
+        with errors_of_all():
+            file.fill(own.start, own.stop, state.is_main_process and show_progress_bar)
     state.wait_for_everyone()
 
 

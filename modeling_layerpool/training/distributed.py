@@ -1,10 +1,14 @@
 """Collectives over all processes, among them a gather of embeddings with the exact gradient."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from ..common.errors import InputError
 
 
 def world_size() -> int:
@@ -78,6 +82,23 @@ def same_on_all(value: Any) -> Any:
     shared = [value]
     dist.broadcast_object_list(shared, src=0, group=cpu_group())
     return shared[0]
+
+
+@contextmanager
+def errors_of_all() -> Iterator[None]:
+    """Raise an `InputError` of one process on all of them. Waits for all, so that none waits for one that failed."""
+    error = None
+    try:
+        yield
+    except InputError as raised:
+        error = raised
+    if world_size() == 1:
+        messages = [error and str(error)]
+    else:
+        messages = [None] * dist.get_world_size()
+        dist.all_gather_object(messages, error and str(error), group=cpu_group())
+    if message := next(filter(None, messages), None):
+        raise InputError(message) from error
 
 
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:

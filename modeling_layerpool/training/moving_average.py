@@ -27,11 +27,20 @@ class MovingAverage(TrainerCallback):
     Args:
         model: the model as it is trained. Only parameters that are trained are averaged.
         decay: the part of the average that a step keeps.
+
+    Raises:
+        InputError: a weight is in half precision, in which an average does not move.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        half = next((name for name, weight in self.trained.items() if weight.dtype.itemsize < 4), None)
+        if half is not None:
+            raise InputError(
+                f"ema needs weights in float32, and {half} is in {self.trained[half].dtype}, in which an average "
+                "would not move; leave --dtype out (--bf16 and --fp16 work)"
+            )
         self.start()
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertModel
 
 from modeling_layerpool.common.errors import InputError
@@ -105,6 +106,10 @@ def changed_length(encoder):
     encoder.tokenizer.model_max_length = 4
 
 
+def changed_rule(encoder):
+    encoder.tokenizer.backend_tokenizer.normalizer = Lowercase()
+
+
 @pytest.mark.parametrize("kind", ["layerpool", "plain"])
 def test_the_identity_of_an_encoder_follows_its_weights_and_its_length_but_not_its_folder(folders, kind, tmp_path):
     folder = folders[kind]
@@ -112,7 +117,9 @@ def test_the_identity_of_an_encoder_follows_its_weights_and_its_length_but_not_i
     Path(folder).rename(moved)
     same, other = load_encoder(moved), load_encoder(moved)
     assert same.identity == other.identity
-    for change in (changed_weight, changed_length):
+    other.encode(["a call sets the padding and truncation of a tokenizer"])
+    assert same.identity == other.identity
+    for change in (changed_weight, changed_length, changed_rule):
         before = other.identity
         change(other)
         assert other.identity != before

@@ -95,7 +95,11 @@ def test_it_runs_as_a_command(save, tmp_path, monkeypatch, capsys):
         ({"num_hidden_layers": 2}, "its shape is another one than that of"),
         ({"projection_dim": 8}, "its shape is another one than that of"),
         ({"pooler_type": "mean", "pooler_residual": None}, "its shape is another one than that of"),
-        ({"pooler_residual": "cls"}, "its pooling is"),
+        ({"pooler_residual": "cls"}, "its pooler_residual is cls, and that of .* is mean"),
+        (
+            {"hidden_act": "relu"},
+            "its hidden_act is relu, and that of .* is gelu; average",
+        ),
     ],
 )
 def test_models_of_another_shape_or_pooling_are_refused(save, tmp_path, options, message):

@@ -358,6 +358,8 @@ def test_a_checkpoint_that_cannot_be_used_is_refused(refused, files, tmp_path, t
         ({"teacher": "nowhere/at-all"}, "--teacher nowhere/at-all: nowhere/at-all: no such folder, nor a Hub model"),
         ({"teacher": "self", "streaming": True}, "--teacher embeds all texts first; leave out --streaming"),
         ({"objective": "distill"}, "objective=distill learns from a teacher; give one (--teacher"),
+        ({"objective": "pairwise", "guide": "self"}, "a guide does nothing with objective=pairwise"),
+        ({"teacher": "self", "model_name_or_path": "nowhere/at-all"}, "error: nowhere/at-all: no such folder"),
         ({"embedding_cache_dir": "cache"}, "embedding_cache_dir does nothing without a teacher or a guide"),
         ({"guide_margin": 0.1}, "guide_margin does nothing without a guide"),
     ],

@@ -123,3 +123,8 @@ def test_a_decay_outside_its_range_is_one_sentence(make_trainer, decay):
 
 def test_the_card_says_that_the_weights_are_an_average(make_trainer):
     assert make_trainer(ema=0.9).card_facts().schedule["weights"] == "exponential moving average, decay 0.9"
+
+
+def test_weights_in_half_precision_are_refused(make_trainer, tiny_model):
+    with pytest.raises(InputError, match=r"ema needs weights in float32, and .* is in torch\.bfloat16"):
+        make_trainer(model=tiny_model(pooler_type="mean").bfloat16(), ema=0.9)

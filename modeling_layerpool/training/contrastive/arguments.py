@@ -172,6 +172,8 @@ class ContrastiveTrainingArguments(FreezeArguments, PackedRunArguments, *OBJECTI
         self._check_used()
         OBJECTIVES[self.objective].check_options(self)
         DistillObjective.check_options(self)
+        if self.layer_negatives and self.torch_compile:
+            raise InputError("layer_negatives reads hidden states where torch_compile cannot; drop one of them")
         if self.shuffling != "random" and self.no_duplicates:
             raise InputError("no_duplicates keeps texts apart that shuffling puts together; choose one of them")
         if self.neighbour_search == "faiss":

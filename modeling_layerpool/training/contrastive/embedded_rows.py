@@ -1,6 +1,6 @@
 """The embeddings of other encoders, a teacher or a guide, next to the rows of a contrastive run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -85,30 +85,44 @@ class DistillationTerm:
         return {} if mean is None else {"distill_loss": mean}
 
 
-def prepare_distillation(
-    objective: Objective, args: "ContrastiveTrainingArguments", texts: TextEmbeddings | None, width: int
-) -> DistillationTerm | None:
+def check_groups(
+    objective: Objective, args: "ContrastiveTrainingArguments", groups: Collection[str], has_rows: bool = True
+) -> None:
     """
-    The distillation to add to an objective, if there is a teacher. `width` is that of the model's embeddings.
+    Raise an `InputError` if the objective needs a teacher that is missing, or a teacher, a guide or their options have
+    no effect.
 
-    Raises:
-        InputError: the objective needs embeddings that are missing, some embeddings or options have no effect, or
-            widths differ without a map.
+    Args:
+        objective: the objective of the run.
+        args: its arguments.
+        groups: the groups of encoders that there are.
+        has_rows: whether there are rows to compute a loss of.
     """
-    has_teacher, has_guide = (texts is not None and group in texts for group in (TEACHER, GUIDE))
+    if unknown := sorted(set(groups) - {TEACHER, GUIDE}):
+        raise InputError(f"{unknown[0]!r} is no group of text embeddings; use {TEACHER!r} or {GUIDE!r}")
     without = "(--teacher; in Python, text_embeddings)"
-    is_alone = isinstance(objective, DistillObjective)
-    if is_alone and not has_teacher:
+    is_alone, has_teacher, has_guide = isinstance(objective, DistillObjective), TEACHER in groups, GUIDE in groups
+    if is_alone and has_rows and not has_teacher:
         raise InputError(f"objective=distill learns from a teacher; give one {without}")
     names = [option.name for option in fields(DistillOptions)]
-    check_used(args, dict.fromkeys(names, has_teacher), f"without a teacher {without}")
+    check_used(args, dict.fromkeys(names, has_teacher or is_alone), f"without a teacher {without}")
     check_used(args, {"distill_weight": not is_alone}, "with objective=distill, which is distillation alone")
     check_used(args, {"distill_weight": has_teacher}, f"without a teacher {without}")
     if has_guide and not isinstance(objective, SupervisedObjective):
         raise InputError(f"a guide does nothing with objective={objective.name}; leave it out (--guide)")
     check_used(args, {"guide_margin": has_guide}, "without a guide (--guide; in Python, text_embeddings)")
-    if not has_teacher:
+
+
+def prepare_distillation(
+    objective: Objective, args: "ContrastiveTrainingArguments", texts: TextEmbeddings | None, width: int
+) -> DistillationTerm | None:
+    """
+    The distillation to add to an objective, if there is a teacher. `width` is that of the model's embeddings. Raises
+    an `InputError` if widths differ without a map.
+    """
+    if texts is None or TEACHER not in texts:
         return None
+    is_alone = isinstance(objective, DistillObjective)
     distill = objective if is_alone else DistillObjective.from_arguments(args)
     distill.set_widths(width, texts.width(TEACHER))
     return None if is_alone else DistillationTerm(distill, 1.0 if args.distill_weight is None else args.distill_weight)

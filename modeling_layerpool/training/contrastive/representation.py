@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
 from ...common.errors import InputError
@@ -23,28 +24,30 @@ class Representation:
     """
 
     def __init__(self, model: PreTrainedModel, layer_negatives: Sequence[int] | None = None):
-        self.width, self.pooler, states = model.embedding_dim, model.pooler, list(layer_negatives or ())
-        pooler_type, below = model.config.pooler_type, self.pooler.states[:-1]
+        self.width, states = model.embedding_dim, list(layer_negatives or ())
+        pooler_type, read_states = model.config.pooler_type, model.pooler.states
+        below = read_states[:-1]
         if not set(states) <= set(below) or len(set(states)) < len(states):
             read = ", ".join(map(str, below)) or "none"
             raise InputError(
                 f"layer_negatives {' '.join(map(str, states))}: must be different hidden states that "
                 f"pooler_type={pooler_type} reads below the highest one ({read})"
             )
-        if states and (self.pooler.reads_tokens or self.width != model.config.hidden_size):
+        if states and (model.pooler.reads_tokens or self.width != model.config.hidden_size):
             raise InputError(
                 f"layer_negatives compares hidden states of {model.config.hidden_size} numbers with embeddings, which "
                 f"are others with pooler_type={pooler_type}; use residual_layers, for instance"
             )
-        self.places = [self.pooler.states.index(state) for state in states]
+        self.places = [read_states.index(state) for state in states]
 
     def embed(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """The embeddings of s sentences, `(s, h)`, or with k states next to each other, `(s, (1 + k) h)`."""
         if not self.places:
             return model(**inputs).pooler_output
         taken: list[list[torch.Tensor]] = []
-        # A hook of this call alone, so that the model can still be copied and pickled.
-        hook = self.pooler.register_forward_pre_hook(lambda pooler, args: taken.append(args[0]))
+        # A hook of this call alone: the model can be copied, and may be a copy, or an adapter that was merged.
+        pooler = extract_model_from_parallel(model).pooler
+        hook = pooler.register_forward_pre_hook(lambda pooler, args: taken.append(args[0]))
         try:
             embeddings = model(**inputs).pooler_output
         finally:

@@ -30,7 +30,7 @@ from ..mlm_head import MaskedLanguageHead
 from .arguments import ContrastiveTrainingArguments
 from .card import contrastive_facts
 from .data import check_row_length, is_tokenized, make_collator, text_names, tokenize_dataset
-from .embedded_rows import EmbeddingCollator, other_embeddings, prepare_distillation, with_indices
+from .embedded_rows import EmbeddingCollator, check_groups, other_embeddings, prepare_distillation, with_indices
 from .engines import WholeModel, check_engine
 from .extra_modules import ExtraModules, ExtraModulesCallback
 from .frozen_batches import read_states, states_of
@@ -118,6 +118,8 @@ class ContrastiveTrainer(LayerPoolTrainer):
         self.objective = objective or OBJECTIVES[args.objective].from_arguments(args)
         self.representation = Representation(model, getattr(self.objective.options, "layer_negatives", None))
         self.text_embeddings = text_embeddings
+        has_rows = train_dataset is not None or eval_dataset is not None
+        check_groups(self.objective, args, text_embeddings.files if text_embeddings else (), has_rows)
         self.distillation = prepare_distillation(self.objective, args, text_embeddings, model.embedding_dim)
         self.mlm_head = None
         if args.mlm_weight > 0 and train_dataset is not None:

@@ -208,6 +208,11 @@ def test_wrong_options_are_one_sentence(make_trainer, embed, groups, options, me
         make_trainer(text_embeddings=text_embeddings, **options)
 
 
+def test_a_group_that_nothing_reads_is_refused(make_trainer, embed):
+    with pytest.raises(InputError, match="'teachers' is no group of text embeddings; use 'teacher' or 'guide'"):
+        make_trainer(text_embeddings=embed(teachers=[RandomEncoder()]))
+
+
 def test_embeddings_of_another_corpus_are_refused(make_trainer, embed):
     with pytest.raises(InputError, match="the text embeddings are those of other texts"):
         make_trainer(text_embeddings=embed([{"text": "another text"}], teacher=[RandomEncoder()]))

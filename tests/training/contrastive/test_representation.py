@@ -1,10 +1,13 @@
 """`layer_negatives`: the loss against a slow float64 reference on the padded texts, and what is refused."""
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
 
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.training import add_lora
 from tests.training.conftest import triplets
 from tests.training.test_losses import cosine, same_values_and_gradients
 
@@ -18,7 +21,8 @@ def make(make_trainer, tiny_model):
     def with_model(**options):
         pooler = options.pop("pooler", RESIDUAL)
         defaults = {"train_dataset": TEXTS, "objective": "unsupervised", "layer_negatives": [1, 2]}
-        return make_trainer(model=tiny_model(**pooler), **defaults | options)
+        options.setdefault("model", tiny_model(**pooler))
+        return make_trainer(**defaults | options)
 
     return with_model
 
@@ -73,9 +77,20 @@ def test_a_run_trains_and_its_card_names_the_states(make):
     assert not trainer.model.pooler._forward_pre_hooks
 
 
+def test_a_copy_of_the_model_and_a_merged_adapter_are_evaluated_too(make, tiny_model):
+    trainer = make(model=add_lora(tiny_model(**RESIDUAL)), eval_dataset=TEXTS, max_steps=1)
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.model = trainer.model.merge_and_unload()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, abs=1e-4)
+    trainer.model = copy.deepcopy(trainer.model)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(loss, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"torch_compile": True}, "layer_negatives reads hidden states where torch_compile cannot"),
         ({"layer_negatives": [3]}, r"layer_negatives 3: must be different hidden states that .* \(0, 1, 2\)"),
         ({"layer_negatives": [9]}, "layer_negatives 9: must be different hidden states"),
         ({"layer_negatives": [1, 1]}, "layer_negatives 1 1: must be different"),

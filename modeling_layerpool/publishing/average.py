@@ -22,18 +22,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..common.checkpoints import load_layerpool
 from ..common.errors import InputError, usage_errors
+from ..common.state_cache import WITHOUT_EFFECT
 from .card_metadata import LIBRARIES_AND_TAGS
 from .card_names import is_hub_name, source
 from .folders import check_output, written_in_one_step
 from .stock_files import is_own_checkpoint
 
 
-# Fields that say where a model comes from or how it is used, and one that a saved model has and a new one has not.
-WITHOUT_EFFECT = (
-    *("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype"),
-    *("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout", "projection_dim"),
-    *("prompts", "default_prompt_name"),
-)
+# Fields that no embedding depends on, and one that a saved model has and a new one has not.
+UNCOMPARED = {*WITHOUT_EFFECT, "projection_dim", "prompts", "default_prompt_name"}
 
 CARD = """---
 {card_data}
@@ -147,7 +144,7 @@ def _open_like(
 
 def _settings(config: PreTrainedConfig) -> dict[str, Any]:
     """The fields of a configuration that embeddings depend on, apart from those that the shapes of weights show."""
-    return {field: value for field, value in config.to_dict().items() if field not in WITHOUT_EFFECT}
+    return {field: value for field, value in config.to_dict().items() if field not in UNCOMPARED}
 
 
 def _card(name: str, sources: Sequence[str], shares: Sequence[float]) -> str:

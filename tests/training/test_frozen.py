@@ -25,6 +25,8 @@ from tests.evaluation.data import write_lines
 from tests.processes import launch
 from tests.tiny import TINY_BERT
 from tests.training.conftest import triplets
+from tests.training.test_moving_average import Recorder, averages_by_formula
+from tests.training.test_moving_average import weights_of as weights_of_parameters
 
 
 # Adam would make steps of full size from gradients that are zero but for rounding.
@@ -270,3 +272,14 @@ def test_two_processes_compute_the_states_together_and_train_as_one(tmp_path):
         results.append((torch.load(folder / "weights.pt"), np.load(next((folder / "out" / "_states").glob("*.npy")))))
     np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-5)
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_classifier_keeps_a_moving_average_too(make_classifier):
+    trainer, recorder = make_classifier(ema=0.5), Recorder()
+    trainer.add_callback(recorder)
+    start = weights_of_parameters(trainer.model)
+    trainer.train()
+    found = weights_of_parameters(trainer.model)
+    for name, weight in averages_by_formula(start, recorder.steps, 0.5)[-1].items():
+        torch.testing.assert_close(found[name].double(), weight, atol=1e-6, rtol=1e-5, msg=name)
+    assert not torch.equal(found["classifier.weight"], recorder.steps[-1]["classifier.weight"])

@@ -6,7 +6,10 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_layerpool.common.errors import InputError
+from modeling_layerpool.training import MaskedLanguageArguments, MaskedLanguageTrainer
 from modeling_layerpool.training.moving_average import TRAINING_WEIGHTS
+from tests.training.masked_lm.batches import Collator, blocks
+from tests.training.masked_lm.test_trainer import make_model
 
 
 OPTIONS = {"max_steps": 4, "ema": 0.5, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
@@ -128,3 +131,25 @@ def test_the_card_says_that_the_weights_are_an_average(make_trainer):
 def test_weights_in_half_precision_are_refused(make_trainer, tiny_model):
     with pytest.raises(InputError, match=r"ema needs weights in float32, and .* is in torch\.bfloat16"):
         make_trainer(model=tiny_model(pooler_type="mean").bfloat16(), ema=0.9)
+
+
+def test_masked_language_modeling_keeps_an_average_too(tmp_path):
+    """Its decoder shares the weights of the word embeddings."""
+
+    def train(name, **options):
+        recorder = Recorder()
+        args = MaskedLanguageArguments(
+            str(tmp_path / name), use_cpu=True, per_device_train_batch_size=4, save_steps=2, seed=1, **OPTIONS
+        )
+        trainer = MaskedLanguageTrainer(
+            make_model(), args, data_collator=Collator(), train_dataset=blocks(24), callbacks=[recorder]
+        )
+        start = weights_of(trainer.model)
+        trainer.train(**options)
+        return trainer, start, recorder.steps
+
+    unbroken, start, steps = train("a")
+    for name, weight in averages_by_formula(start, steps, 0.5)[-1].items():
+        torch.testing.assert_close(weights_of(unbroken.model)[name].double(), weight, atol=1e-6, rtol=1e-5, msg=name)
+    resumed, *_ = train("b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert_equal(weights_of(resumed.model), weights_of(unbroken.model))

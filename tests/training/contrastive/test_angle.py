@@ -93,12 +93,64 @@ def test_a_run_ranks_the_scaled_scores_and_learns(make_trainer, tiny_model):
     ("options", "message"),
     [
         ({"angle_temperature": 0.0}, "angle_temperature=0.0 must be above 0"),
-        ({"angle_weight": 0.0, "cosine_weight": 0.0}, "both 0, which leaves nothing to train"),
+        ({"angle_weight": 0.0, "cosine_weight": 0.0}, "both 0, which leaves nothing to rank"),
         ({"angle_weight": 0.0, "angle_temperature": 2.0}, "angle_temperature does nothing with angle_weight=0"),
-        ({"cosine_weight": 0.0, "temperature": 0.1}, "temperature does nothing with cosine_weight=0"),
         ({"mask_duplicates": False}, "mask_duplicates does nothing with objective=angle"),
     ],
 )
 def test_options_that_do_nothing_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         ContrastiveTrainingArguments(output_dir=str(tmp_path), objective="angle", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "message"),
+    [
+        ({"cosine_weight": 0.0, "temperature": 0.1}, ["sentence1", "sentence2", "score"], "temperature does nothing"),
+        ({"score_range": [0.0, 2.0]}, ["anchor", "positive", "negative"], "score_range does nothing with triplets"),
+        ({}, ["anchor", "positive"], "a.jsonl: no column 'negative', which the angle objective needs"),
+    ],
+)
+def test_rows_that_do_not_fit_the_options_are_refused(options, columns, message):
+    with pytest.raises(InputError, match=message):
+        OBJECTIVES["angle"](**options).select_columns(columns, "a.jsonl")
+
+
+def triplets(negatives, rows=4, width=6):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(rows, 2 + negatives, width, dtype=torch.float64, generator=generator).requires_grad_()
+
+
+@pytest.mark.parametrize("negatives", [1, 2])
+def test_triplets_are_ranked_as_pairs_and_have_the_batch_as_negatives(negatives):
+    rows, temperature = triplets(negatives), 0.1
+    texts = torch.arange(rows.shape[0] * rows.shape[1]).view(rows.shape[:2])
+    options = {"angle_weight": 0.3, "angle_temperature": 0.5, "cosine_weight": 0.7, "temperature": temperature}
+    objective = OBJECTIVES["angle"](**options)
+    got = objective(EmbeddedBatch(rows, texts, rows, texts, 0))
+
+    def cosine(x, y):
+        return x @ y / (x.norm() * y.norm())
+
+    expected = 0
+    for weight, measure, divisor in ((0.3, similarity, 0.5), (0.7, cosine, temperature)):
+        positive = [measure(row[0], row[1]) / divisor for row in rows]
+        negative = [measure(row[0], other) / divisor for row in rows for other in row[2:]]
+        expected = expected + weight * torch.log(1 + sum(torch.exp(n - p) for p in positive for n in negative))
+    columns = [row[1] for row in rows] + [other for row in rows for other in row[2:]]
+    for index, row in enumerate(rows):
+        exponents = [torch.exp(cosine(row[0], column) / temperature) for column in columns]
+        expected = expected - torch.log(exponents[index] / sum(exponents)) / len(rows)
+    same_values_and_gradients(got, expected, [rows])
+    # Two processes, each with half of the rows.
+    halves = [objective(EmbeddedBatch(rows[i : i + 2], texts[i : i + 2], rows, texts, i)) for i in (0, 2)]
+    same_values_and_gradients(sum(halves) / 2, expected, [rows])
+
+
+def test_a_run_on_triplets_learns(make_trainer, tiny_model):
+    model = tiny_model(pooler_type="mean", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    trainer = make_trainer(model=model, objective="angle", max_steps=20, learning_rate=1e-3)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert trainer.objective.settings(trainer.columns)["angle"].endswith("1 cosine + 1 in-batch negatives")

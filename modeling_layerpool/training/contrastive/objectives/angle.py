@@ -12,6 +12,7 @@ from ....common.errors import InputError
 from ....models.modeling_layerpool_packing import at_least_float32
 from ...losses import cosent, rank_by_score, without_autocast
 from .base import EmbeddedBatch
+from .info_nce import in_batch_loss, triplet_columns
 from .scored_pairs import ScoredPairsObjective, ScoredPairsOptions
 
 
@@ -39,12 +40,13 @@ class AngleObjective(ScoredPairsObjective):
     """
     The angle loss and the cosine loss of AnglE (Li and Li, arXiv 2309.12871), weighted and added.
 
-    Both rank the pairs of a batch by score ([`rank_by_score`]). The paper also adds a loss over in-batch negatives,
-    which is left out here.
+    Both rank the pairs of a batch by score ([`rank_by_score`]). Triplets are pairs too, with score 1 for the anchor
+    with its positive and 0 with each of its negatives; their loss over in-batch negatives ([`info_nce`]) is added with
+    weight 1. The paper also adds such a loss for scored pairs, which is left out here.
     """
 
     name = "angle"
-    summary = "reads the same columns as 'pairwise', and ranks pairs by cosine and by their angle in complex space"
+    summary = "reads the columns of 'pairwise', or triplets, and ranks pairs by cosine and by angle in complex space"
     citation = """@misc{li2023angle,
   title = {{AnglE}-optimized Text Embeddings},
   author = {Li, Xianming and Li, Jing},
@@ -58,27 +60,47 @@ class AngleObjective(ScoredPairsObjective):
     def check_options(cls, options: Any) -> None:
         super().check_options(options)
         if options.angle_weight == options.cosine_weight == 0:
-            raise InputError("angle_weight and cosine_weight are both 0, which leaves nothing to train")
+            raise InputError("angle_weight and cosine_weight are both 0, which leaves nothing to rank")
         check_used(options, {"angle_temperature": options.angle_weight > 0}, "with angle_weight=0")
+
+    def select_columns(self, available: Sequence[str], source: str) -> list[str]:
+        options = self.options
+        if "anchor" in available and "sentence1" not in available:
+            check_used(options, {"score_range": False}, "with triplets")
+            columns = triplet_columns(self, available, source)
+            if len(columns) == 2:
+                raise self.missing_column("'negative'", available, source)
+            return columns
         is_read = dict.fromkeys(("temperature", "learn_temperature"), options.cosine_weight > 0)
         check_used(options, is_read, "with cosine_weight=0")
+        return super().select_columns(available, source)
+
+    def value_column(self, available: Sequence[str], source: str) -> str | None:
+        is_triplet = self.select_columns(available, source)[0] == "anchor"
+        return None if is_triplet else super().value_column(available, source)
 
     def settings(self, columns: Sequence[str]) -> dict[str, str]:
-        options = self.options
+        options, in_batch = self.options, " + 1 in-batch negatives" if columns[0] == "anchor" else ""
         return super().settings(columns) | {
             "angle": f"{options.angle_weight:g} angle (temperature {options.angle_temperature:g}) + "
-            f"{options.cosine_weight:g} cosine"
+            f"{options.cosine_weight:g} cosine{in_batch}"
         }
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
-        # Every process computes the loss of all pairs; the gradients add up to that of the whole batch.
-        first, second = batch.all_embeddings.unbind(1)
+        # Every process ranks all pairs; the gradients add up to that of the whole batch.
+        first, second, values = batch.all_embeddings[:, :1], batch.all_embeddings[:, 1:], batch.all_values
         options, loss = self.options, 0
+        if values is None:
+            values = torch.zeros_like(second[..., 0])
+            values[:, 0] = 1
+            values = values.flatten()
+            loss = in_batch_loss(batch, self.temperature)
+        first, second = first.expand_as(second).flatten(0, 1), second.flatten(0, 1)
         if options.angle_weight > 0:
             similarities = angle_similarities(first, second) / options.angle_temperature
-            loss = loss + options.angle_weight * rank_by_score(similarities, batch.all_values)
+            loss = loss + options.angle_weight * rank_by_score(similarities, values)
         if options.cosine_weight > 0:
-            loss = loss + options.cosine_weight * cosent(first, second, batch.all_values, temperature=self.temperature)
+            loss = loss + options.cosine_weight * cosent(first, second, values, temperature=self.temperature)
         return loss
 
 

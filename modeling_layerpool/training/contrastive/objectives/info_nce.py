@@ -3,14 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ....common.command_line import Range
 from ....common.errors import InputError
 from ...losses import info_nce
-from .base import EmbeddedBatch, SoftmaxOptions, TemperatureObjective, yes_or_no
+from .base import EmbeddedBatch, Objective, SoftmaxOptions, TemperatureObjective, yes_or_no
 
 
 GUIDE = "guide"  # the group of its embeddings
@@ -90,28 +90,41 @@ class InfoNCEObjective(TemperatureObjective):
         return settings
 
     def forward(self, batch: EmbeddedBatch) -> torch.Tensor:
-        options, texts, guide = self.options, batch.all_text_ids, batch.all_others.get(GUIDE)
-        negatives = batch.all_embeddings[:, 2:] if batch.all_embeddings.shape[1] > 2 else None
-        column_texts = torch.cat([texts[:, 1], texts[:, 2:].flatten()])
-        if batch.all_states is not None:
-            # These have texts of the batch, which must not leave them out.
-            negatives, column_texts = batch.all_states.flatten(1, 2), texts[:, 1]
-        return info_nce(
-            batch.embeddings[:, 0],
-            batch.all_embeddings[:, 1],
-            negatives,
-            temperature=self.temperature,
+        options = self.options
+        return in_batch_loss(
+            batch,
+            self.temperature,
             hard_negative_weight=self.hard_negative_weight,
             symmetric=options.symmetric,
-            targets=batch.targets,
-            anchor_text_ids=batch.text_ids[:, 0] if options.mask_duplicates else None,
-            column_text_ids=column_texts if options.mask_duplicates else None,
-            anchor_columns=batch.all_embeddings[:, 0],
-            anchor_column_text_ids=texts[:, 0] if options.mask_duplicates else None,
-            guide_anchors=None if guide is None else guide[:, 0],
-            guide_columns=None if guide is None else torch.cat([guide[:, 1], guide[:, 2:].flatten(0, 1)]),
+            mask_duplicates=options.mask_duplicates,
             guide_margin=self.guide_margin,
         )
+
+
+def in_batch_loss(
+    batch: EmbeddedBatch, temperature: float | torch.Tensor, *, mask_duplicates: bool = True, **options: Any
+) -> torch.Tensor:
+    """[`info_nce`] of a batch whose columns are anchor, positive and any number of negatives."""
+    texts, guide = batch.all_text_ids, batch.all_others.get(GUIDE)
+    negatives = batch.all_embeddings[:, 2:] if batch.all_embeddings.shape[1] > 2 else None
+    column_texts = torch.cat([texts[:, 1], texts[:, 2:].flatten()])
+    if batch.all_states is not None:
+        # These have texts of the batch, which must not leave them out.
+        negatives, column_texts = batch.all_states.flatten(1, 2), texts[:, 1]
+    return info_nce(
+        batch.embeddings[:, 0],
+        batch.all_embeddings[:, 1],
+        negatives,
+        temperature=temperature,
+        targets=batch.targets,
+        anchor_text_ids=batch.text_ids[:, 0] if mask_duplicates else None,
+        column_text_ids=column_texts if mask_duplicates else None,
+        anchor_columns=batch.all_embeddings[:, 0],
+        anchor_column_text_ids=texts[:, 0] if mask_duplicates else None,
+        guide_anchors=None if guide is None else guide[:, 0],
+        guide_columns=None if guide is None else torch.cat([guide[:, 1], guide[:, 2:].flatten(0, 1)]),
+        **options,
+    )
 
 
 class UnsupervisedObjective(InfoNCEObjective):
@@ -158,19 +171,24 @@ class SupervisedObjective(InfoNCEObjective):
         return self.options.guide_margin
 
     def select_columns(self, available: Sequence[str], source: str) -> list[str]:
-        for column in ("anchor", "positive"):
-            if column not in available:
-                raise self.missing_column(repr(column), available, source)
-        unnumbered = next((column for column in available if re.fullmatch(r"negative_0\d*", column)), None)
-        if unnumbered is not None:
-            raise InputError(f"{source}: the column {unnumbered!r} is not read; number negatives from negative_1 on")
-        numbered = sorted(
-            (column for column in available if re.fullmatch(r"negative_[1-9]\d*", column)),
-            key=lambda column: int(column.removeprefix("negative_")),
-        )
-        if "negative" in available and numbered:
-            raise InputError(f"{source}: has both 'negative' and {numbered[0]!r}; number all of them or none")
-        negatives = ["negative"] if "negative" in available else numbered
-        if self.hard_negative_weight != 0 and not negatives:
+        columns = triplet_columns(self, available, source)
+        if self.hard_negative_weight != 0 and len(columns) == 2:
             raise InputError(f"{source}: hard_negative_weight does nothing without a column 'negative'; leave it out")
-        return ["anchor", "positive", *negatives]
+        return columns
+
+
+def triplet_columns(objective: Objective, available: Sequence[str], source: str) -> list[str]:
+    """The columns `anchor` and `positive`, and `negative` or `negative_1`, `negative_2`, ... where there are any."""
+    for column in ("anchor", "positive"):
+        if column not in available:
+            raise objective.missing_column(repr(column), available, source)
+    unnumbered = next((column for column in available if re.fullmatch(r"negative_0\d*", column)), None)
+    if unnumbered is not None:
+        raise InputError(f"{source}: the column {unnumbered!r} is not read; number negatives from negative_1 on")
+    numbered = sorted(
+        (column for column in available if re.fullmatch(r"negative_[1-9]\d*", column)),
+        key=lambda column: int(column.removeprefix("negative_")),
+    )
+    if "negative" in available and numbered:
+        raise InputError(f"{source}: has both 'negative' and {numbered[0]!r}; number all of them or none")
+    return ["anchor", "positive", *(["negative"] if "negative" in available else numbered)]

@@ -57,7 +57,11 @@ class ScoredPairsObjective(TemperatureObjective):
             raise InputError(f"{source}: score_range does nothing with the column 'label', whose values are 0 and 1")
         return found
 
-    def prepare(self, dataset: Dataset | IterableDataset, value_column: str, source: str) -> tuple[float, float]:
+    def prepare(
+        self, dataset: Dataset | IterableDataset, value_column: str | None, source: str
+    ) -> tuple[float, float]:
+        if value_column is None:
+            return super().prepare(dataset, value_column, source)
         if value_column == "label":
             value_range = (0.0, 1.0)
         elif self.options.score_range is not None:

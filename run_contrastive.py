@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 
 from modeling_layerpool.common.checkpoints import load_layerpool
@@ -101,6 +102,8 @@ def embed_with_others(
     for group, names in encoders.groups.items():
         for name in names:
             options = {"allow_pickle": model.allow_pickle, "device": training.device}
+            if training.bf16:
+                options["dtype"] = torch.bfloat16
             if name == SELF:
                 options["revision"] = model.revision
             try:

@@ -46,6 +46,7 @@ def load_encoder(
     pooling: str | None = None,
     max_tokens_per_batch: int = 8192,
     device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Encoder:
@@ -65,6 +66,7 @@ def load_encoder(
             of this package has its own pooler and refuses this.
         max_tokens_per_batch: tokens computed at once, padding included. This limits memory.
         device: by default the GPU if there is one.
+        dtype: of the weights. Default: that in which they are loaded.
         trust_remote_code: run code that comes with the checkpoint.
         allow_pickle: also load pickled weights, which can run code. By default only safetensors.
 
@@ -110,7 +112,7 @@ def load_encoder(
         "use_safetensors": None if allow_pickle else True,
     }
     if is_sentence_transformers:
-        model = _load_sentence_transformer(name, device, **loading)
+        model = _load_sentence_transformer(name, device, **loading).to(dtype=dtype)
         if isinstance(model.tokenizer, PreTrainedTokenizerBase):
             check_tokenizer(name, model.tokenizer)
             model.max_seq_length = _length_limit(model, model.tokenizer, max_seq_length)
@@ -123,7 +125,7 @@ def load_encoder(
         return encoder
     model, tokenizer = _load_transformers(name, is_layerpool, **loading)
     tokenizer.model_max_length = _length_limit(model, tokenizer, max_seq_length)
-    model = model.to(device)
+    model = model.to(device=device, dtype=dtype)
     if is_layerpool:
         encoder = LayerPoolEncoder(model, tokenizer, max_tokens_per_batch)
         return with_prompts(encoder, prompts_of(model.config) if prompts is None else prompts)

@@ -66,6 +66,17 @@ def test_any_other_encoder_is_mean_pooled_over_its_real_tokens(minilm, tmp_path)
     np.testing.assert_allclose(cosine(embeddings, expected), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["ours", "sentence-transformers", "plain"])
+def test_weights_in_bfloat16_embed_almost_the_same_under_another_identity(kind, minilm, tiny_folder, bert_folder):
+    folder = {"ours": tiny_folder, "sentence-transformers": minilm, "plain": bert_folder}[kind]
+    exact, rounded = (load_encoder(folder, device="cpu", dtype=dtype) for dtype in (None, torch.bfloat16))
+    assert {parameter.dtype for parameter in rounded.model.parameters()} == {torch.bfloat16}
+    embeddings = rounded.encode(SENTENCES1)
+    assert embeddings.dtype == np.float32
+    assert all(cosine(*pair) > 0.99 for pair in zip(exact.encode(SENTENCES1), embeddings, strict=True))
+    assert exact.identity != rounded.identity
+
+
 def test_pooling_overrides_the_modules_of_a_sentence_transformers_folder(minilm):
     mean, cls = (load_encoder(minilm, pooling=pooling, device="cpu").encode(SENTENCES1) for pooling in ("mean", "cls"))
     own = SentenceTransformer(minilm, device="cpu").encode(SENTENCES1)

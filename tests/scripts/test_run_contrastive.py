@@ -238,6 +238,8 @@ def test_teachers_and_a_guide_embed_the_texts_once_and_are_named_in_plan_and_car
     assert any("distill_loss" in entry for entry in log)
     train(options | {"output_dir": tmp_path / "again"})
     assert file.stat().st_mtime_ns == changed
+    train(options | {"output_dir": tmp_path / "rounded", "bf16": True})
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_a_run_that_failed_after_its_teacher_embedded_the_texts_can_start_again(refused, train, tiny_folder, files):

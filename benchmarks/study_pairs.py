@@ -13,6 +13,7 @@ continues. The tables are printed and written to `output_dir/study.jsonl`.
 import argparse
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,26 @@ class Setting(NamedTuple):
         return {"pooler_type": self.pooler, **LOSSES[self.loss], **order}
 
 
+def read_scifact(options: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[str, dict], dict[str, dict]]:
+    """The citations of each part, and by id the abstracts that any claim cites, and the claims."""
+    source = options.data / "scifact"
+    cites = {
+        part: [row for _, row in read_rows(source / f"qrels_{part}.tsv") if float(row["score"]) > 0]
+        for part in ("train", "test")
+    }
+    cited = {row["corpus-id"] for rows in cites.values() for row in rows}
+    corpus = {row["_id"]: row for _, row in read_rows(source / "corpus.jsonl.gz") if row["_id"] in cited}
+    return cites, corpus, {row["_id"]: row for _, row in read_rows(source / "queries.jsonl")}
+
+
+def write_beir(folder: Path, corpus: dict[str, dict], claims: dict[str, dict], cites: Sequence[dict]) -> None:
+    """Write a BEIR folder of all abstracts, and of the claims whose citations are given."""
+    write_rows(folder / "corpus.jsonl", list(corpus.values()))
+    write_rows(folder / "queries.jsonl", [claims[name] for name in sorted({row["query-id"] for row in cites})])
+    lines = ["\t".join(cites[0]), *("\t".join(row.values()) for row in cites)]
+    (folder / "qrels_test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def make_scifact(options: argparse.Namespace) -> dict[str, Path]:
     """
     Return SciFact-cited as a ranking task, and write its files if they do not exist.
@@ -74,26 +95,13 @@ def make_scifact(options: argparse.Namespace) -> dict[str, Path]:
     files = {"train": folder / "train.jsonl", "validation": folder / "dev", "test": folder / "test"}
     if all(path.exists() for path in files.values()):
         return files
-    source = options.data / "scifact"
-    cites = {
-        part: [row for _, row in read_rows(source / f"qrels_{part}.tsv") if float(row["score"]) > 0]
-        for part in ("train", "test")
-    }
-    cited = {row["corpus-id"] for rows in cites.values() for row in rows}
-    corpus = {row["_id"]: row for _, row in read_rows(source / "corpus.jsonl.gz") if row["_id"] in cited}
-    claims = {row["_id"]: row for _, row in read_rows(source / "queries.jsonl")}
+    cites, corpus, claims = read_scifact(options)
     draw = random.Random(DATA_SEED)
     names = sorted({row["query-id"] for row in cites["train"]})
     draw.shuffle(names)
     dev = set(names[: round(DEV_SHARE * len(names))])
-    for part, rows in (
-        ("validation", [row for row in cites["train"] if row["query-id"] in dev]),
-        ("test", cites["test"]),
-    ):
-        write_rows(files[part] / "corpus.jsonl", list(corpus.values()))
-        write_rows(files[part] / "queries.jsonl", [claims[name] for name in sorted({row["query-id"] for row in rows})])
-        lines = ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)]
-        (files[part] / "qrels_test.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_beir(files["validation"], corpus, claims, [row for row in cites["train"] if row["query-id"] in dev])
+    write_beir(files["test"], corpus, claims, cites["test"])
     cites_of: dict[str, set[str]] = {}
     for row in cites["train"]:
         cites_of.setdefault(row["query-id"], set()).add(row["corpus-id"])

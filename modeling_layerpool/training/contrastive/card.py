@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ...common.card_facts import CardFacts, with_pooler
 from ..frozen import TRAINED_FROZEN
+from .objectives.info_nce import GUIDE, GUIDE_CITATION
 from .parameter_groups import pooler_learning_rate
 
 
@@ -17,11 +18,13 @@ def contrastive_facts(trainer: "ContrastiveTrainer", facts: CardFacts) -> CardFa
     args, objective, model = trainer.args, trainer.objective, trainer.model
     facts = with_pooler(facts, model, {"embedding": f"{model.embedding_dim} numbers, compared by cosine"})
     settings = objective.settings(trainer.columns or []) | trainer.prompts.settings()
-    citations = [objective.citation]
+    citations = objective.citations()
     if trainer.distillation is not None:
         term = trainer.distillation
         settings |= term.objective.distillation_settings() | {"weight of the distillation": f"{term.weight:g}"}
-        citations.append(term.objective.citation)
+        citations += term.objective.citations()
+    if GUIDE in (trainer.text_embeddings or ()):
+        citations.append(GUIDE_CITATION)
     if args.mlm_weight > 0:
         settings["masked language modeling"] = f"weight {args.mlm_weight:g}, {args.mlm_probability:.0%} of the tokens"
     negatives = trainer.most_negatives(facts.batch_size)
@@ -38,5 +41,5 @@ def contrastive_facts(trainer: "ContrastiveTrainer", facts: CardFacts) -> CardFa
         settings["trained"] = TRAINED_FROZEN
     if (rate := pooler_learning_rate(model, args)) is not None:
         settings["learning rate of the pooler"] = f"{rate:g}"
-    citations = [*filter(None, citations), *facts.citations]
+    citations += facts.citations
     return replace(facts, task="sentence-similarity", settings=settings, citations=citations)

@@ -72,7 +72,9 @@ def test_a_run_trains_and_its_card_names_the_states(make):
     trainer = make(max_steps=2)
     trainer.train()
     assert trainer.state.global_step == 2
-    assert trainer.card_facts().settings["negatives of hidden states"] == "1, 2"
+    facts = trainer.card_facts()
+    assert facts.settings["negatives of hidden states"] == "1, 2"
+    assert any("chen2023alleviating" in citation for citation in facts.citations)
     assert trainer.most_negatives(4) == 3 + 4 * 2 * 2
     assert not trainer.model.pooler._forward_pre_hooks
 

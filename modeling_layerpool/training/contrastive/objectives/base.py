@@ -192,6 +192,10 @@ class Objective(nn.Module):
         """
         return {"objective": f"{self.name}, on the columns {', '.join(dict.fromkeys(columns))}"}
 
+    def citations(self) -> list[str]:
+        """BibTeX of the papers that the objective follows with its options, for the model card."""
+        return [self.citation] if self.citation else []
+
     def logs(self) -> dict[str, float]:
         """Numbers to log with each training loss, by name: a learned temperature, for instance."""
         return {}

@@ -14,6 +14,20 @@ from .base import EmbeddedBatch, Objective, SoftmaxOptions, TemperatureObjective
 
 
 GUIDE = "guide"  # the group of its embeddings
+GUIDE_CITATION = """@misc{solatorio2024gistembed,
+  title = {{GISTEmbed}: Guided In-sample Selection of Training Negatives for Text Embedding Fine-tuning},
+  author = {Solatorio, Aivin V.},
+  year = {2024},
+  eprint = {2402.16829},
+  archivePrefix = {arXiv}
+}"""
+SSCL_CITATION = """@inproceedings{chen2023alleviating,
+  title = {Alleviating Over-smoothing for Unsupervised Sentence Representation},
+  author = {Chen, Nuo and Shou, Linjun and Pei, Jian and Gong, Ming and Cao, Bowen and Chang, Jianhui and Li, Jia and
+    Jiang, Daxin},
+  booktitle = {ACL},
+  year = {2023}
+}"""
 
 
 @dataclass
@@ -152,6 +166,9 @@ class UnsupervisedObjective(InfoNCEObjective):
         if options.layer_negatives:
             settings["negatives of hidden states"] = ", ".join(map(str, options.layer_negatives))
         return settings
+
+    def citations(self) -> list[str]:
+        return [*super().citations(), *([SSCL_CITATION] if self.options.layer_negatives else [])]
 
 
 class SupervisedObjective(InfoNCEObjective):

@@ -27,7 +27,6 @@ from modeling_layerpool.publishing.average import average
 
 
 SELF, LARGE, TUNED = "self", "large", "tuned"  # the start, --teacher, and --teacher after a run on the triplets
-SHARES = (0.5, 0.75)  # of the run, in averages with the start
 # By name: the flags of the run. `teacher` and `guide` stand for the encoders above.
 RUNS = {
     "InfoNCE": {},
@@ -44,6 +43,7 @@ RUNS = {
     "large, tuned alone, cosines": {"objective": "distill", "teacher": [LARGE, TUNED], "distill_loss": "cosines"},
     "large, tuned alone, captions too": {"objective": "distill", "teacher": [LARGE, TUNED], "captions": True},
 }
+AVERAGED = {"InfoNCE": (0.5, 0.75), "+ tuned": (0.75,)}  # with the start: the shares of the run
 
 
 def training_files(options: argparse.Namespace, captions: bool) -> list[Path]:
@@ -95,7 +95,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict]:
     trained, folder = train(slug, RUNS[name], seed, options)
     seconds = trained["train"]["train_runtime"]
     rows = {name: measure(slug, folder, "dev", options) | {"seconds": seconds}}
-    for share in SHARES:
+    for share in AVERAGED.get(name, ()):
         averaged = options.output_dir / "runs" / f"{slug}-{share:g}"
         if folder.exists() and not (options.output_dir / "results" / f"{averaged.name}-dev.json").exists():
             shutil.rmtree(averaged, ignore_errors=True)

@@ -27,7 +27,7 @@ DTYPES = ("float16", "float32")
 WINDOW = 1024  # texts that are sorted by length and computed at once
 # Fields of a configuration that the states do not depend on, in addition to those of the pooler.
 WITHOUT_EFFECT = (
-    *("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype"),
+    *("_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache"),
     *("id2label", "label2id", "num_labels", "problem_type", "classifier_dropout"),
 )
 

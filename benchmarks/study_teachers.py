@@ -3,11 +3,12 @@ Teachers, guides and averages: what makes all-MiniLM-L6-v2 better at similarity 
 
     python benchmarks/study_teachers.py --data data --output_dir runs/teachers --teacher all-mpnet-base-v2
 
-Each row is a command of `run_contrastive.py` on NLI triplets and one of `run_evaluation.py` on the dev parts of STS-B and SICK-R and on the training claims of SciFact among the abstracts that claims cite. Rows
-with a share are averages of the weights of a run and of the start. Teachers are `self` (the start), the `--teacher` as
-it is, and the `--teacher` after a run on the same triplets. Nothing is measured on a test part here. A finished run is
-a file in `output_dir/results` and is not repeated, so that an interrupted study continues. The table is printed and
-written to `output_dir/study.jsonl`.
+Each row is a command of `run_contrastive.py` on NLI triplets and one of `run_evaluation.py` on the dev parts of STS-B
+and SICK-R and on the training claims of SciFact among the abstracts that claims cite. Rows with a share are averages
+of the weights of a run and of the start. Teachers are `self` (the start), the `--teacher` as it is, and the
+`--teacher` after a run on the same triplets. Nothing is chosen on a test part. A finished run is a file in
+`output_dir/results` and is not repeated, so that an interrupted study continues. The table is printed and written to
+`output_dir/study.jsonl`.
 """
 
 import argparse

@@ -12,7 +12,6 @@ of the weights of a run and of the start. Teachers are `self` (the start), the `
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -78,9 +77,13 @@ def tuned_teacher(options: argparse.Namespace) -> Path:
     return train("teacher", flags, 1, options, start=options.teacher)[1]
 
 
+def slug_of(name: str, seed: int) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name).strip("-") + f"-{seed}"
+
+
 def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict]:
     """Train once and measure the run and its averages with the start, by the name of the row."""
-    slug = "".join(letter if letter.isalnum() else "-" for letter in name).strip("-") + f"-{seed}"
+    slug = slug_of(name, seed)
     trained, folder = train(slug, RUNS[name], seed, options)
     seconds = trained["train"]["train_runtime"]
     rows = {name: measure(slug, folder, "dev", options) | {"seconds": seconds}}
@@ -99,7 +102,7 @@ def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--data", type=Path, required=True, help="folder with nli/, captions/, stsb/, ...")
+    parser.add_argument("--data", type=Path, required=True, help="folder with nli/, stsb/, sick/ and scifact/")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--teacher", required=True, help="a larger encoder, such as all-mpnet-base-v2")
     parser.add_argument("--model_name_or_path", default=str(get_model_path()), help="default: all-MiniLM-L6-v2")
@@ -110,16 +113,20 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--teacher_learning_rate", type=float, default=2e-5)
+    parser.add_argument("--tables_only", action="store_true", help="run nothing, and make a table of finished runs")
     options = parser.parse_args()
     found: dict[str, list[dict]] = {}
     start = measure("start", options.model_name_or_path, "dev", options)
     found["(start)"] = [start | {"seconds": 0.0, "commands": [start["command"]]}]
     cells = [(name, seed) for seed in options.seeds for name in options.runs]
+    if options.tables_only:
+        results = options.output_dir / "results"
+        last = {name: f"-{AVERAGED[name][-1]:g}" if name in AVERAGED else "" for name in RUNS}
+        cells = [one for one in cells if (results / f"{slug_of(*one)}{last[one[0]]}-dev.json").exists()]
     for name, seed in (progress := tqdm(cells, desc="Runs")):
         progress.set_postfix_str(f"{name}, seed {seed}")
         for row, scores in run(name, seed, options).items():
             found.setdefault(row, []).append(scores)
-        print(json.dumps({row: scores[-1] for row, scores in found.items() if row.startswith(name)}), flush=True)
     if TUNED in str([RUNS[name] for name in options.runs]):
         teachers = {"teacher: large": options.teacher, "teacher: tuned": tuned_teacher(options)}
         for name, folder in teachers.items():

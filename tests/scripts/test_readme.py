@@ -103,7 +103,7 @@ def test_the_readme_gives_the_cosines_that_its_code_prints(tmp_path, monkeypatch
 
 
 # Modules of benchmarks that are no programs, and programs whose flags occur in the pages.
-SHARED = ("gpu_bench", "gpu_parts", "gpu_steps", "measuring", "studies")
+SHARED = ("similarity_and_search", "gpu_bench", "gpu_parts", "gpu_steps", "measuring", "studies")
 PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("run_*.py")),
     *sorted(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in SHARED),
@@ -158,6 +158,7 @@ def parse(command: str, monkeypatch) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
 def test_the_commands_of_a_page_have_flags_that_their_programs_take(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
     for block in blocks(page, "yaml"):
         for path in (Path("arguments.yaml"), Path("runs/my-encoder/_arguments.yaml")):
             path.parent.mkdir(parents=True, exist_ok=True)

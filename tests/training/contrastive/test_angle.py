@@ -154,3 +154,4 @@ def test_a_run_on_triplets_learns(make_trainer, tiny_model):
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert trainer.objective.settings(trainer.columns)["angle"].endswith("1 cosine + 1 in-batch negatives")
+    assert trainer.objective.settings([])["angle"].endswith("1 cosine")  # of a trainer without rows

